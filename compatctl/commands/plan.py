@@ -248,15 +248,17 @@ def _few_warning(facts: Preflight, policy: Policy) -> tuple[str, ...]:
 class _Cost:
     """What a route costs the whole store, from each encoder's milliseconds an image.
 
-    ``rows`` are the store's, ``training`` all training items, ``encoded`` those of them whose old
-    feature is not stored. ``paired`` is the share of the gallery that adapters are fitted on beside
-    the labelled training items, ``trained`` the share of the training items that the plan uses.
+    ``rows`` are the store's, ``training`` all training items, each of which the new backbone embeds
+    in ``views`` variants, ``encoded`` those of them whose old feature is not stored. ``paired`` is
+    the share of the gallery that adapters are fitted on beside the labelled training items,
+    ``trained`` the share of the training items that the plan uses.
     """
 
     old_ms: float
     new_ms: float
     rows: int
     training: int
+    views: int = 1
     encoded: int = 0
     paired: float = 1.0
     trained: float = 1.0
@@ -274,6 +276,7 @@ class _Cost:
             new_ms=ms.new,
             rows=facts.gallery_rows,
             training=len(training),
+            views=inputs.recipe.augmentation.views,
             encoded=sum(item not in stored for item in training),
             paired=len(pairs & stored) / max(1, facts.gallery_images),
             trained=len(planned) / max(1, len(training)),
@@ -289,7 +292,7 @@ class _Cost:
         """Images that the new backbone embeds."""
         if result.name == Route.KEEP:
             return 0
-        return self.training + round(self.gallery_passed(result) * self.rows)
+        return self.views * self.training + round(self.gallery_passed(result) * self.rows)
 
     def query_ms(self, result: RouteResult) -> float:
         milliseconds = {"old": self.old_ms, "new": self.new_ms}
@@ -338,7 +341,9 @@ def _inputs(
     reference = build_reference(deployed, encoded_ids, encoded, stored)
     whole = build_reference(deployed, encoded_ids, encoded) if len(stored) < len(catalog) else None
     start = time.monotonic()
-    features = Features.extract(recipe, base, data, range(len(data)), progress)
+    training = [row for row, item in enumerate(data.items) if item.split == "train"]
+    features = Features.extract(recipe, base, data, range(len(data)), progress, training=training)
+    passes = len(data) + (recipe.augmentation.views - 1) * len(training)
     new_s = time.monotonic() - start
     inputs = RouteInputs(
         data=data,
@@ -353,7 +358,7 @@ def _inputs(
         old_model_gone=project.old_model_gone,
         pair_share=project.max_gallery_pass,
     )
-    times = _Times(old=1000 * old_s / max(1, len(others)), new=1000 * new_s / max(1, len(data)))
+    times = _Times(old=1000 * old_s / max(1, len(others)), new=1000 * new_s / max(1, passes))
     return inputs, times
 
 

@@ -13,7 +13,7 @@ from compatctl.core.arrays import Rows
 from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
 from compatctl.train.features import Features, run_backbone
-from compatctl.train.images import ImageReader, ImageRef
+from compatctl.train.images import ImageReader, ImageRef, changed_views
 from compatctl.train.setup import Setup
 
 SAMPLE = 4096
@@ -41,41 +41,36 @@ class CachedBatches:
         known: Features | None = None,
     ) -> None:
         training_set, recipe = setup.training_set, setup.recipe
-        views = recipe.augmentation.views
         queries = training_set.validation.images if training_set.validation else ()
         originals = {_source(ref): ref for ref in training_set.images + queries}
-        augmented = [
-            replace(ref, seed=(recipe.seed, view, i))
-            for view in range(1, views)
-            for i, ref in enumerate(training_set.images)
-        ]
+        variants = changed_views(training_set.images, recipe)
         if known is None:
-            table = run_backbone(setup.network, reader, [*originals.values(), *augmented], progress)
+            images = [*originals.values(), *variants]
+            self._table = run_backbone(setup.network, reader, images, progress)
         else:
             if known.backbone != recipe.backbone or known.base_sha256 != setup.base_match.sha256:
                 raise InputError("the features are of another backbone, or of other weights")
-            table = known.lookup([*originals.values()])
-            if augmented:
-                views_table = run_backbone(setup.network, reader, augmented, progress)
-                table = torch.cat([table, views_table])
+            self._table = known.lookup([*originals.values()])
+            if variants:
+                changed = known.lookup_variants(variants, setup.network, reader, progress)
+                self._table = torch.cat([self._table, changed])
         row_of = {source: row for row, source in enumerate(originals)}
-        rows = [row_of[_source(ref)] for ref in training_set.images]
-        # Training images come first, so this is a view unless one of them is there twice.
-        first_view = table[: len(rows)] if rows == [*range(len(rows))] else table[rows]
-        others = torch.split(table[len(originals) :], len(first_view)) if augmented else ()
-        self._items = torch.stack([first_view, *others]) if others else first_view[None]
-        self._validation = table[[row_of[_source(ref)] for ref in queries]]
+        first = torch.tensor([row_of[_source(ref)] for ref in training_set.images])
+        others = torch.arange(len(originals), len(self._table)).view(-1, len(first))
+        self._rows = torch.cat([first[None], others])
+        self._validation = self._table[[row_of[_source(ref)] for ref in queries]]
         self._device = setup.device
 
     def steps(self, steps: Sequence[Step]) -> Iterator[Tensor]:
         """float32 features (B, F) of each step's items, on the run's device."""
         for step in steps:
-            views = torch.from_numpy(step.views % len(self._items))
-            yield self._items[views, torch.from_numpy(step.items)].to(self._device)
+            views = torch.from_numpy(step.views % len(self._rows))
+            rows = self._rows[views, torch.from_numpy(step.items)]
+            yield self._table[rows].to(self._device)
 
     def sample(self) -> Tensor:
         """(N, F) features of the training items as they are, on the CPU."""
-        return self._items[0]
+        return self._table[self._rows[0]]
 
     def validation(self) -> Tensor:
         """(Q, F) features of the validation queries."""

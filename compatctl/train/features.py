@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +15,19 @@ from compatctl.data import Dataset
 from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Augmentation, Backbone, Recipe
-from compatctl.train.images import ImageReader, ImageRef
+from compatctl.train.images import ImageReader, ImageRef, changed_views
 from compatctl.train.network import Network, unit
 from compatctl.train.setup import default_device, isolated_rng, make_network
 
+_Variant = tuple[str, tuple[int, ...] | None, Augmentation]
+"""Digest of the image, seed of the change, and what may change"""
 BATCH_PIXELS = 32 * 160 * 160
 """Pixels of an inference batch; at twice the size, an image takes three times as long."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Features:
-    """The backbone's features of images without augmentation."""
+    """The backbone's features of images, and of variants of images that heads were trained on."""
 
     backbone: Backbone
     base_sha256: str | None
@@ -34,6 +36,8 @@ class Features:
     """Digest of an image -> row of ``table``"""
     table: Tensor
     """(N, F) float32, on the CPU"""
+    variants: dict[_Variant, Tensor] = field(default_factory=dict)
+    """(F,) each; ``lookup_variants`` adds to them, so that the next head finds them"""
 
     @classmethod
     def extract(
@@ -43,8 +47,12 @@ class Features:
         data: Dataset,
         rows: Sequence[int],
         progress: Progress = silent,
+        *,
+        training: Sequence[int] = (),
     ) -> Features:
         """Run the recipe's backbone, with the weights of ``base``, over rows of the data.
+
+        ``training``: of these rows, those whose variants heads will train on.
 
         Raises:
             InputError: see ``make_backbone`` and ``load_base``; an image does not decode.
@@ -53,16 +61,18 @@ class Features:
         row_by_digest: dict[str, int] = {}
         for row in rows:
             row_by_digest.setdefault(data.digest(row), row)
-        with isolated_rng(device), ImageReader(recipe.backbone.input, Augmentation()) as reader:
+        with isolated_rng(device), ImageReader(recipe.backbone.input, recipe.augmentation) as reader:
             network, match = make_network(recipe, base, 1)
             images = [ImageRef(dataset=data, row=row) for row in row_by_digest.values()]
-            table = run_backbone(network.to(device), reader, images, progress)
-        return cls(
-            backbone=recipe.backbone,
-            base_sha256=match.sha256,
-            row_of={digest: i for i, digest in enumerate(row_by_digest)},
-            table=table,
-        )
+            features = cls(
+                backbone=recipe.backbone,
+                base_sha256=match.sha256,
+                row_of={digest: i for i, digest in enumerate(row_by_digest)},
+                table=run_backbone(network.to(device), reader, images, progress),
+            )
+            trained = [ImageRef(dataset=data, row=row) for row in training]
+            features.lookup_variants(changed_views(trained, recipe), network, reader, progress)
+        return features
 
     def lookup(self, images: Sequence[ImageRef]) -> Tensor:
         """(n, F) float32 features of images.
@@ -75,6 +85,23 @@ class Features:
         if missing:
             raise InputError(f"{len(missing)} images have no features, such as {missing[0].id}")
         return self.table[torch.tensor(rows, dtype=torch.long)]
+
+    def lookup_variants(
+        self,
+        images: Sequence[ImageRef],
+        network: Network,
+        reader: ImageReader,
+        progress: Progress = silent,
+    ) -> Tensor:
+        """(n, F) float32 features of variants of images; ``network`` runs over unknown ones."""
+        keys = [(ref.digest, ref.seed, reader.augmentation) for ref in images]
+        unknown = {k: ref for k, ref in zip(keys, images, strict=True) if k not in self.variants}
+        if unknown:
+            table = run_backbone(network, reader, [*unknown.values()], progress)
+            self.variants.update(zip(unknown, table.unbind(), strict=True))
+        if not keys:
+            return self.table[:0]
+        return torch.stack([self.variants[key] for key in keys])
 
     def embed(self, network: Network, data: Dataset, rows: Sequence[int]) -> NDArray[np.float32]:
         """(n, D) float32 unit rows: rows of the data, embedded by a network on this backbone."""

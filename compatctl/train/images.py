@@ -6,16 +6,17 @@ one.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
 from compatctl.core.arrays import Pixels
 from compatctl.data import Dataset, Preprocessing, prepare
-from compatctl.recipe import Augmentation, InputSpec
+from compatctl.recipe import Augmentation, InputSpec, Recipe
 
 THREADS = 4
 AHEAD = 2
@@ -40,6 +41,20 @@ class ImageRef:
         return self.dataset.digest(self.row)
 
 
+def changed_views(images: Sequence[ImageRef], recipe: Recipe) -> list[ImageRef]:
+    """What heads train on beside the images: ``augmentation.views`` - 1 variants, view by view.
+
+    A variant depends on the recipe's seed and on the item's id alone, so that heads trained on
+    different items share it.
+    """
+    numbers = [int.from_bytes(hashlib.sha256(ref.id.encode()).digest()[:8]) for ref in images]
+    return [
+        replace(ref, seed=(recipe.seed, view, number))
+        for view in range(1, recipe.augmentation.views)
+        for ref, number in zip(images, numbers, strict=True)
+    ]
+
+
 def preprocessing(spec: InputSpec) -> Preprocessing:
     """The part of the recipe's input processing that runs outside the network."""
     return Preprocessing(height=spec.height, width=spec.width, resize=spec.resize, fit=spec.fit)
@@ -50,8 +65,8 @@ class ImageReader:
 
     def __init__(self, spec: InputSpec, augmentation: Augmentation) -> None:
         self.spec = spec
+        self.augmentation = augmentation
         self._preprocessing = preprocessing(spec)
-        self._augmentation = augmentation
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="compatctl-read")
 
     def __enter__(self) -> ImageReader:
@@ -79,7 +94,7 @@ class ImageReader:
             image, _ = ref.dataset.read_hashed(ref.row, look=True)
         else:
             image = ref.dataset.read(ref.row)
-            image = augment(image, self._augmentation, np.random.default_rng(ref.seed))
+            image = augment(image, self.augmentation, np.random.default_rng(ref.seed))
         return prepare(image, self._preprocessing)
 
 

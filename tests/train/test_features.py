@@ -38,6 +38,34 @@ def test_a_head_trained_on_extracted_features_is_the_same(tmp_path: Path, views:
     assert runs[0].validation_recall == runs[1].validation_recall
 
 
+def test_the_variants_of_an_image_pass_the_backbone_once_for_all_heads(tmp_path: Path) -> None:
+    """A second head, and one on other items, run the backbone over no variant again."""
+    data, base = kit.dataset(tmp_path), kit.base(tmp_path)
+    reference = kit.gallery(data)
+    recipe = kit.recipe(
+        tmp_path, objective=CONTRASTED, augmentation="augmentation: {views: 3, rotate: 20}"
+    )
+    training = [row for row, item in enumerate(data.items) if item.split == "train"]
+    known = Features.extract(recipe, base, data, range(len(data)), training=training)
+    assert len(known.variants) == 2 * len(training)
+    fewer = data.take(row for row in range(len(data)) if row not in training[::2])
+    sharper = replace(recipe, objective=replace(recipe.objective, scale=8.0))
+    for part, other in ((data, recipe), (data, sharper), (fewer, recipe)):
+        heads = [
+            train(
+                recipe=other,
+                base=base,
+                data=part,
+                reference=reference,
+                work=tmp_path,
+                features=features,
+            ).network.junction.state_dict()
+            for features in (known, None)
+        ]
+        assert all(torch.allclose(heads[0][key], heads[1][key], atol=1e-4) for key in heads[0])
+        assert len(known.variants) == 2 * len(training)
+
+
 def test_features_and_junction_give_what_the_network_gives(tmp_path: Path) -> None:
     """``embed`` gives the whole network's embeddings, for rows in any order."""
     data, base = kit.dataset(tmp_path), kit.base(tmp_path)
