@@ -61,7 +61,10 @@ class Features:
         row_by_digest: dict[str, int] = {}
         for row in rows:
             row_by_digest.setdefault(data.digest(row), row)
-        with isolated_rng(device), ImageReader(recipe.backbone.input, recipe.augmentation) as reader:
+        with (
+            isolated_rng(device),
+            ImageReader(recipe.backbone.input, recipe.augmentation) as reader,
+        ):
             network, match = make_network(recipe, base, 1)
             images = [ImageRef(dataset=data, row=row) for row in row_by_digest.values()]
             features = cls(
