@@ -74,8 +74,9 @@ def _low_rank(rank: int, weight: float) -> Change:
     return lambda recipe: low_rank_recipe(recipe, rank, weight)
 
 
-def _views(**changes: float) -> Change:
-    return lambda recipe: replace(recipe, augmentation=Augmentation(views=4, **changes))
+def _views(*, rotate: float, shift: float, crop: float = 1.0, colour: float = 0.0) -> Change:
+    views = Augmentation(views=4, rotate=rotate, shift=shift, crop=crop, colour=colour)
+    return lambda recipe: replace(recipe, augmentation=views)
 
 
 SETTINGS: Mapping[str, Change] = {

@@ -212,6 +212,41 @@ def ensemble(material: Material) -> Answers:
     return Answers(queries=fuse_rows(material.shipped, embed(other, material.queries), 0.5))
 
 
+def joint(material: Material, weight: float) -> Answers:
+    """One head on both models' features, whose output is added to ``weight`` times the old one.
+
+    The old feature is among its inputs, so that the contrast is with the old features of other
+    items of the class (SupCon, arXiv 2004.11362), at the recipe's mu.
+    """
+    before = torch.from_numpy(material.inputs.old_queries.queries)
+    both = replace(
+        material,
+        x=torch.cat([material.x, material.old], dim=1),
+        queries=torch.cat([material.queries, before], dim=1),
+    )
+    mu = material.recipe.objective.mu[0]
+
+    def loss(batch: Batch) -> Tensor:
+        z = batch.z + weight * batch.old
+        scores = mu * functional.normalize(z) @ batch.old.T
+        contrasted = class_mates(scores, batch.classes)
+        return blend(batch, entropy(batch, z), contrasted)
+
+    head = fit(both, loss)
+    with torch.no_grad():
+        queries: Vectors = unit(head(both.queries) + weight * before).numpy()
+    return Answers(queries=queries)
+
+
+def class_mates(scores: Tensor, classes: Tensor) -> Tensor:
+    """The mean negative log of what rows (B, B) give to other items of their class together."""
+    is_own = torch.eye(len(classes), dtype=torch.bool)
+    mates = (classes[:, None] == classes[None, :]) & ~is_own
+    others = torch.log_softmax(scores.masked_fill(is_own, float("-inf")), dim=1)
+    has_mate = mates.any(dim=1)
+    return -others.masked_fill(~mates, float("-inf"))[has_mate].logsumexp(dim=1).mean()
+
+
 def pair_of_maps(material: Material) -> Answers:
     """Lambda-orthogonality (NeurIPS 2025, arXiv 2509.16664), with a contrast over both models.
 
@@ -305,6 +340,8 @@ IDEAS: Mapping[str, Idea] = {
     "their labels hidden": partial(halved, hidden=True),
     "hidden, none of the gallery": partial(halved, hidden=True, stored=False),
     "lambda-orthogonal pair of maps": pair_of_maps,
+    "one head on both features": partial(joint, weight=1.0),
+    "one head on both, old feature x 4": partial(joint, weight=4.0),
     "class rows learn": trained(shipped_loss, learns=True),
     "SSP, weight .25": partial(structure, weight=0.25),
     "margin .2": trained(
