@@ -6,6 +6,8 @@ one left alone: the query model's own rows attract its queries whether they are 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -62,7 +64,7 @@ from compatctl.migration.rewrite_trials import (
 )
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, load_policy, read_ids
-from compatctl.store import Store
+from compatctl.store import Store, made_side_lock
 
 STALE = (
     "scores that search prints are mapped by what was fitted before these rows were re-embedded: "
@@ -371,7 +373,7 @@ class _Work:
         if ann_queries is not None:
             ann, _ = measure_ann_recall(built[0], manifest.index.ef_search, ann_queries)
             result = replace(result, ann=ann, ef_search=ann.ef_needed)
-        after = _commit(self.store, built, rows, embedded.image_digests(), result)
+        after = self._commit(built, rows, embedded.image_digests(), result)
         return replace(result, generation=after.generation, index_sha256=after.index.sha256)
 
     def _measure(
@@ -433,6 +435,50 @@ class _Work:
             progress=progress,
         )
 
+    def _commit(
+        self, built: list[HnswIndex], rows: Rows, digests: Bytes, result: Backfilled
+    ) -> Manifest:
+        """Write the next generation. Models with no remaining rows are dropped; a reason is
+        appended. ``built`` holds the index; it is emptied before the catalogue is changed.
+
+        Raises:
+            UsageError: re-scoring embedded rows meanwhile, and the project does not allow both.
+        """
+        store, manifest = self.store, self.store.manifest
+        model, reason = manifest.query_model, result.forced_reason
+        reasons = [manifest.forced_reason, reason and f"backfill: {reason}"]
+        with store.transaction(manifest, operation=Operation.BACKFILL) as tx:
+            sha256 = tx.put("indexes", built[0].save)
+            built.clear()
+            catalog = store.catalog().reassigned(rows, model, digests)
+            counts = catalog.counts()
+            with self._within_budget(rows):
+                return tx.commit(
+                    operation=Operation.BACKFILL,
+                    created_at=utc_now(),
+                    index=replace(manifest.index, sha256=sha256, ef_search=result.ef_search),
+                    catalog=tx.put("catalogs", catalog.write),
+                    models=tuple(
+                        replace(share, rows=counts[share.sha256])
+                        for share in manifest.models
+                        if counts.get(share.sha256) or share.sha256 == model
+                    ),
+                    forced_reason="; ".join(filter(None, reasons)) or None,
+                )
+
+    @contextmanager
+    def _within_budget(self, rows: Rows) -> Iterator[None]:
+        """Keep re-scoring from embedding more while the rows (n,) are written; it may have done so
+        since the backfill began."""
+        if self.store.manifest.rescoring is None or self.project.max_gallery_pass >= 1.0:
+            yield
+            return
+        with made_side_lock(self.store.path, "backfill"):
+            passed = _pass(self.project, self.store, self.catalog, rows)
+            subject = "backfill, beside what re-scoring embedded meanwhile,"
+            require_budget(self.project, passed, subject, tip="run it again with less; ")
+            yield
+
 
 def _unchanged(manifest: Manifest, target: BackfillTarget, options: BackfillOptions) -> Backfilled:
     share = float(target.have.mean())
@@ -448,36 +494,3 @@ def _unchanged(manifest: Manifest, target: BackfillTarget, options: BackfillOpti
         index_sha256=manifest.index.sha256,
         warnings=(STALE,) * (manifest.calibration is not None and target.remaining > 0),
     )
-
-
-def _commit(
-    store: Store,
-    built: list[HnswIndex],
-    rows: Rows,
-    digests: Bytes,
-    result: Backfilled,
-) -> Manifest:
-    """Write the next generation. Models with no remaining rows are dropped; a reason is appended.
-
-    ``built`` holds the index; it is emptied before the catalogue is changed.
-    """
-    manifest = store.manifest
-    model, reason = manifest.query_model, result.forced_reason
-    reasons = [manifest.forced_reason, reason and f"backfill: {reason}"]
-    with store.transaction(manifest, operation=Operation.BACKFILL) as tx:
-        sha256 = tx.put("indexes", built[0].save)
-        built.clear()
-        catalog = store.catalog().reassigned(rows, model, digests)
-        counts = catalog.counts()
-        return tx.commit(
-            operation=Operation.BACKFILL,
-            created_at=utc_now(),
-            index=replace(manifest.index, sha256=sha256, ef_search=result.ef_search),
-            catalog=tx.put("catalogs", catalog.write),
-            models=tuple(
-                replace(share, rows=counts[share.sha256])
-                for share in manifest.models
-                if counts.get(share.sha256) or share.sha256 == model
-            ),
-            forced_reason="; ".join(filter(None, reasons)) or None,
-        )

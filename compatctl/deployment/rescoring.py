@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -22,7 +21,7 @@ from compatctl.errors import CompatError, InputError, UsageError
 from compatctl.manifest import Catalog, Rescoring
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
-from compatctl.store import side_bytes
+from compatctl.store import Store, side_bytes
 from compatctl.store.side_file import SideFile
 
 VECTORS_A_ROW = 2
@@ -101,10 +100,10 @@ class PassedRows:
     unnamed: int
 
     @classmethod
-    def of(cls, gallery: DeployedGallery) -> PassedRows:
-        """Those of the query model; errors as ``ModelRows.of``."""
-        made = ModelRows.of(gallery.store, gallery.catalog, gallery.encoder.sha256)
-        rows, text = made.stored | made.earlier, gallery.encoder.record
+    def of(cls, gallery: DeployedGallery, encoder: Encoder) -> PassedRows:
+        """Those of the model of ``encoder``; errors as ``ModelRows.of``."""
+        made = ModelRows.of(gallery.store, gallery.catalog, encoder.sha256)
+        rows, text = made.stored | made.earlier, encoder.record
         if text is not None:
             record = TrainingRecord.from_text(text, gallery.model_path)
             rows |= paired_rows(gallery.catalog, record)
@@ -113,6 +112,28 @@ class PassedRows:
     def room(self, project: Project, kept: Bools) -> int:
         """How many more rows may pass where the side file has those that are ``kept`` (N,)."""
         return room_left(project, self.unkept | kept, self.unnamed)
+
+
+@dataclass(kw_only=True, eq=False)
+class _Room:
+    """How many more rows may pass, now: other processes keep vectors and write generations."""
+
+    project: Project
+    encoder: Encoder
+    side: SideFile
+    gallery: DeployedGallery
+    passed: PassedRows | None = None
+
+    def __call__(self) -> int:
+        """The number; errors as ``Store.open`` and ``PassedRows.of``."""
+        if not self.side.writable:
+            return 0
+        store = Store.open(self.gallery.store.path)
+        if store.manifest.generation != self.gallery.manifest.generation:
+            self.gallery, self.passed = DeployedGallery.open(store), None
+        if self.passed is None:
+            self.passed = PassedRows.of(self.gallery, self.encoder)
+        return self.passed.room(self.project, kept_rows(self.side, self.gallery.catalog))
 
 
 def rescorer_of(project: Project, gallery: DeployedGallery, data: Dataset | None) -> Rescorer:
@@ -135,15 +156,7 @@ def rescorer_of(project: Project, gallery: DeployedGallery, data: Dataset | None
     limit = side_bytes(VECTORS_A_ROW * len(gallery.catalog), encoder.free_dim)
     side = SideFile.open(gallery.store.path, manifest.query_model, encoder.free_dim, limit)
 
-    @cache
-    def passed() -> PassedRows:
-        return PassedRows.of(gallery)
-
-    def room() -> int:
-        if not side.writable:
-            return 0
-        return passed().room(project, kept_rows(side, gallery.catalog))
-
+    room = _Room(project=project, encoder=encoder, side=side, gallery=gallery)
     limited = room if project.max_gallery_pass < 1.0 else None
     side.allowed = limited
     return Rescorer(

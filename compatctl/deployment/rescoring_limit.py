@@ -58,15 +58,19 @@ class RescoringLimit:
         """That the limit was lowered since re-scoring was judged, and that it is reached."""
         reached = self.rows_passed >= self.rows_allowed and self.share < 1.0
         lowered = self.judged_share is not None and self.share < self.judged_share
-        now = f"max_gallery_pass is {self.share:g} in {PROJECT_FILE}: {self.rows_allowed} rows"
+        if not reached and not lowered:
+            return ()
+        ends = "re-scoring has ended" if reached else "re-scoring ends earlier than it was judged"
         counted = f"{'' if self.exact else 'at most '}{self.rows_passed} passed"
-        ended = (
-            f"re-scoring has ended: {now} may pass, and {counted}; search and warm embed no more, "
-            "and only kept free vectors are used"
+        text = (
+            f"{ends}: max_gallery_pass is {self.share:g} in {PROJECT_FILE}, so that "
+            f"{self.rows_allowed} rows may pass, and {counted}"
         )
-        ends = (
-            f"re-scoring ends earlier than it was judged: {now} may pass, and {counted}; the "
-            f"deployed report judged it with {self.judged_share}. Set max_gallery_pass to that "
-            "again, or roll back, verify and deploy"
-        )
-        return (*(ends,) * lowered, *(ended,) * reached)
+        if reached:
+            text += "; search and warm embed no more, and use only the free vectors that are kept"
+        if lowered:
+            text += (
+                f"; the deployed report judged it with {self.judged_share:g}: set that again, or "
+                "roll back, verify and deploy"
+            )
+        return (text,)

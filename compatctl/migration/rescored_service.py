@@ -93,7 +93,7 @@ class RescoredService:
             catalog=catalog,
             progress=progress,
         )
-        passed, kept = PassedRows.of(gallery), kept_rows(side, catalog)
+        passed, kept = PassedRows.of(gallery, gallery.encoder), kept_rows(side, catalog)
         now = min(settings.passes, passed.room(project, kept))
         kept[rows] = True
         later = min(settings.passes, passed.room(project, kept))

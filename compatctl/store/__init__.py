@@ -42,6 +42,7 @@ from compatctl.store._rollback import RollbackPlan, restore, rollback_plan
 from compatctl.store._side_layout import (
     SideFileSize,
     delete_damaged_side_file,
+    made_side_lock,
     side_bytes,
     side_path,
     side_size,
@@ -66,6 +67,7 @@ __all__ = [
     "embedding_space",
     "embedding_spaces",
     "gc",
+    "made_side_lock",
     "manifest_digest",
     "read_attempts",
     "record_attempt",

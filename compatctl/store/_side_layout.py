@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compatctl.errors import DamagedError
-from compatctl.files import Lock, os_errors, sync
+from compatctl.files import Lock, make_folder, os_errors, sync
 from compatctl.store._layout import SIDE, SIDE_SUFFIX, is_regular_file
 
 HEADER_BYTES = 64
@@ -114,6 +114,18 @@ def delete_damaged_side_file(root: Path, model_sha256: str) -> bool:
                 sync(path.parent)
             return True
     return False
+
+
+def made_side_lock(root: Path, operation: str) -> Lock:
+    """``side_lock``, whose folder is made if it is missing.
+
+    Raises:
+        CompatError: no space, or no permission.
+    """
+    if not (folder := root / SIDE).is_dir():
+        with os_errors("creating", folder):
+            make_folder(folder)
+    return side_lock(root, operation)
 
 
 def side_lock(root: Path, operation: str) -> Lock:

@@ -28,12 +28,13 @@ from compatctl.core.arrays import (
     check_positive,
 )
 from compatctl.errors import InputError
-from compatctl.files import TEMPORARY, make_folder, os_errors, sync, write_atomic
+from compatctl.files import TEMPORARY, os_errors, sync, write_atomic
 from compatctl.manifest import Erasures
 from compatctl.store._layout import MANIFEST, blob_path, is_regular_file, read_manifest
 from compatctl.store._side_layout import (
     HEADER_BYTES,
     header,
+    made_side_lock,
     read_header,
     record_bytes,
     side_bytes,
@@ -195,8 +196,7 @@ class SideFile:
             return 0
         as_features(vectors, "free vectors")
         keys, marks = item_keys(ids), image_marks(images, len(ids))
-        self._make_folder()
-        with side_lock(self.store, "keeping free vectors"):
+        with made_side_lock(self.store, "keeping free vectors"):
             self.refresh()
             rows = self._new_rows(ids, keys, marks)[: self._room()]
             if len(rows) and self.allowed is not None:
@@ -316,12 +316,6 @@ class SideFile:
             path = blob_path(self.store, "erasures", digest)
             self._erasures = digest, Erasures.read(path)
         return frozenset(self._erasures[1].matching(ids))
-
-    def _make_folder(self) -> None:
-        folder = self.path.parent
-        if not folder.is_dir():
-            with os_errors("creating", folder):
-                make_folder(folder)
 
     def _write(self, records: Bytes) -> None:
         """Write records behind the last complete one; what was cut off there is overwritten."""

@@ -11,8 +11,14 @@ import pytest
 from free_kit import order_by_loop, serve_rescored, with_free
 from shop_kit import Shop, run, store_files, write_encoder
 
+from compatctl.commands.backfill import BackfillOptions, backfill
+from compatctl.core.arrays import as_rows
 from compatctl.core.hash_order import hash_key
 from compatctl.data import load
+from compatctl.deployment.gallery import DeployedGallery
+from compatctl.deployment.rescoring import rescorer_of
+from compatctl.errors import UsageError
+from compatctl.recipe import Project
 from compatctl.store import Store
 from compatctl.store.side_file import SideFile
 
@@ -158,6 +164,52 @@ def test_rows_of_a_rolled_back_backfill_leave_no_room(shop: Shop) -> None:
     assert found["passed"] == 3
     assert found["at_limit"] > 0
     assert len(kept_items(shop)) == len(kept) + 3
+
+
+def test_what_is_warmed_during_a_backfill_counts_for_its_limit(shop: Shop, tmp_path: Path) -> None:
+    """The limit allows the backfill as it begins; warm uses up the room meanwhile, so that nothing
+    is written."""
+    rows, kept = first_by_hash(shop, SHARE), kept_items(shop)
+    allow(shop, len({*rows, *kept}) + 3)
+    log = tmp_path / "log.txt"
+    ids = Store.open(shop.path("store")).catalog().ids
+    log.write_text("\n".join(item for item in ids if item not in {*rows, *kept}))
+    warmed: list[int] = []
+
+    def warm_meanwhile(stage: str, done: int, total: int) -> None:
+        if stage == "items embedded" and not warmed:
+            warmed.append(shop.run("warm", log).json["passed"])
+
+    before = shop.manifest()
+    options = BackfillOptions(share=SHARE, forced_reason="a test")
+    with pytest.raises(UsageError, match="beside what re-scoring embedded meanwhile"):
+        backfill(
+            Project.load(shop.path("compatctl.yaml")), options=options, progress=warm_meanwhile
+        )
+    assert warmed[0] > 3
+    assert shop.manifest() == before
+    assert shop.run("check").code == 0
+    assert shop.run("backfill", "--share", SHARE).code == 2
+
+
+def test_a_search_that_began_before_a_backfill_knows_its_rows(shop: Shop) -> None:
+    """A process that serves since before keeps no more than the limit leaves beside the rows that
+    were written meanwhile."""
+    rows, kept = first_by_hash(shop, SHARE), kept_items(shop)
+    allow(shop, len({*rows, *kept}) + 3)
+    project = Project.load(shop.path("compatctl.yaml"))
+    gallery = DeployedGallery.open(Store.open(shop.path("store")))
+    rescorer = rescorer_of(project, gallery, load(shop.data()))
+    others = [row for row, item in enumerate(gallery.catalog.ids) if item not in {*rows, *kept}]
+    assert rescorer.fill_all(as_rows(others[:1])) == 1
+    assert rescorer.room is not None
+    assert rescorer.room() == len(rows) - len({*rows} & kept) + 2
+    written = shop.run("backfill", "--share", SHARE, "--force", "--reason", "a test")
+    assert written.code == 0, written.stderr
+    rescorer.fill_all(as_rows(others[1:]))
+    assert len(kept_items(shop)) == len(kept) + 3
+    status = shop.run("status").json["gallery_pass"]
+    assert status["by"] == {"stored": len(rows), "re-scored": len(kept) + 3}
 
 
 def test_a_forecast_of_such_a_store_cannot_tell(shop: Shop) -> None:

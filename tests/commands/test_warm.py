@@ -279,6 +279,7 @@ def test_a_limit_that_was_lowered_after_the_deploy_is_said(
     limit = lowered.json["rescoring_limit"]
     assert (limit["share"], limit["judged_share"]) == (pytest.approx(share), 1.0)
     assert "ends earlier than it was judged" in lowered.stderr
+    assert "the deployed report judged it with 1: set that again" in lowered.stderr
     assert "has ended" not in lowered.stderr
     search(shop, data, queries(data)[:100:20])
     ended = shop.run("status")
