@@ -7,44 +7,46 @@ for classes that no model has seen; verify then judges the real candidate.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compatctl.core.arrays import Rows, Vectors, as_rows
+from compatctl.core.arrays import Rows, as_rows
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import estimate_ratios, hit_change
+from compatctl.core.rescoring import KnownVectors
 from compatctl.core.retrieval import Retrieval, flips
 from compatctl.data import Dataset
-from compatctl.deployment.training_inputs import build_reference, load_inputs
+from compatctl.deployment.training_inputs import TrainingInputs, build_reference, load_inputs
 from compatctl.errors import InputError
 from compatctl.evaluation.adaptive_resampling import Sampling, adaptive_verdict, sampling
-from compatctl.evaluation.exact_retrieval import retrieval
+from compatctl.evaluation.gallery import stored_data_rows
 from compatctl.evaluation.ground_truth import GroundTruth
+from compatctl.evaluation.served_today import TodayAnswers
 from compatctl.migration import routes
 from compatctl.migration.forecast import Forecast, Measure, forecast_more_data
+from compatctl.migration.planning_gallery import PlanningGallery
 from compatctl.migration.preflight import PlanningSplit, Preflight, planning_split, preflight
 from compatctl.migration.recommendation import COMMANDS, RouteEstimate, recommend
-from compatctl.migration.rewrite_gate import HeldOutQueries
+from compatctl.migration.route_cost import Milliseconds, RouteCost
 from compatctl.migration.routes import Route, RouteInputs
 from compatctl.migration.selection import (
-    RESCORED,
     Fold,
-    RescoredResult,
     RouteResult,
+    Variant,
     class_halves,
 )
 from compatctl.progress import Progress, silent
 from compatctl.recipe import PROJECT_FILE, Project, Recipe, load_policy
+from compatctl.report import RescoredToday
 
 if TYPE_CHECKING:
     from compatctl.deployment.gallery import DeployedGallery
 
-ADAPTED = (Route.BRIDGE, Route.BRIDGE_FUSE, Route.LIFT)
-"""Routes of adapters, whose pairs are gallery items."""
 LIMIT = 20_000
 """The largest number of gallery items, and of training items, in a plan."""
 
@@ -52,8 +54,9 @@ LIMIT = 20_000
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The estimates and the ``recommended`` route. ``recipe`` is what finetune runs for it (None
-    for ``keep``); ``commands`` make and judge the candidate. ``forecast`` says what more labelled
-    data would give ``finetune``; None where it was left out."""
+    for ``keep``); ``commands`` make and judge the candidate. ``rescored_today`` says how the store
+    re-scores the answers that gains are over; None if it does not. ``forecast`` says what more
+    labelled data would give ``finetune``; None where it was left out."""
 
     preflight: Preflight
     routes: tuple[RouteEstimate, ...]
@@ -61,6 +64,7 @@ class Plan:
     reason: str
     commands: tuple[str, ...]
     recipe: dict[str, Any] | None
+    rescored_today: RescoredToday | None = None
     forecast: Forecast | None = None
     seconds: float
     warnings: tuple[str, ...] = ()
@@ -86,15 +90,9 @@ def plan(
     """
     start = time.monotonic()
     training = load_inputs(project, base, seed)
-    recipe, data, deployed = training.recipe, training.data, training.gallery
+    recipe, data, deployed = training.recipe, training.data, _against(training)
     from compatctl.train import make_trials
 
-    if deployed is None or recipe.train != "head":
-        raise InputError(
-            "a plan trains heads against a gallery; the recipe has "
-            + ("frame: free" if deployed is None else f"train: {recipe.train}"),
-            tip="plan with train: head; compatctl verify judges what trains more layers",
-        )
     if skip_bad:
         data, _ = data.readable()
     split = planning_split(data, deployed.catalog.ids, limit, choosing=len(make_trials(recipe)) > 1)
@@ -102,10 +100,12 @@ def plan(
     facts = preflight(deployed, split, inputs.trained_against)
     free = routes.train_free_models(inputs, _folds(inputs), progress)
     results = routes.measure_routes(inputs, free, progress)
-    cost = _Cost.measure(inputs, facts, data, deployed.catalog.ids, milliseconds)
-    whole = _Gallery.whole(inputs, deployed, data)
+    embed = partial(_embed_free, inputs, free.own, data, deployed, limit, progress)
+    whole, part = _galleries(inputs, results, data, deployed, embed, progress)
+    facts = replace(facts, lazy_images=whole.embedded)
+    cost = RouteCost.measure(inputs, facts, data, deployed, milliseconds)
     policy = load_policy(project.policy)
-    estimates = _estimates(inputs, whole, results, policy, cost)
+    estimates = _estimates(inputs, (whole, part), results, policy, cost)
     chosen, reason = recommend(estimates, classes=facts.planning_classes)
     chosen_recipe = next(result.variant.recipe for result in results if result.name == chosen)
     files = {"base": base, "old": deployed.model_path, "new": project.output}
@@ -116,12 +116,25 @@ def plan(
         reason=reason + _budget_note(estimates, chosen, project),
         commands=tuple(command.format(**files) for command in COMMANDS.get(chosen, ())),
         recipe=chosen_recipe.to_json() if chosen_recipe else None,
+        rescored_today=whole.today_entry(inputs.old_queries.queries),
         forecast=_forecast(inputs, whole, results, estimates, policy, progress)
         if forecast
         else None,
         seconds=round(time.monotonic() - start, 1),
         warnings=_warnings(project, recipe, policy, facts, estimates),
     )
+
+
+def _against(training: TrainingInputs) -> DeployedGallery:
+    """The gallery that heads are trained against."""
+    deployed, layers = training.gallery, training.recipe.train
+    if deployed is None or layers != "head":
+        raise InputError(
+            "a plan trains heads against a gallery; the recipe has "
+            + ("frame: free" if deployed is None else f"train: {layers}"),
+            tip="plan with train: head; compatctl verify judges what trains more layers",
+        )
+    return deployed
 
 
 def _budget_note(estimates: Sequence[RouteEstimate], chosen: Route, project: Project) -> str:
@@ -133,54 +146,47 @@ def _budget_note(estimates: Sequence[RouteEstimate], chosen: Route, project: Pro
     return f"; its commands need max_gallery_pass: {needed:.4g} in {PROJECT_FILE}"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Gallery:
-    """What the planning queries search: the ground truth, and the stored vectors (N, D).
+def _galleries(  # noqa: PLR0917
+    inputs: RouteInputs,
+    results: Sequence[RouteResult],
+    data: Dataset,
+    deployed: DeployedGallery,
+    embed: Callable[[Rows], KnownVectors],
+    progress: Progress,
+) -> tuple[PlanningGallery, PlanningGallery]:
+    """Every row of the store, and the rows whose images the plan has; ``data`` are all items."""
+    row_of = deployed.catalog.row_of
+    at_hand = as_rows(row_of[item] for item in inputs.reference.gallery_ids)
+    queries = as_rows(data.row_of[inputs.data.ids[int(row)]] for row in inputs.query_rows)
+    today = TodayAnswers.of(deployed, data, queries, progress)
+    part = PlanningGallery.available(inputs, today and today.among(at_hand))
+    if inputs.whole is None:
+        return part, part
+    whole = PlanningGallery.whole(inputs, deployed.catalog, today)
+    return whole.with_lazy(results, at_hand, embed), part
 
-    ``known``: (G,) rows of the whole gallery whose images the plan has; None where more images are
-    at hand, which re-scoring could embed.
-    """
 
-    truth: GroundTruth
-    stored: Vectors
-    known: Rows | None = None
+def _embed_free(  # noqa: PLR0917
+    inputs: RouteInputs,
+    own: Variant,
+    data: Dataset,
+    deployed: DeployedGallery,
+    limit: int,
+    progress: Progress,
+    rows: Rows,
+) -> KnownVectors:
+    """The free vectors of the first ``limit`` of the gallery rows (n,) whose images ``data`` has,
+    by the model that was trained without the gallery."""
+    from compatctl.train import Features
 
-    @classmethod
-    def available(cls, inputs: RouteInputs) -> _Gallery:
-        """The rows whose images the plan has: any route can be tried on them."""
-        return cls(truth=inputs.truth, stored=inputs.reference.gallery_features)
-
-    @classmethod
-    def whole(cls, inputs: RouteInputs, deployed: DeployedGallery, data: Dataset) -> _Gallery:
-        """Every row of the store, for the routes that keep the gallery; ``data`` are all items."""
-        if inputs.whole is None:
-            return cls.available(inputs)
-        queries = HeldOutQueries.from_features(
-            inputs.data,
-            inputs.query_rows,
-            inputs.old_queries.queries,
-            cluster=inputs.cluster,
-            ignore_same=inputs.ignore_same,
-        )
-        row_of, ids = deployed.catalog.row_of, inputs.reference.gallery_ids
-        images = sum(item in row_of for item in data.ids)
-        return cls(
-            truth=queries.ground_truth(deployed.catalog),
-            stored=inputs.whole.gallery_features,
-            known=as_rows(row_of[item] for item in ids) if images == len(ids) else None,
-        )
-
-    def tries(self, result: RouteResult) -> RouteResult | None:
-        """The route on these rows; None if it can be tried only on those whose images are there."""
-        if isinstance(result, RescoredResult):
-            return None if self.known is None else result.within(self.stored, self.known)
-        return result if result.rewritten == 0.0 else None
-
-    def retrieval(self, result: RouteResult) -> Retrieval:
-        """The first results of a route that keeps these rows."""
-        if isinstance(result, RescoredResult):
-            return result.retrieval(self.truth, (1,), map_k=1)
-        return retrieval(self.truth, result.queries, self.stored, (1,), map_k=1)
+    assert own.trained is not None
+    images = stored_data_rows(data, deployed)[rows]
+    rows, images = (part[images >= 0][:limit] for part in (rows, images))
+    none = KnownVectors.none(own.queries.shape[1])
+    if not len(rows):
+        return none
+    features = Features.extract(inputs.recipe, inputs.base, data, images.tolist(), progress)
+    return none.with_rows(rows, features.embed(own.trained.network, data, images.tolist()))
 
 
 def _warnings(
@@ -195,6 +201,7 @@ def _warnings(
         *_sample_warning(facts, estimates),
         *_few_warning(facts, policy),
         *_gone_warning(project),
+        *_rescored_warning(estimates),
         *_unlabelled_warning(recipe),
     )
 
@@ -206,6 +213,15 @@ def _gone_warning(project: Project) -> tuple[str, ...]:
     return (
         f"{' and '.join(routes.NEEDS_OLD_MODEL)} are left out, and so is backfill by fuse: queries "
         "can no longer run the old model (old_model_gone: true); here it measures recall today",
+    )
+
+
+def _rescored_warning(estimates: Sequence[RouteEstimate]) -> tuple[str, ...]:
+    """What is left out in a store that re-scores, whose answers lift does not know."""
+    if any(estimate.name == Route.LIFT for estimate in estimates):
+        return ()
+    return (
+        "lift is left out: the store re-scores its answers, and lift compares with the index alone",
     )
 
 
@@ -244,90 +260,13 @@ def _few_warning(facts: Preflight, policy: Policy) -> tuple[str, ...]:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Cost:
-    """What a route costs the whole store, from each encoder's milliseconds an image.
-
-    ``rows`` are the store's, ``training`` all training items, each of which the new backbone embeds
-    in ``views`` variants, ``encoded`` those of them whose old feature is not stored. ``paired`` is
-    the share of the gallery that adapters are fitted on beside the labelled training items,
-    ``trained`` the share of the training items that the plan uses.
-    """
-
-    old_ms: float
-    new_ms: float
-    rows: int
-    training: int
-    views: int = 1
-    encoded: int = 0
-    paired: float = 1.0
-    trained: float = 1.0
-
-    @classmethod
-    def measure(
-        cls, inputs: RouteInputs, facts: Preflight, data: Dataset, ids: Sequence[str], ms: _Times
-    ) -> _Cost:
-        """``data`` are all items, ``ids`` the store's."""
-        stored, training = set(ids), [item.id for item in data.items if item.split == "train"]
-        planned = {item.id for item in inputs.data.items if item.split == "train"}
-        pairs = {inputs.data.ids[int(row)] for row in inputs.pair_rows} - planned
-        return cls(
-            old_ms=ms.old,
-            new_ms=ms.new,
-            rows=facts.gallery_rows,
-            training=len(training),
-            views=inputs.recipe.augmentation.views,
-            encoded=sum(item not in stored for item in training),
-            paired=len(pairs & stored) / max(1, facts.gallery_images),
-            trained=len(planned) / max(1, len(training)),
-        )
-
-    def gallery_passed(self, result: RouteResult) -> float:
-        """The share of the gallery that the new backbone embeds, beside labelled training items."""
-        if result.name in ADAPTED:
-            return self.paired
-        return result.rewritten
-
-    def passes(self, result: RouteResult) -> int:
-        """Images that the new backbone embeds."""
-        if result.name == Route.KEEP:
-            return 0
-        return self.views * self.training + round(self.gallery_passed(result) * self.rows)
-
-    def query_ms(self, result: RouteResult) -> float:
-        milliseconds = {"old": self.old_ms, "new": self.new_ms}
-        images = 1 + (RESCORED if result.name == Route.LAZY else 0)
-        return images * sum(milliseconds[encoder] for encoder in result.variant.encoders)
-
-    def one_time_s(self, result: RouteResult) -> float:
-        if result.name == Route.KEEP:
-            return 0.0
-        old_passes = 0 if result.name == Route.REEMBED else self.encoded
-        if "old" in result.variant.encoders:
-            old_passes += round(result.rewritten * self.rows)
-        milliseconds = self.passes(result) * self.new_ms + old_passes * self.old_ms
-        return result.variant.seconds / self.trained + milliseconds / 1000
-
-    def rewritten_bytes(self, result: RouteResult) -> int:
-        dim: int = result.queries.shape[1]
-        return round(result.rewritten * self.rows) * 4 * dim
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Times:
-    """Milliseconds that each encoder takes for one image."""
-
-    old: float
-    new: float
-
-
 def _inputs(
     split: PlanningSplit,
     deployed: DeployedGallery,
     new: tuple[Recipe, Path],
     project: Project,
     progress: Progress,
-) -> tuple[RouteInputs, _Times]:
+) -> tuple[RouteInputs, Milliseconds]:
     """Both models' features of every item of the plan, and each model's milliseconds an image."""
     from compatctl.train import Features
 
@@ -356,10 +295,12 @@ def _inputs(
         ignore_same=project.ignore_same,
         cluster=project.cluster,
         old_model_gone=project.old_model_gone,
+        rescored=deployed.manifest.rescoring is not None,
         pair_share=project.max_gallery_pass,
     )
-    times = _Times(old=1000 * old_s / max(1, len(others)), new=1000 * new_s / max(1, passes))
-    return inputs, times
+    return inputs, Milliseconds(
+        old=1000 * old_s / max(1, len(others)), new=1000 * new_s / max(1, passes)
+    )
 
 
 def _folds(inputs: RouteInputs) -> list[Fold]:
@@ -369,18 +310,20 @@ def _folds(inputs: RouteInputs) -> list[Fold]:
 
 def _estimates(
     inputs: RouteInputs,
-    whole: _Gallery,
+    galleries: tuple[PlanningGallery, PlanningGallery],
     results: Sequence[RouteResult],
     policy: Policy,
-    cost: _Cost,
+    cost: RouteCost,
 ) -> tuple[RouteEstimate, ...]:
-    """Routes that keep the gallery search ``whole``, the others the rows with an image."""
-    part, keep = _Gallery.available(inputs), results[0]
-    judged = [result.name for result in results if _is_judged(result)]
+    """Routes that keep the gallery search all of it, the others the rows with an image.
+
+    ``galleries``: both, in this order.
+    """
+    (whole, part), keep, judged = galleries, results[0], [*filter(_is_judged, results)]
     strict = replace(policy, alpha=policy.alpha / max(1, len(judged)))
     resampling = sampling(strict, 0, 0, 0)
     before_whole, before_part = whole.retrieval(keep), part.retrieval(keep)
-    part_results = {result.name: result.retrieval(part.truth, (1,), map_k=1) for result in results}
+    part_results = {result.name: part.retrieval(result) for result in results}
     recalls = {name: result.recall[1] for name, result in part_results.items()}
     ceiling = recalls[Route.REEMBED] - recalls[Route.KEEP]
     estimates = []
@@ -405,8 +348,9 @@ def _estimates(
                 gain_retained=gain_at_hand / ceiling if ceiling > 0.0 else None,
                 negative_flips=flips(before.hit1, after.hit1, before.has_match).negative,
                 verdict=_verdict(inputs, gallery, tried, strict, resampling)
-                if result.name in judged
+                if result in judged
                 else None,
+                share_rescored=gallery.share_rescored(tried),
                 encoders=len(result.variant.encoders),
                 query_ms=cost.query_ms(result),
                 passes=cost.passes(result),
@@ -429,7 +373,7 @@ def _in_order(estimates: Sequence[RouteEstimate]) -> tuple[RouteEstimate, ...]:
 
 def _forecast(  # noqa: PLR0917
     inputs: RouteInputs,
-    whole: _Gallery,
+    whole: PlanningGallery,
     results: Sequence[RouteResult],
     estimates: Sequence[RouteEstimate],
     policy: Policy,
@@ -457,13 +401,13 @@ def _is_judged(result: RouteResult) -> bool:
 
 def _verdict(
     inputs: RouteInputs,
-    gallery: _Gallery,
+    gallery: PlanningGallery,
     result: RouteResult,
     policy: Policy,
     resampling: Sampling,
 ) -> str:
     """The gate's verdict on the planning queries; a rewritten gallery is judged as by ``lift``."""
-    group = result.compare(gallery.truth, inputs.old_queries.queries, gallery.stored, policy)
+    group = gallery.compare(result, inputs.old_queries.queries, policy)
     return adaptive_verdict(policy, [group], [], [], resampling).outcome
 
 

@@ -221,6 +221,20 @@ def fit_merge_rule(
     )
 
 
+def rule_without_labels(first: Scores, free: Scores, weight: float) -> MergeRule:
+    """The rule of this weight, with the score that is expected of candidates without a free vector.
+
+    Args:
+        first: (Q, k) first cosines; -inf: no candidate.
+        free: (Q, k) free cosines. Of fewer than two known ones nothing is expected: all candidates
+            then keep the order of the first stage.
+    """
+    known = np.isfinite(first) & ~np.isnan(free)
+    if known.sum() < 2:
+        return MergeRule(weight=weight, slope=1.0, intercept=0.0)
+    return _with_expectation(first[known], free[known], weight)
+
+
 def _with_expectation(first: Scores, free: Scores, weight: float) -> MergeRule:
     """The rule of this weight, fitted to the (n,) known candidates."""
     x, y = first.astype(np.float64), free + weight * first.astype(np.float64)

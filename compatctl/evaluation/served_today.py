@@ -8,21 +8,24 @@ either: without them the old answers can only be better, and the gain smaller.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 
-from compatctl.core.arrays import Vectors
+from compatctl.core.arrays import Rows, Vectors
 from compatctl.core.nearest import Neighbours
 from compatctl.core.rescoring import rescore, within_budget
+from compatctl.core.retrieval import Retrieval
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.gallery_pass import kept_rows
 from compatctl.deployment.rescoring import kept_vectors, merge_rule
 from compatctl.encoder import Encoder
-from compatctl.evaluation.comparison import GroupResult
 from compatctl.evaluation.embedding import VerifyEmbeddings, prefixed
+from compatctl.evaluation.exact_retrieval import MAP_K, evaluate_neighbours, nearest_rows
+from compatctl.evaluation.gallery import stored_data_rows
+from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.evaluation.rescoring import FreeVectors
 from compatctl.manifest import Catalog, Rescoring
 from compatctl.progress import Progress
@@ -88,10 +91,8 @@ class ServedToday:
         """How many gallery rows have a free vector in the side file."""
         return int(kept_rows(self.side, self.catalog).sum())
 
-    def entry(self, result: GroupResult) -> RescoredToday:
-        """The report's entry, of the deciding group's result."""
-        first = result.old_first_stage
-        assert first is not None
+    def entry(self, first: Retrieval) -> RescoredToday:
+        """The report's entry; ``first``: old queries without re-scoring."""
         return RescoredToday(
             candidates=self.settings.candidates,
             passes=self.settings.passes,
@@ -102,3 +103,72 @@ class ServedToday:
             kept_share=self.kept / max(1, len(self.catalog)),
             first_stage={str(k): value for k, value in first.recall.items()},
         )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TodayAnswers:
+    """Old queries with these free vectors (Q, F) in a store that re-scores, where they search
+    ``rows`` (G,) of the catalogue alone; None: all of them."""
+
+    served: ServedToday
+    queries: Vectors
+    rows: Rows | None = None
+
+    @classmethod
+    def of(
+        cls, store: DeployedGallery, data: Dataset, queries: Rows, progress: Progress
+    ) -> Self | None:
+        """Those of the queries (Q,) of the data; None: the store does not re-score.
+
+        Raises:
+            DamagedError: the side file is damaged.
+            InputError: as ``Encoder.embed``.
+        """
+        settings = store.manifest.rescoring
+        if settings is None:
+            return None
+        progress = prefixed(progress, "old model")
+        free = store.encoder.embed(data.take(queries), free=True, progress=progress).free
+        assert free is not None
+        return cls(
+            served=ServedToday(
+                settings=settings,
+                catalog=store.catalog,
+                side=SideFile.existing(store.store.path, store.manifest.query_model),
+                free=FreeVectors(
+                    data,
+                    stored_data_rows(data, store),
+                    store.encoder,
+                    catalog=store.catalog,
+                    progress=progress,
+                ),
+            ),
+            queries=free,
+        )
+
+    def among(self, rows: Rows) -> Self:
+        """The same, where the queries search these rows (G,) of the catalogue."""
+        return replace(self, rows=rows)
+
+    def __call__(self, first: Neighbours, queries: Vectors) -> Neighbours:
+        """The answers (Q, C) among the searched rows in today's order, by free vectors (Q, F)."""
+        if self.rows is None:
+            return self.served(first, queries)
+        position = np.full(len(self.served.catalog) + 1, -1)
+        position[self.rows] = np.arange(len(self.rows))
+        rows = np.append(self.rows, -1)[first.rows]
+        answers = self.served(replace(first, rows=rows), queries)
+        return replace(answers, rows=position[answers.rows])
+
+    def retrieval(
+        self,
+        truth: GroundTruth,
+        queries: Vectors,
+        gallery: Vectors,
+        ks: tuple[int, ...],
+        map_k: int = MAP_K,
+    ) -> Retrieval:
+        """recall@k and mAP of old queries (Q, D) on the searched rows (G, D), as served."""
+        needed = (*ks, self.served.settings.candidates)
+        first = nearest_rows(truth, queries, gallery, needed, map_k)
+        return evaluate_neighbours(truth, self(first, self.queries), ks, map_k)

@@ -61,6 +61,8 @@ class Preflight:
     training_classes_in_gallery: int
     planning_classes: int
     planning_queries: int
+    lazy_images: int = 0
+    """Further gallery items, outside the plan, that were embedded to try re-scoring"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

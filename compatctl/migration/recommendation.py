@@ -59,7 +59,9 @@ class RouteEstimate:
     ``verdict`` is the gate's, for lift, re-embedding and the routes that keep the gallery, at a
     level corrected for their number. ``query_ms`` is the encoders' time for one image. ``passes``
     (images through the new backbone), ``one_time_s`` (the one-off computation) and
-    ``rewritten_bytes`` (of vectors) are those of the whole store.
+    ``rewritten_bytes`` (of vectors) are those of the whole store. ``share_rescored``, of lazy
+    re-scoring, is the share of the first answers whose image is at hand; the others keep the score
+    that is expected of them.
     """
 
     name: Route
@@ -79,6 +81,7 @@ class RouteEstimate:
     passes: int
     one_time_s: float
     rewritten_bytes: int
+    share_rescored: float | None = None
 
 
 NOTHING = "no route is shown to gain with the gallery as it is"

@@ -93,6 +93,8 @@ class RouteInputs:
     """Columns: a gallery item that shares the query's value is ignored"""
     old_model_gone: bool = False
     """No query can run the old model: routes that do are left out"""
+    rescored: bool = False
+    """The store re-scores its answers: lift, which compares with the index alone, is left out"""
     cluster: tuple[str, ...] = ()
     """Columns by whose values queries are resampled, in addition to their classes"""
     whole: Reference | None = None
@@ -210,9 +212,11 @@ def measure_routes(
         results.append(selector.result(route, mixed, rewritten=share))
     if inputs.recipe.free_head:
         results.append(rescored_route(selector.folds, tuned, free.own))
-    if inputs.old_model_gone:
-        return [result for result in results if result.name not in NEEDS_OLD_MODEL]
-    return results
+    left_out = {
+        *(NEEDS_OLD_MODEL if inputs.old_model_gone else ()),
+        *((Route.LIFT,) if inputs.rescored else ()),
+    }
+    return [result for result in results if result.name not in left_out]
 
 
 def rescored_route(folds: Sequence[Fold], tuned: Variant, own: Variant) -> RescoredResult:

@@ -20,7 +20,7 @@ from compatctl.core.hash_order import hash_fraction
 from compatctl.core.measurements import DECIDING_GROUP, GroupEvidence
 from compatctl.core.nearest import Neighbours
 from compatctl.core.policy import Policy
-from compatctl.core.rescoring import USUAL_WEIGHT, KnownVectors, MergeRule, rescore
+from compatctl.core.rescoring import USUAL_WEIGHT, KnownVectors, rescore, rule_without_labels
 from compatctl.core.retrieval import Retrieval
 from compatctl.evaluation.comparison import (
     GroupResult,
@@ -37,6 +37,7 @@ from compatctl.evaluation.exact_retrieval import (
     retrieval_by_part,
 )
 from compatctl.evaluation.ground_truth import GroundTruth
+from compatctl.evaluation.served_today import TodayAnswers
 
 if TYPE_CHECKING:
     from compatctl.recipe import Recipe
@@ -106,22 +107,32 @@ class RouteResult:
         return retrieval_by_part(truth, self.queries, self.searched, ks, map_k)
 
     def compare(
-        self, truth: GroundTruth, old: Vectors, stored: Vectors, policy: Policy
+        self,
+        truth: GroundTruth,
+        old: Vectors,
+        stored: Vectors,
+        policy: Policy,
+        today: TodayAnswers | None = None,
     ) -> GroupResult:
         """Compare with old queries (Q, D) on the stored gallery (G, D), as ``verify`` does.
 
-        A route that rewrites the gallery has no inequalities: they are about the stored vectors.
+        ``today``: how a store that re-scores answers them. A route that rewrites the gallery has no
+        inequalities: they are about the stored vectors.
         """
         if self.rewritten == 0.0:
             embeddings = PairedEmbeddings(
-                old_queries=old, new_queries=self.queries, old_gallery=stored, new_gallery=None
+                old_queries=old,
+                new_queries=self.queries,
+                old_gallery=stored,
+                old_free=None if today is None else today.queries,
             )
-            return compare(DECIDING_GROUP, truth, embeddings, policy)
+            return compare(DECIDING_GROUP, truth, embeddings, policy, today=today)
+        searches = retrieval if today is None else today.retrieval
         evidence = GroupEvidence(
             name=DECIDING_GROUP,
             classes=truth.classes,
             unit=truth.unit,
-            old_old=retrieval(truth, old, stored, recall_ks(policy)),
+            old_old=searches(truth, old, stored, recall_ks(policy)),
             new_old=self.retrieval(truth, recall_ks(policy)),
         )
         return GroupResult(evidence=evidence, kept=np.ones(len(self.queries), dtype=bool))
@@ -134,7 +145,8 @@ class RouteResult:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RescoredResult(RouteResult):
-    """A route whose first answers are ranked again by free vectors, where these are known.
+    """A route whose first answers are ranked again by free vectors, where these are known; the
+    others have the score that is expected of them.
 
     All queries search the stored gallery, and the weight of the rule is fixed: no query chooses
     anything.
@@ -148,12 +160,24 @@ class RescoredResult(RouteResult):
     """(n,) ascending rows that are searched and whose free vectors are known; None: all"""
     candidates: int = RESCORED
 
-    def within(self, stored: Vectors, rows: Rows) -> RescoredResult:
-        """The route on a larger gallery (N, D), of which ``rows`` (G,) are those searched here."""
-        order = np.argsort(rows)
+    def within(self, stored: Vectors, free: KnownVectors) -> RescoredResult:
+        """The route on another gallery (N, D), with the free vectors that are known there."""
         searched = tuple((part, stored) for part, _ in self.searched)
-        free = self.free_gallery[order]
-        return replace(self, searched=searched, free_gallery=free, free_rows=rows[order])
+        return replace(self, searched=searched, free_gallery=free.vectors, free_rows=free.rows)
+
+    def first_answers(self, truth: GroundTruth) -> Rows:
+        """(Q, k) the gallery rows that may be re-scored, nearest first; -1: none."""
+        gallery = self.searched[0][1]
+        first = nearest_rows(truth, self.queries, gallery, (self.candidates,), map_k=1)
+        return first.rows[:, : self.candidates]
+
+    def share_known(self, truth: GroundTruth) -> float:
+        """The share, 0 to 1, of the first answers whose free vector is known."""
+        found = self.first_answers(truth)
+        found = found[found >= 0]
+        if self.free_rows is None or not len(found):
+            return 1.0
+        return float(np.isin(found, self.free_rows).mean())
 
     def retrieval(self, truth: GroundTruth, ks: tuple[int, ...], map_k: int = MAP_K) -> Retrieval:
         """recall@k and mAP of its re-scored answers."""
@@ -162,17 +186,24 @@ class RescoredResult(RouteResult):
         return evaluate_neighbours(truth, self._rescored(first, self.free_queries), ks, map_k)
 
     def compare(
-        self, truth: GroundTruth, old: Vectors, stored: Vectors, policy: Policy
+        self,
+        truth: GroundTruth,
+        old: Vectors,
+        stored: Vectors,
+        policy: Policy,
+        today: TodayAnswers | None = None,
     ) -> GroupResult:
         """Compare with old queries (Q, D), as ``verify --rescore`` does with as many passes."""
         embeddings = PairedEmbeddings(
             old_queries=old,
             new_queries=self.queries,
             old_gallery=stored,
-            new_gallery=None,
             new_free=self.free_queries,
+            old_free=None if today is None else today.queries,
         )
-        return compare(DECIDING_GROUP, truth, embeddings, policy, rescore=self._answers)
+        return compare(
+            DECIDING_GROUP, truth, embeddings, policy, rescore=self._answers, today=today
+        )
 
     def select_queries(self, mask: Bools) -> RescoredResult:
         """The route with only the queries of ``mask`` (Q,)."""
@@ -191,7 +222,7 @@ class RescoredResult(RouteResult):
         rows = np.arange(len(self.free_gallery)) if self.free_rows is None else self.free_rows
         known = KnownVectors(rows=rows, vectors=self.free_gallery)
         free = known.cosines(queries, candidates)
-        rule = MergeRule(weight=USUAL_WEIGHT, slope=0.0, intercept=0.0)
+        rule = rule_without_labels(first.scores[:, : self.candidates], free, USUAL_WEIGHT)
         return rescore(first, free, rule).of(first)
 
 

@@ -332,9 +332,11 @@ def _preflight(console: Console, facts: Preflight) -> None:
         f"in the gallery; planning: {facts.planning_queries} queries of {facts.planning_classes} "
         "validation classes"
     )
+    more = f", and {facts.lazy_images} more to try lazy" if facts.lazy_images else ""
     console.print(
         f"this plan passed {facts.gallery_images} of {facts.gallery_rows} gallery rows through the "
-        "new backbone to measure the routes; what each route itself passes is its first column"
+        f"new backbone to measure the routes{more}; what each route itself passes is its first "
+        "column"
     )
 
 
@@ -410,10 +412,23 @@ def plan_table(console: Console, plan: Plan) -> None:
     _preflight(console, plan.preflight)
     keep = next(route for route in plan.routes if route.name == "keep")
     console.print(f"recall@1 today: {keep.recall:.4f}, {keep.query_ms:.1f} ms a query")
+    if (today := plan.rescored_today) is not None:
+        console.print(
+            f"gains are over the answers of today, which the store re-scores: the first "
+            f"{today.candidates}, with {today.kept_share:.2%} of the rows kept and at most "
+            f"{today.passes} images embedded for a query; recall@1 without it "
+            f"{today.first_stage['1']:.4f}"
+        )
     _plan_routes(console, [route for route in plan.routes if route.name != "keep"])
     for setting in dict.fromkeys(route.setting for route in plan.routes if route.setting):
         alike = ", ".join(route.name for route in plan.routes if route.setting == setting)
         console.print(f"{alike}: {cell(setting)}")
+    for route in plan.routes:
+        if route.share_rescored is not None and route.share_rescored < 1.0:
+            console.print(
+                f"{route.name}: {route.share_rescored:.1%} of the first answers have an image here "
+                "and are re-scored; the others keep the score that is expected of them"
+            )
     if plan.forecast is not None:
         _forecast(console, plan.forecast)
     console.print(f"recommended: {plan.recommended}: {plan.reason}")

@@ -172,6 +172,27 @@ def test_a_plan_searches_rows_without_an_image(shop: Shop) -> None:
     assert f"{facts['gallery_images']} of {facts['gallery_rows']} gallery rows" in said
 
 
+def test_a_limit_leaves_no_row_out_of_the_first_stage(shop: Shop) -> None:
+    """With fewer images in the plan every route that keeps the gallery searches the whole store,
+    lazy too: what its queries find first is embedded for it, up to the limit."""
+    words = ("--base", shop.path("new.ckpt"), "--recipe", _recipe(shop), "--no-forecast")
+    shares = []
+    for limit in (140, 100):
+        result = shop.run("plan", *words, "--limit", limit)
+        assert result.code == 0, result.stderr
+        facts = result.json["preflight"]
+        routes = {route["name"]: route for route in result.json["routes"]}
+        assert facts["gallery_images"] < facts["gallery_rows"]
+        assert routes["lazy"]["rows"] == routes["finetune"]["rows"] == facts["gallery_rows"]
+        assert 0 < facts["lazy_images"] <= limit
+        assert routes["finetune"]["share_rescored"] is None
+        assert "lazy" not in result.json["warnings"][0].split(" are tried on")[0]
+        shares.append(routes["lazy"]["share_rescored"])
+    assert 0 < min(shares) <= max(shares) <= 1.0
+    shown = run("plan", *shop.args, *words, "--limit", 100)
+    assert f"and {facts['lazy_images']} more to try lazy" in " ".join(shown.stdout.split())
+
+
 def test_the_table_names_every_chosen_setting(capsys: pytest.CaptureFixture[str]) -> None:
     """Settings stand under the table, equal ones once: of which model the backfilled rows are."""
     from rich.console import Console

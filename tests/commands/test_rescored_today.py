@@ -8,14 +8,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from free_kit import order_by_loop, serve_rescored, with_free
-from shop_kit import Result, Shop, write_encoder
+from shop_kit import Result, Shop, run, store_files, write_encoder
+from tiny_backbone import build
 
 from compatctl.data import load
 from compatctl.store import Store
 from compatctl.store.side_file import SideFile
 
 K, PASSES = 6, 2
+RECIPE = """\
+format: 1
+backbone:
+  factory: "tiny_backbone:build"
+  input: {height: 32, width: 32, resize: bilinear, fit: stretch, mean: [200.0, 200.0, 200.0]}
+junction: {kind: mlp, hidden: 64, dropout: 0.0}
+objective: {frame: prototypes, lambda: 1.0, scale: 16.0}
+optimiser: {epochs: 3, batch_size: 64, lr: 0.003}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +94,6 @@ def test_what_only_beats_the_first_stage_does_not_pass(shop: Shop) -> None:
 
 def table(shop: Shop) -> str:
     """What verify prints for people."""
-    from shop_kit import run
-
     models = shop.path("both.onnx"), shop.path("middle.onnx")
     flags = ("--report", shop.path("next.json"), "--no-self-test")
     return run("verify", *shop.args, *models, *flags).stdout
@@ -132,3 +141,49 @@ def test_a_lift_of_such_a_store_cannot_tell(shop: Shop) -> None:
     refused = shop.run("lift", shop.path("turned.onnx"), "--kind", "ridge")
     assert refused.code == 4
     assert "cannot tell what a lift gains" in refused.stderr
+
+
+def test_a_plan_compares_with_the_answers_of_today(shop: Shop) -> None:
+    """Recall today is that of a loop over what is served, every gain is over it, and the table and
+    JSON say so; lift, which cannot judge there, is left out by name."""
+    recipe = shop.path("recipe.yaml")
+    recipe.write_text(RECIPE)
+    torch.save({"state_dict": build().state_dict()}, shop.path("new.ckpt"))
+    store = Store.open(shop.path("store"))
+    side = SideFile.existing(store.path, store.manifest.query_model)
+    assert side is not None
+    ids = store.catalog().ids
+    kept = {item for item, known in zip(ids, side.holds(ids), strict=True) if known}
+
+    def served(items: list[str]) -> list[str]:
+        others = [item for item in items if item not in kept]
+        return [item for item in items if item in kept] + others[:PASSES]
+
+    right = {}
+    for name, known in {"today": served, "first": lambda items: []}.items():
+        rule = shop.manifest()["rescoring"]
+        orders, gallery, queries = order_by_loop(shop, rule, K, known, split="validation")
+        found = [gallery[order[0]] == label for order, label in zip(orders, queries, strict=True)]
+        right[name] = np.mean(found)
+    before = store_files(shop)
+    for limit in (10_000, 100):
+        words = ("--base", shop.path("new.ckpt"), "--recipe", recipe, "--no-forecast")
+        result = shop.run("plan", *words, "--limit", limit)
+        assert result.code == 0, result.stderr
+        routes = {route["name"]: route for route in result.json["routes"]}
+        today, keep = result.json["rescored_today"], routes["keep"]
+        assert keep["recall"] == pytest.approx(right["today"], abs=4e-3)
+        assert today["first_stage"]["1"] == pytest.approx(right["first"], abs=4e-3)
+        assert right["today"] > right["first"]
+        assert (today["candidates"], today["passes"], today["kept"]) == (K, PASSES, len(kept))
+        for route in routes.values():
+            if route["rows"] == keep["rows"]:
+                assert route["gain"] == pytest.approx(route["recall"] - keep["recall"])
+        assert routes["lazy"]["rows"] == keep["rows"] == len(ids)
+        assert routes["lazy"]["share_rescored"] == pytest.approx(1.0)
+        assert "lift" not in routes
+        assert any("lift is left out" in warning for warning in result.json["warnings"])
+    assert result.json["preflight"]["gallery_images"] < len(ids)
+    shown = run("plan", *shop.args, *words)
+    assert "gains are over the answers of today, which the store re-scores" in shown.stdout
+    assert store_files(shop) == before

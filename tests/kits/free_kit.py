@@ -66,9 +66,11 @@ def order_by_loop(
     k: int,
     known: Callable[[list[str]], Collection[str]],
     backfilled: Collection[str] = (),
+    *,
+    split: str = "test",
 ) -> tuple[list[list[int]], list[str], list[str]]:
-    """Gallery rows of each test query by both.onnx, re-scored by a loop; labels of gallery and
-    queries.
+    """Gallery rows of each query of the split by both.onnx, re-scored by a loop; labels of gallery
+    and queries.
 
     ``known`` says which of a query's ``k`` nearest items, in their order, have a free vector. The
     first stage has both.onnx's vectors of the ``backfilled`` items, old.onnx's of the others.
@@ -76,7 +78,7 @@ def order_by_loop(
     data = load(shop.data())
     gallery = [i for i, item in enumerate(data.items) if item.role == "gallery"]
     queries = [
-        i for i, item in enumerate(data.items) if (item.split, item.role) == ("test", "query")
+        i for i, item in enumerate(data.items) if (item.split, item.role) == (split, "query")
     ]
     stored = Encoder.load(shop.path("old.onnx")).embed(data.take(gallery)).features
     both = Encoder.load(shop.path("both.onnx"))

@@ -11,15 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from compatctl.commands.plan import _Cost, _estimates, _Gallery
+from compatctl.commands.plan import _estimates
+from compatctl.core.arrays import Rows
+from compatctl.core.rescoring import KnownVectors
 from compatctl.data import Dataset, Item
 from compatctl.evaluation.adaptive_resampling import adaptive_verdict, sampling
 from compatctl.evaluation.exact_retrieval import retrieval
 from compatctl.migration import routes
+from compatctl.migration.planning_gallery import PlanningGallery
+from compatctl.migration.route_cost import RouteCost
 from compatctl.migration.routes import Route, RouteInputs
 from compatctl.migration.selection import (
     CrossFitSelector,
     Fold,
+    RescoredResult,
     RouteResult,
     Variant,
     map_selection,
@@ -37,7 +42,7 @@ objective: {lambda: 0.5, mu: 16.0, scale: 16.0}
 optimiser: {epochs: 8, batch_size: 32, lr: 0.01}
 """
 CLASSES, EACH, WIDTH, DIM = 40, 6, 48, 16
-COST = _Cost(old_ms=5.0, new_ms=20.0, rows=500, training=1000)
+COST = RouteCost(old_ms=5.0, new_ms=20.0, rows=500, training=1000)
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
@@ -129,6 +134,12 @@ def _right(inputs: RouteInputs, queries: np.ndarray, gallery: np.ndarray) -> np.
     named = inputs.reference.gallery_labels
     nearest = [named[int(np.argmax(gallery @ query))] for query in queries]
     return np.array([entry == label for entry, label in zip(nearest, labels, strict=True)])
+
+
+def _galleries(inputs: RouteInputs) -> tuple[PlanningGallery, PlanningGallery]:
+    """The plan has every image."""
+    gallery = PlanningGallery.available(inputs)
+    return gallery, gallery
 
 
 def _recall(inputs: RouteInputs, route: RouteResult) -> float:
@@ -338,7 +349,7 @@ def test_the_gate_judges_lift_by_each_model_on_its_own_gallery(
     ):
         tried = replace(lift, queries=queries, searched=((everyone, searched),))
         results = _routes({**measured, "lift": tried})
-        estimates = _estimates(inputs, _Gallery.available(inputs), results, policy, COST)
+        estimates = _estimates(inputs, _galleries(inputs), results, policy, COST)
         assert {estimate.name: estimate.verdict for estimate in estimates}["lift"] == verdict
 
 
@@ -347,7 +358,7 @@ def test_the_level_allows_for_every_route_that_is_judged(
 ) -> None:
     """Seven are judged, lift among them: without it, the same intervals take six sevenths."""
     policy = load_policy("default")
-    results, gallery = _routes(measured), _Gallery.available(inputs)
+    results, gallery = _routes(measured), _galleries(inputs)
     seven = {entry.name: entry for entry in _estimates(inputs, gallery, results, policy, COST)}
     judged = ["finetune", "fuse", "lazy", "bridge", "bridge + fuse", "re-embed", "lift"]
     assert {value.name for value in seven.values() if value.verdict} == set(judged)
@@ -426,6 +437,60 @@ def test_lazy_ranks_the_first_ten_of_finetune_again(
     group = lazy.compare(inputs.truth, inputs.old_queries.queries, gallery, policy)
     assert group.evidence.new_old.hit1.tolist() == right
     assert group.evidence.warm.hit1.tolist() == right
+
+
+def test_lazy_searches_rows_without_an_image(
+    inputs: RouteInputs, heads: list[Variant], measured: dict[str, RouteResult]
+) -> None:
+    """By an explicit loop over ten candidates in the whole gallery: one whose image is there or can
+    be embedded has its free cosine, another one the score that is expected at its first cosine."""
+    own, lazy = heads[0], measured["lazy"]
+    assert isinstance(lazy, RescoredResult)
+    n, rng = len(own.gallery), np.random.default_rng(3)
+    order = rng.permutation(n)
+    at_hand, can, asked = order[: n // 3], {*order[n // 3 : n // 2].tolist()}, []
+    plan = replace(
+        lazy,
+        free_gallery=own.gallery[at_hand],
+        searched=tuple((part, gallery[at_hand]) for part, gallery in lazy.searched),
+    )
+
+    def embed(rows: Rows) -> KnownVectors:
+        asked.extend(rows.tolist())
+        there = np.array([row for row in rows if row in can], np.int64)
+        return KnownVectors.none(own.gallery.shape[1]).with_rows(there, own.gallery[there])
+
+    stored = lazy.searched[0][1]
+    whole = PlanningGallery(truth=inputs.truth, stored=stored, partial=True)
+    whole = whole.with_lazy([plan], at_hand, embed)
+    tried = whole.tries(plan)
+    assert isinstance(tried, RescoredResult)
+    known = {*at_hand.tolist()} | (can & {*asked})
+    tens = [np.argsort(-(stored @ query), kind="stable")[:10] for query in lazy.queries]
+    assert {*asked} == {row for ten in tens for row in ten.tolist()} - {*at_hand.tolist()}
+    assert whole.embedded == len(can & {*asked})
+    pairs = [
+        (stored[row] @ query, own.gallery[row] @ free + 0.5 * (stored[row] @ query))
+        for query, free, ten in zip(lazy.queries, own.queries, tens, strict=True)
+        for row in ten.tolist()
+        if row in known
+    ]
+    slope, intercept = np.polyfit(*np.array(pairs, np.float64).T, 1)
+    right = []
+    for query, free, ten, label in zip(
+        lazy.queries, own.queries, tens, inputs.truth.query_labels, strict=True
+    ):
+        scores = [
+            own.gallery[row] @ free + 0.5 * (stored[row] @ query)
+            if row in known
+            else intercept + max(0.0, slope) * (stored[row] @ query)
+            for row in ten.tolist()
+        ]
+        right.append(bool(inputs.truth.gallery_labels[ten[int(np.argmax(scores))]] == label))
+    assert whole.retrieval(tried).hit1.tolist() == right
+    share = np.mean([row in known for ten in tens for row in ten.tolist()])
+    assert tried.share_known(inputs.truth) == pytest.approx(share)
+    assert 0.4 < share < 1.0
 
 
 def test_re_embedding_without_a_gain_is_seldom_recommended(
