@@ -19,6 +19,7 @@ LEVELS = {
     "progress": 0,
     "printable": 0,
     "_version": 0,
+    "notices": 1,
     "core": 1,
     "files": 1,
     "data": 2,

@@ -12,6 +12,7 @@ import typer
 from compatctl import _version
 from compatctl.cli.options import Json, add_parameters
 from compatctl.errors import CompatError
+from compatctl.notices import collected
 
 if TYPE_CHECKING:
     from compatctl.render.console import Table
@@ -48,16 +49,19 @@ def command(function: Callable[..., Outcome[Any]]) -> Callable[..., Outcome[Any]
     def run(*, as_json: bool, **arguments: Any) -> None:
         from compatctl import render
 
-        try:
-            outcome = function(**arguments)
-            render.warn(outcome.warnings)
-            render.result(outcome.result, outcome.table or render.fields_table, as_json=as_json)
-        except CompatError as error:
-            render.error(error, as_json=as_json)
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            print("interrupted: nothing was committed", file=sys.stderr)
-            raise typer.Exit(130) from None
+        with collected() as notices:
+            try:
+                outcome = function(**arguments)
+                render.warn([*notices.messages(), *outcome.warnings])
+                table = outcome.table or render.fields_table
+                render.result(outcome.result, table, as_json=as_json, notices=notices.entries())
+            except CompatError as error:
+                render.warn(notices.messages())
+                render.error(error, as_json=as_json, notices=notices.entries())
+                raise typer.Exit(error.exit_code) from None
+            except KeyboardInterrupt:
+                print("interrupted: nothing was committed", file=sys.stderr)
+                raise typer.Exit(130) from None
         if outcome.exit_code:
             raise typer.Exit(outcome.exit_code)
 

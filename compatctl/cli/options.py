@@ -1,7 +1,8 @@
 """Every option that several commands share, once; a command's own are in its signature.
 
 ``@with_project("store", "data")`` adds ``--project`` and the named options to a command, which
-receives the ``Project`` that they make. The other options are annotated types.
+receives the ``Project`` that they make; with ``data`` also ``--strict``. The other options are
+annotated types.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from compatctl.errors import UsageError
+from compatctl.notices import refused
 
 
 def _setting(flag: str, text: str) -> Any:
@@ -103,6 +105,13 @@ Reason = Annotated[
     str | None, typer.Option(help="Why the gate is overridden; recorded in the manifest.")
 ]
 
+Strict = Annotated[
+    bool,
+    _setting(
+        "--strict",
+        "Refuse data of which something would be left out, merged, guessed or changed.",
+    ),
+]
 
 Rescore = Annotated[
     int | None,
@@ -129,9 +138,14 @@ def with_project(*names: str) -> Callable[[Callable[..., Any]], Callable[..., An
 
             file = arguments.pop("project_file")
             flags = {name: arguments.pop(f"project_{name}") for name in names}
-            return function(project=project_for(file, **flags), **arguments)
+            with refused(strict=arguments.pop("strict", False)):
+                return function(project=project_for(file, **flags), **arguments)
 
-        options = {f"project_{name}": (PROJECT_OPTIONS[name], None) for name in names}
+        options: dict[str, tuple[Any, Any]] = {
+            f"project_{name}": (PROJECT_OPTIONS[name], None) for name in names
+        }
+        if "data" in names:
+            options["strict"] = (Strict, False)
         add_parameters(run, function, {"project_file": (ProjectFile, None), **options}, "project")
         return run
 

@@ -273,8 +273,8 @@ def _read_items(path: Path) -> dict[int, tuple[str, str]]:
     """key -> (id, label) of a CSV with the columns key, id and label."""
     items: dict[int, tuple[str, str]] = {}
     for position, line in csv_rows(path, ("key", "id", "label")):
-        key, item, label = line["key"] or "", line["id"], line["label"]
-        if not _KEY.fullmatch(key) or not (item or "").strip() or label is None:
+        key, item, label = line["key"], line["id"], line["label"]
+        if not _KEY.fullmatch(key) or not item.strip():
             raise InputError(
                 f"{position}: expected a key of the index (a whole number), the item's id and its "
                 f"label, got {key!r:.40}, {item!r:.40} and {label!r:.40}",
@@ -284,7 +284,7 @@ def _read_items(path: Path) -> dict[int, tuple[str, str]]:
             raise InputError(f"{position}: the key {key} is larger than {_LARGEST_KEY}")
         if int(key) in items:
             raise InputError(f"{position}: the key is there twice")
-        items[int(key)] = (item or "", label if label.strip() else "")
+        items[int(key)] = (item, label if label.strip() else "")
     return items
 
 

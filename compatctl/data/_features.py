@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from compatctl.core.arrays import Bools, Floats, Vectors
 from compatctl.core.similarity import SIMILARITIES
+from compatctl.data._columns import known_names
 from compatctl.errors import InputError
 from compatctl.files.npz import read_npz
 
@@ -60,10 +61,12 @@ def load_features(path: Path, similarity: str | None = None) -> FeatureTable:
             similarity; or a similarity that contradicts the file's.
     """
     arrays = read_npz(path)
+    renamed = known_names(tuple(arrays), _REQUIRED, ("role", "similarity"), path, "arrays")
+    arrays = {renamed.get(name, name): array for name, array in arrays.items()}
     missing = [name for name in _REQUIRED if name not in arrays]
     if missing:
         raise InputError(
-            f"{path}: there is no array {', '.join(missing)}",
+            f"{path}: there is no array {', '.join(missing)}; its arrays are {', '.join(arrays)}",
             tip="a feature table has the arrays ids (N,), labels (N,) and features (N, D)",
         )
     similarity = _similarity(arrays, path, similarity)

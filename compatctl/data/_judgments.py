@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
-from compatctl.data._tables import CellBudget, csv_rows, open_table, text_lines
+from compatctl.data._tables import CellBudget, csv_rows, header_of, open_table, text_lines
 from compatctl.errors import InputError
 
 _COLUMNS = ("id_a", "id_b", "same")
@@ -41,8 +39,8 @@ def read_pairs(path: Path) -> tuple[Pair, ...]:
     return pairs
 
 
-def _pair(row: dict[str, str | None], where: str, seen: set[frozenset[str]]) -> Pair:
-    first, second, same = ((row.get(name) or "").strip() for name in _COLUMNS)
+def _pair(row: dict[str, str], where: str, seen: set[frozenset[str]]) -> Pair:
+    first, second, same = (row[name].strip() for name in _COLUMNS)
     if same.lower() not in _SAME:
         raise InputError(f"{where}: same is 1 or 0, got {same!r}")
     if not first or not second or first == second:
@@ -104,7 +102,7 @@ def read_traffic(path: Path) -> dict[str, float]:
     """
     counts: dict[str, float] = {}
     for where, row in csv_rows(path, ("id", "count")):
-        item, text = (row.get("id") or "").strip(), (row.get("count") or "").strip()
+        item, text = row["id"].strip(), row["count"].strip()
         if not item:
             raise InputError(
                 f"{where}: id is empty: expected an item's id with the count {text!r}, got "
@@ -128,20 +126,18 @@ def read_traffic_log(path: Path) -> dict[str, float]:
         InputError: no such file, a count that is no number of at least 0, or no id.
     """
     counts: dict[str, float] = defaultdict(float)
-    is_table = False
     try:
-        with open_table(path) as file:
-            lines = text_lines(file, path)
-            header = next(lines, "")
-            is_table = "id" in next(csv.reader([header]), [])
-            for line in () if is_table else chain([header], lines):
-                if line.strip():
-                    counts[line.rstrip("\r\n")] += 1.0
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        is_table = header_of(path, ("id",))
+        if not is_table:
+            with open_table(path) as file:
+                for line in text_lines(file, path):
+                    if line.strip():
+                        counts[line.rstrip("\r\n")] += 1.0
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
-    for where, row in csv_rows(path, ("id",)) if is_table else ():
+    for where, row in csv_rows(path, ("id",), ("count",)) if is_table else ():
         text = row.get("count")
-        counts[row["id"] or ""] += 1.0 if text is None else _count(text, where)
+        counts[row["id"]] += 1.0 if text is None else _count(text, where)
     counts.pop("", None)
     if not counts:
         raise InputError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import csv
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,9 +12,10 @@ from typing import cast, get_args
 import numpy as np
 
 from compatctl.core.arrays import Pixels
+from compatctl.data._columns import known_names, warn_of_hidden_words
 from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule
 from compatctl.data._roots import AllowedRoots
-from compatctl.data._tables import CellBudget, open_table, raw_lines, text_lines
+from compatctl.data._tables import CellBudget, csv_rows, open_table, raw_lines
 from compatctl.errors import InputError
 from compatctl.files import parse_json
 from compatctl.files.npz import read_npz
@@ -28,7 +28,10 @@ IMAGE_SUFFIXES = frozenset((
 
 _REQUIRED = ("id", "path", "label")
 _WITHOUT_LABEL = ("id", "path")
-_RESERVED = frozenset((*_REQUIRED, "split", "role"))
+_OPTIONAL = ("split", "role")
+_RESERVED = frozenset((*_REQUIRED, *_OPTIONAL))
+_TABLE_TIP = "a table has the columns id, path and label, and optionally split and role"
+_TABLE_TIP_WITHOUT_LABEL = "a table of images without labels has the columns id and path"
 _EXPECTED = {
     "id": (
         "an id that no other item has",
@@ -237,7 +240,9 @@ def _collect(
 ) -> Dataset:
     positions: dict[str, str] = {}
     items, sources = [], []
+    named: set[str] = set()
     for item, row in rows:
+        named.update(row.record.keys() & _RESERVED)
         if item.id in positions:
             raise InputError(f"{row.where}: the id {item.id!r} is already at {positions[item.id]}")
         positions[item.id] = row.where
@@ -245,6 +250,9 @@ def _collect(
         sources.append(row.image(path.parent, roots))
     if not items:
         raise InputError(f"{path}: there is no image in it", tip=f"data is {forms}")
+    warn_of_hidden_words(
+        [item.slices for item in items], [name for name in _OPTIONAL if name not in named], path
+    )
     return Dataset(items=tuple(items), sources=tuple(sources))
 
 
@@ -280,60 +288,50 @@ def _files(top: Path, roots: AllowedRoots) -> Iterator[Path]:
 
 
 def _csv(path: Path, required: tuple[str, ...]) -> Iterator[_Row]:
-    cells_left = CellBudget(path)
-    with open_table(path) as file:
-        reader = csv.reader(text_lines(file, path), strict=True)
-        try:
-            names = next(reader, [])
-            _columns(names, path, required)
-            for cells in reader:
-                where = f"{path}, line {reader.line_num}"
-                if not cells:
-                    continue
-                if len(cells) != len(names):
-                    raise InputError(f"{where}: {len(cells)} cells under {len(names)} columns")
-                cells_left.take(len(cells))
-                yield _Row(where, dict(zip(names, cells, strict=True)))
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise InputError(f"{path}, line {reader.line_num + 1}: not CSV: {error}") from error
+    tip = _TABLE_TIP if "label" in required else _TABLE_TIP_WITHOUT_LABEL
+    checked = False
+    for where, record in csv_rows(path, required, _OPTIONAL, tip=tip):
+        if not checked and "" in record:
+            raise InputError(f"{path}: a column without a name", tip="name it, or leave it out")
+        checked = True
+        yield _Row(where, record)
 
 
 def _jsonl(path: Path, required: tuple[str, ...]) -> Iterator[_Row]:
     cells_left = CellBudget(path)
+    renamed_of: dict[tuple[str, ...], dict[str, str]] = {}
     with open_table(path) as file:
         for number, line in enumerate(raw_lines(file, path), 1):
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
-            record = parse_json(line.removeprefix(codecs.BOM_UTF8), where)
-            if not isinstance(record, dict):
+            parsed = parse_json(line.removeprefix(codecs.BOM_UTF8), where)
+            if not isinstance(parsed, dict):
                 raise InputError(f"{where}: not a JSON object")
+            record: dict[str, object] = parsed
+            names = tuple(record)
+            if names not in renamed_of:
+                renamed_of[names] = known_names(names, required, _OPTIONAL, path, "keys")
+            if renamed := renamed_of[names]:
+                record = {renamed.get(name, name): value for name, value in record.items()}
             missing = [name for name in required if name not in record]
             if missing:
-                raise InputError(f"{where}: there is no {', '.join(missing)}")
+                found = ", ".join(map(repr, names)) or "none"
+                raise InputError(f"{where}: there is no {', '.join(missing)}; its keys are {found}")
             cells_left.take(len(record))
             yield _Row(where, record)
-
-
-def _columns(names: list[str], path: Path, required: tuple[str, ...]) -> None:
-    missing = [name for name in required if name not in names]
-    if missing:
-        raise InputError(
-            f"{path}: there is no column {', '.join(missing)}",
-            tip="a table has the columns id, path and label, and optionally split and role"
-            if "label" in required
-            else "a table of images without labels has the columns id and path",
-        )
-    if len(set(names)) < len(names) or "" in names:
-        raise InputError(f"{path}: a column without a name, or two columns of one name")
 
 
 def _npz(path: Path, required: tuple[str, ...]) -> Iterator[_Row]:
     arrays = read_npz(path)
     needed = ("images", "ids", *(["labels"] if "label" in required else []))
+    renamed = known_names(tuple(arrays), needed, _OPTIONAL, path, "arrays")
+    arrays = {renamed.get(name, name): array for name, array in arrays.items()}
     missing = [name for name in needed if name not in arrays]
     if missing:
-        raise InputError(f"{path}: there is no array {', '.join(missing)}")
+        raise InputError(
+            f"{path}: there is no array {', '.join(missing)}; its arrays are {', '.join(arrays)}"
+        )
     images = arrays.pop("images")
     grey, colour = images.ndim == 3, images.ndim == 4 and images.shape[-1] == 3
     if images.dtype != np.uint8 or not (grey or colour) or 0 in images.shape[1:]:

@@ -6,12 +6,16 @@ import contextlib
 import csv
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import AnyStr, BinaryIO
 
+from compatctl.data._columns import folded, known_names, refuse_missing
 from compatctl.errors import InputError
 from compatctl.files.npz import open_regular
+from compatctl.notices import notice
 
 MAX_TABLE_BYTES = 4 << 30
 """Size of the largest CSV, JSONL or qrels file."""
@@ -21,6 +25,11 @@ MAX_LINE_BYTES = 1 << 20
 
 MAX_CELLS = 100_000_000
 """Most cells of a table, which is held in memory: some 100 bytes a cell."""
+
+SEPARATORS = (",", ";", "\t", "|")
+"""What may separate cells; a comma, if the header fits it."""
+
+_SAYS_SEPARATOR = re.compile(r"sep=(.)\s*")
 
 
 @contextlib.contextmanager
@@ -86,22 +95,86 @@ class CellBudget:
             )
 
 
-def csv_rows(path: Path, needed: Iterable[str]) -> Iterator[tuple[str, dict[str, str | None]]]:
-    """(position for messages, column -> cell) of every row of a CSV; None if a line is too short.
+def csv_rows(
+    path: Path, needed: Sequence[str], optional: Sequence[str] = (), *, tip: str = ""
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """(position for messages, column -> cell) of every row of a CSV that is not empty.
+
+    Cells are separated by commas; or by semicolons, tabs or bars, if only so the header has the
+    columns ``needed``, or by what a first line ``sep=;`` says. Columns with a similar name are
+    read as the ``needed`` or ``optional`` ones. Of either there is a notice.
 
     Raises:
-        InputError: no such file, no CSV, a missing column of ``needed``, or over the limits.
+        InputError: no such file, or no CSV; a missing column of ``needed``; two columns of one of
+            these names; a row with more or fewer cells than the header; or over the limits.
     """
     cells_left = CellBudget(path)
+    number = 0
     try:
         with open_table(path) as file:
-            reader = csv.DictReader(text_lines(file, path), strict=True)
-            names = reader.fieldnames or ()
-            missing = [name for name in needed if name not in names]
-            if missing:
-                raise InputError(f"{path}: there is no column {', '.join(missing)}")
-            for row in reader:
-                cells_left.take(len(row))
-                yield f"{path}, line {reader.line_num}", row
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as CSV: {error}") from error
+            lines = text_lines(file, path)
+            separator, header, before = _header(lines, path, needed)
+            reader = csv.reader(chain([header], lines), strict=True, delimiter=separator)
+            names = next(reader, [])
+            renamed = known_names(names, needed, optional, path)
+            names = [renamed.get(name, name) for name in names]
+            refuse_missing(names, needed, path, tip)
+            if any(names.count(name) > 1 for name in (*needed, *optional)):
+                raise InputError(f"{path}: two columns of one name: {', '.join(names)}")
+            number = before + 1
+            for cells in reader:
+                number = before + reader.line_num
+                if len(cells) != len(names):
+                    if not cells:
+                        continue
+                    raise _uneven(f"{path}, line {number}", cells, names, separator)
+                cells_left.take(len(cells))
+                yield f"{path}, line {number}", dict(zip(names, cells, strict=True))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        message = f"{path}, line {number + 1}: not CSV: {error}"
+        raise InputError(message, tip="save it as CSV in UTF-8") from error
+
+
+def header_of(path: Path, needed: Sequence[str]) -> bool:
+    """Whether the first line is a header with the columns ``needed``, by name or a similar one.
+
+    Raises:
+        OSError: no such file, or it is unreadable.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    with open_table(path) as file:
+        first = next(text_lines(file, path), "")
+        if _SAYS_SEPARATOR.fullmatch(first):
+            return True
+        return any(_has(first, separator, needed) for separator in SEPARATORS)
+
+
+def _header(lines: Iterator[str], path: Path, needed: Sequence[str]) -> tuple[str, str, int]:
+    """The separator of the table's cells, its header, and how many lines come before that."""
+    first = next(lines, "")
+    if said := _SAYS_SEPARATOR.fullmatch(first):
+        return said[1], next(lines, ""), 1
+    fitting = [separator for separator in SEPARATORS if _has(first, separator, needed)]
+    if not fitting or fitting[0] == ",":
+        return ",", first, 0
+    notice("separator", path, "separators of cells that are no comma", [repr(fitting[0])])
+    return fitting[0], first, 0
+
+
+def _has(header: str, separator: str, needed: Sequence[str]) -> bool:
+    """Whether the header has every column ``needed``, or one of a similar name."""
+    try:
+        cells = next(csv.reader([header], delimiter=separator, strict=True), [])
+    except csv.Error:
+        return False
+    return {folded(name) for name in needed} <= {folded(cell) for cell in cells}
+
+
+def _uneven(where: str, cells: list[str], names: list[str], separator: str) -> InputError:
+    return InputError(
+        f"{where}: {len(cells)} cells under {len(names)} columns, which are separated by "
+        f"{separator!r}: {separator.join(cells)[:80]!r}",
+        tip=f'write a cell with {separator!r} in it in quotes: "a{separator}b"',
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,9 @@ SHOW_AFTER_S = 2.0
 """A stage that lasts longer gets a progress bar."""
 
 
-def error(problem: CompatError, *, as_json: bool) -> None:
+def error(
+    problem: CompatError, *, as_json: bool, notices: Sequence[Mapping[str, Any]] = ()
+) -> None:
     """Print the message and its tip on stderr; with ``as_json`` also as JSON on stdout."""
     print(f"compatctl: {printable(problem.message)}", file=sys.stderr)
     if problem.tip:
@@ -38,7 +40,8 @@ def error(problem: CompatError, *, as_json: bool) -> None:
         }
         if problem.details:
             entry["details"] = json_safe(problem.details)
-        print(json.dumps({"error": entry}, indent=2, sort_keys=True))
+        answer = {"error": entry, **({"notices": notices} if notices else {})}
+        print(json.dumps(answer, indent=2, sort_keys=True))
 
 
 def warn(lines: Sequence[str]) -> None:
@@ -47,10 +50,15 @@ def warn(lines: Sequence[str]) -> None:
         print(f"compatctl: warning: {printable(line)}", file=sys.stderr)
 
 
-def result(value: T, table: Table[T], *, as_json: bool) -> None:
-    """Print a result on stdout: as JSON, or by its table."""
+def result(
+    value: T, table: Table[T], *, as_json: bool, notices: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Print a result on stdout: as JSON, with ``notices`` if there are any, or by its table."""
     if as_json:
-        print(json.dumps(json_safe(value), indent=2, sort_keys=True, allow_nan=False))
+        answer = json_safe(value)
+        if notices:
+            answer = {**answer, "notices": notices}
+        print(json.dumps(answer, indent=2, sort_keys=True, allow_nan=False))
         return
     table(make_console(), value)
 

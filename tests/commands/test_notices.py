@@ -1,0 +1,74 @@
+"""What is left out, merged, guessed or changed in data: on stderr, in JSON, and with --strict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from shop_kit import run, write_encoder
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sealed encoder."""
+    return write_encoder(tmp_path_factory.mktemp("model") / "old.onnx", noise=0.1)
+
+
+def draw(path: Path, seed: int) -> None:
+    """A file of random pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def items(folder: Path, head: str = "id,path,label,role") -> Path:
+    """A table of four items, two of them queries."""
+    lines = [head]
+    for row in range(4):
+        draw(folder / f"{row}.png", row)
+        lines.append(f"{row},{row}.png,c{row % 2},{'query' if row < 2 else 'gallery'}")
+    path = folder / "items.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_a_notice_is_on_stderr_and_in_json(old: Path, tmp_path: Path) -> None:
+    """The items are as without it, and the count and names are there for people and programs."""
+    data = items(tmp_path, "id,path,label,Role")
+    made = run("init", "--model", old, "--data", data, "--store", tmp_path / "s", "--json")
+    assert (made.code, made.json["rows"]) == (0, 2)
+    (entry,) = made.json["notices"]
+    assert (entry["kind"], entry["count"]) == ("similar-column", 1)
+    assert entry["names"] == ["'Role' as role"]
+    assert f"compatctl: warning: {entry['message']}" in made.stderr
+
+
+def test_good_data_have_no_notices(old: Path, tmp_path: Path) -> None:
+    """--strict then changes nothing."""
+    data, store = items(tmp_path), tmp_path / "s"
+    made = run("init", "--model", old, "--data", data, "--store", store, "--json", "--strict")
+    assert (made.code, made.stderr) == (0, "")
+    assert "notices" not in made.json
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_strict_refuses_before_anything_is_written(
+    old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: bool
+) -> None:
+    """As an option and in the environment; exit 5, and no store."""
+    data, store = items(tmp_path, "id,path,label,Role"), tmp_path / "s"
+    if not flag:
+        monkeypatch.setenv("COMPATCTL_STRICT", "1")
+    strict = ["--strict"] if flag else []
+    refused = run("init", "--model", old, "--data", data, "--store", store, "--json", *strict)
+    assert refused.code == 5
+    assert "'Role' as role" in refused.json["error"]["message"]
+    assert not store.exists()
+
+
+@pytest.mark.parametrize("command", ["init", "add", "finetune", "plan", "verify"])
+def test_commands_that_read_data_have_the_option(command: str) -> None:
+    """It is said in their help."""
+    assert "--strict" in run(command, "--help").stdout

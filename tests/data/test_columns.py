@@ -1,0 +1,167 @@
+"""Tables whose columns are nearly known, whose separators differ, or whose rows are uneven."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compatctl.data import csv_rows, load, load_features, read_pairs, read_traffic_log
+from compatctl.errors import InputError
+from compatctl.notices import DataWarning, Notices, collected
+
+HEAD = "id,path,label,role,split"
+ROWS = ("a,a.png,x,query,test", "b,b.png,x,gallery,test", "c,c.png,y,gallery,train")
+
+
+def written(tmp_path: Path, text: str, name: str = "items.csv") -> Path:
+    """A table; its images are never opened."""
+    path = tmp_path / name
+    path.write_bytes(text.encode())
+    return path
+
+
+def table(tmp_path: Path, head: str = HEAD, separator: str = ",", end: str = "\n") -> Path:
+    """The three items under this header."""
+    lines = [head, *ROWS]
+    return written(tmp_path, "".join(line.replace(",", separator) + end for line in lines))
+
+
+def kinds(notices: Notices) -> list[tuple[str, int]]:
+    """Kind and count of each notice."""
+    return [(entry["kind"], entry["count"]) for entry in notices.entries()]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "id,path,label,Role,Split",
+        "id,path,label,role ,\u00a0split",
+        "ID,Path,LABEL,ROLE,SPLIT",
+        "id,path,label,roles,splits",
+        "i_d,path,label,\u200brole,split",
+    ],
+)
+def test_a_similar_name_is_read_as_the_known_one_and_said(tmp_path: Path, head: str) -> None:
+    """Case, blanks, invisible characters and a plural change no item; each is named."""
+    expected = load(table(tmp_path)).items
+    with collected() as notices:
+        assert load(table(tmp_path, head)).items == expected
+    changed = [name for name in head.split(",") if name not in HEAD.split(",")]
+    (entry,) = notices.entries()
+    assert (entry["kind"], entry["count"]) == ("similar-column", len(changed))
+    assert all(repr(name) in entry["names"][at] for at, name in enumerate(changed))
+
+
+def test_good_tables_give_no_notice(tmp_path: Path) -> None:
+    """A byte order mark, CRLF and slices are read as they are written."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        path = table(tmp_path, "\ufeffid,path,label,role,split", end="\r\n")
+        assert [item.role for item in load(path).items] == ["query", "gallery", "gallery"]
+        load(written(tmp_path, "id,path,label,vendor,Year\na,a.png,x,one,1999\n"))
+
+
+def test_two_columns_that_could_be_one_are_refused(tmp_path: Path) -> None:
+    """Neither of Role and ROLE is chosen; an exact name is never replaced."""
+    with pytest.raises(InputError, match="'Role', 'ROLE' could each be 'role'"):
+        load(written(tmp_path, "id,path,label,Role,ROLE\na,a.png,x,query,query\n"))
+    with collected() as notices:
+        data = load(written(tmp_path, "id,path,label,Label\na,a.png,x,z\n"))
+    assert (data.labels, data.items[0].slices, kinds(notices)) == (("x",), {"Label": "z"}, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("rolle", "'rolle': role?"), ("kind", "'kind': role?")]
+)
+def test_a_role_under_another_name_stays_a_slice_and_is_said(
+    tmp_path: Path, name: str, shown: str
+) -> None:
+    """By a misspelt name, and by what the cells are."""
+    with collected() as notices:
+        data = load(table(tmp_path, f"id,path,label,{name},split"))
+    assert data.items[0].role is None
+    assert notices.entries()[0]["names"] == [shown]
+    assert {kind for kind, _ in kinds(notices)} == {"unknown-column"}
+
+
+def test_a_missing_column_lists_those_found(tmp_path: Path) -> None:
+    """The message names what the table has."""
+    with pytest.raises(InputError, match="no column path; its columns are 'id', 'file', 'label'"):
+        load(written(tmp_path, "id,file,label\na,a.png,x\n"))
+
+
+def test_keys_of_json_lines_and_arrays_follow_the_same_rule(tmp_path: Path) -> None:
+    """Each line of JSONL by itself, and the arrays of .npz files."""
+    lines = [
+        {"id": "a", "path": "a.png", "Label": "x", "Role": "query"},
+        {"id": "b", "path": "b.png", "label": "x", "role": "gallery"},
+    ]
+    with collected() as notices:
+        data = load(written(tmp_path, "\n".join(map(json.dumps, lines)), "items.jsonl"))
+    assert [item.role for item in data.items] == ["query", "gallery"]
+    assert kinds(notices) == [("similar-column", 2)]
+    arrays = {"IDs": ["a", "b"], "label": ["x", "x"], "Role": ["query", "gallery"]}
+    np.savez(tmp_path / "t.npz", features=np.eye(2, dtype=np.float32), **arrays)
+    with collected() as notices:
+        features = load_features(tmp_path / "t.npz")
+    assert (features.role, features.slices) == (("query", "gallery"), {})
+    assert kinds(notices) == [("similar-column", 3)]
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_other_separators_are_known_by_the_header(tmp_path: Path, separator: str) -> None:
+    """As spreadsheets of half of Europe write it, with a mark and CRLF; the notice names it."""
+    expected = load(table(tmp_path)).items
+    with collected() as notices:
+        head = "\ufeffid,path,label,role,split"
+        assert load(table(tmp_path, head, separator, "\r\n")).items == expected
+    assert kinds(notices) == [("separator", 1)]
+
+
+def test_a_separator_that_the_table_says_itself_is_no_guess(tmp_path: Path) -> None:
+    """The first line ``sep=;`` of Excel; the lines keep their numbers."""
+    text = "sep=;\r\nid;path;label\r\na;a.png;x, y\r\nb;b.png\r\n"
+    with collected() as notices, pytest.raises(InputError, match="line 4: 2 cells under 3"):
+        load(written(tmp_path, text))
+    assert kinds(notices) == []
+
+
+def test_a_comma_is_the_separator_where_the_header_fits_it(tmp_path: Path) -> None:
+    """A header that has semicolons in further names is still one of commas."""
+    data = load(written(tmp_path, "id,path,label,a;b\na,a.png,x,1;2\n"))
+    assert data.items[0].slices == {"a;b": "1;2"}
+
+
+@pytest.mark.parametrize("cells", ["1,a,Vase, blue", "1,a"])
+def test_a_row_with_more_or_fewer_cells_is_refused(tmp_path: Path, cells: str) -> None:
+    """Nothing is cut off or taken as empty; the message names table, line and cells."""
+    path = written(tmp_path, f"key,id,label\n0,z,Cup\n{cells}\n")
+    with pytest.raises(InputError, match=r"items\.csv, line 3: . cells under 3 columns") as refused:
+        list(csv_rows(path, ("key", "id", "label")))
+    assert cells in refused.value.message
+    assert "quotes" in refused.value.tip
+
+
+def test_pairs_and_logs_follow_the_same_rule(tmp_path: Path) -> None:
+    """The header of every table is read by one reader."""
+    with collected() as notices:
+        assert read_pairs(written(tmp_path, "ID_A;id_b;Same\na;b;1\n"))[0].same
+        assert read_traffic_log(written(tmp_path, "Id;Count\na;2\n", "log.csv")) == {"a": 2.0}
+    assert sorted(kinds(notices)) == [
+        ("separator", 1),
+        ("separator", 1),
+        ("similar-column", 2),
+        ("similar-column", 2),
+    ]
+    with pytest.raises(InputError, match=r"log\.csv, line 2: 3 cells under 2 columns"):
+        read_traffic_log(written(tmp_path, "id,count\na,2,3\n", "log.csv"))
+
+
+def test_without_a_command_line_a_notice_is_a_warning_of_python(tmp_path: Path) -> None:
+    """A program sees it, and can turn it into an error."""
+    with pytest.warns(DataWarning, match="'Role' as role"):
+        load(table(tmp_path, "id,path,label,Role,split"))
