@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 
 from compatctl.core.arrays import Rows, as_rows
-from compatctl.data import Dataset
+from compatctl.data import Dataset, warn_of_near_known
 from compatctl.deployment.bulk_embedding import BulkEmbedding, release_memory
 from compatctl.deployment.changed_items import Changes
 from compatctl.deployment.data import load_data
@@ -71,7 +71,7 @@ def add(
     """
     store = open_store(project)
     manifest = store.manifest
-    work = _AddWork.of(store, load_data(project), progress)
+    work = _AddWork.of(store, load_data(project), project.data, progress)
     if not changed:
         work.changes.refuse()
     encoder = load_query_model(store, manifest)
@@ -113,13 +113,14 @@ class _AddWork:
     next_key: int
 
     @classmethod
-    def of(cls, store: Store, data: Dataset, progress: Progress) -> Self:
-        """Find the new and the changed items of the data."""
+    def of(cls, store: Store, data: Dataset, source: object, progress: Progress) -> Self:
+        """Find the new and the changed items of the data, which is read from ``source``."""
         catalog = store.catalog()
         rows = gallery_rows(data)
         held, catalog_rows = indexed_rows(data, catalog, rows)
         new = rows[~np.isin(rows, held)]
         changes = Changes.of(data, held, catalog_rows, catalog, progress)
+        _warn_of_near_known(data.take(new), catalog, source)
         return cls(
             items=data.take([*new, *changes.images]),
             n_new=len(new),
@@ -145,6 +146,13 @@ class _AddWork:
             labels=tuple(self.changes.data.labels[row] for row in relabelled),
             first_key=self.next_key,
         )
+
+
+def _warn_of_near_known(new: Dataset, catalog: Catalog, source: object) -> None:
+    """Warn of new items whose id or class is near-equal to a known one."""
+    known = set(catalog.labels)
+    warn_of_near_known(source, "ids", new.ids, catalog.ids if len(new) else ())
+    warn_of_near_known(source, "labels", sorted(set(new.labels) - known), sorted(known))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

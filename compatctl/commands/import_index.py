@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.data import csv_rows
+from compatctl.data import csv_rows, warn_of_near_equal, warn_of_near_known
 from compatctl.deployment.artifacts import ModelArtifacts, find_artifacts
 from compatctl.deployment.changed_items import image_digests
 from compatctl.deployment.creation import (
@@ -266,7 +266,10 @@ def _catalog(
                 f"{f'the key {missing[0]} has no line' if missing else 'it names too many'}"
             )
     ids = tuple(names[int(key)][0] for key in keys)
-    return first_catalog(ids, tuple(names[int(key)][1] for key in keys), keys, model)
+    labels = tuple(names[int(key)][1] for key in keys)
+    if items is not None:
+        warn_of_near_equal(items, ids, labels)
+    return first_catalog(ids, labels, keys, model)
 
 
 def _read_items(path: Path) -> dict[int, tuple[str, str]]:
@@ -297,6 +300,8 @@ def _compared(
     data = load_data(project)
     check_steady(encoder, data)
     rows, catalog_rows = indexed_rows(data, catalog)
+    missing = set(data.ids).difference(catalog.ids)
+    warn_of_near_known(project.data, "ids", sorted(missing), catalog.ids)
     if not len(rows):
         raise InputError(
             f"no item of {project.data} is in the index by its id",

@@ -10,6 +10,7 @@ from compatctl.data._features import FeatureTable, load_features
 from compatctl.data._judgments import Pair, read_pairs, read_qrels, read_traffic, read_traffic_log
 from compatctl.data._load import from_files, load, load_unlabelled
 from compatctl.data._memory import memory_bytes, read_memory, sample_per_class
+from compatctl.data._near import warn_of_near_equal, warn_of_near_known
 from compatctl.data._packed import pack, unpack
 from compatctl.data._pixels import MAX_PIXELS, Fit, Preprocessing, Resize, decode, look_of, prepare
 from compatctl.data._tables import csv_rows
@@ -44,4 +45,6 @@ __all__ = [
     "read_traffic_log",
     "sample_per_class",
     "unpack",
+    "warn_of_near_equal",
+    "warn_of_near_known",
 ]

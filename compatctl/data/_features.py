@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from compatctl.core.arrays import Bools, Floats, Vectors
 from compatctl.core.similarity import SIMILARITIES
 from compatctl.data._columns import known_names
+from compatctl.data._near import warn_of_near_equal
 from compatctl.errors import InputError
 from compatctl.files.npz import read_npz
 
@@ -77,6 +78,7 @@ def load_features(path: Path, similarity: str | None = None) -> FeatureTable:
     ids = columns.pop("ids")
     if len(set(ids)) < len(ids):
         raise InputError(f"{path}: {len(ids) - len(set(ids))} ids are there twice")
+    warn_of_near_equal(path, ids, columns["labels"])
     role = columns.pop("role", None)
     unknown = set(role or ()) - {"query", "gallery"}
     if unknown:

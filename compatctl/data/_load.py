@@ -14,6 +14,7 @@ import numpy as np
 from compatctl.core.arrays import Pixels
 from compatctl.data._columns import known_names, warn_of_hidden_words
 from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule
+from compatctl.data._near import warn_of_near_equal
 from compatctl.data._roots import AllowedRoots
 from compatctl.data._tables import CellBudget, csv_rows, open_table, raw_lines
 from compatctl.errors import InputError
@@ -250,6 +251,7 @@ def _collect(
         sources.append(row.image(path.parent, roots))
     if not items:
         raise InputError(f"{path}: there is no image in it", tip=f"data is {forms}")
+    warn_of_near_equal(path, tuple(positions), {item.label for item in items})
     warn_of_hidden_words(
         [item.slices for item in items], [name for name in _OPTIONAL if name not in named], path
     )

@@ -72,3 +72,25 @@ def test_strict_refuses_before_anything_is_written(
 def test_commands_that_read_data_have_the_option(command: str) -> None:
     """It is said in their help."""
     assert "--strict" in run(command, "--help").stdout
+
+
+def test_new_items_that_are_near_to_stored_ones_are_said(old: Path, tmp_path: Path) -> None:
+    """A table in which a spreadsheet dropped the zeros of ids and put blanks behind classes."""
+    for name, width, blank in (("first", 3, ""), ("second", 1, " ")):
+        lines = ["id,path,label"]
+        for row in range(4):
+            draw(tmp_path / f"{row}.png", row)
+            lines.append(f"{row + 1:0{width}d},{row}.png,c{row % 2}{blank}")
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines))
+    store = tmp_path / "s"
+    made = run("init", "--model", old, "--data", tmp_path / "first.csv", "--store", store)
+    assert made.code == 0, made.stderr
+    options = ("--data", tmp_path / "second.csv", "--store", store, "--json")
+    assert run("add", *options, "--strict").code == 5
+    added = run("add", *options)
+    assert [(entry["kind"], entry["count"]) for entry in added.json["notices"]] == [
+        ("near-equal-ids", 4),
+        ("near-equal-labels", 2),
+    ]
+    assert "'1' and '001'" in added.stderr
+    assert added.json["added"] == 4

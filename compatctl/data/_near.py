@@ -1,0 +1,106 @@
+"""Ids and labels that people take for one, and that are compared as two.
+
+Texts are compared as they are written, byte by byte. This module only finds those that differ in
+nothing but their Unicode form, case, blanks, invisible characters or leading zeros: a Mac writes é
+as two characters, a spreadsheet turns 007 into 7, and 7 into 7.0.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from compatctl.notices import notice
+
+_CHUNK = 65_536
+_END = "\0"
+"""What separates texts that are brought into one form together."""
+
+_INVISIBLE = re.compile("[\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f\ufeff]")
+_BLANK = re.compile(r"\s")
+_BEFORE_NO_DIGIT = re.compile(r"\s+(?!\d)")
+_AFTER_NO_DIGIT = re.compile(r"(?<!\d)\s+")
+_LEADING_ZEROS = re.compile(r"0(?<![^\W_]0)(?<![.,]0)0*(?=\d+(?![^\W_]))")
+"""Of a run of digits with neither letter nor decimal point before it, and no letter after."""
+_FLOAT = re.compile(rf"(?<={_END})(\d+)\.0+(?={_END})")
+"""A whole number with a decimal point, as pandas writes a column that has gaps."""
+
+WHAT = "that differ only in Unicode form, case, blanks or leading zeros"
+
+
+def forms(texts: Sequence[str]) -> Iterator[str]:
+    """The form of each text: equal for texts that people take for one."""
+    for start in range(0, len(texts), _CHUNK):
+        chunk = texts[start : start + _CHUNK]
+        formed = _form(_END + (2 * _END).join(chunk) + _END)[1:-1].split(2 * _END)
+        whole = len(formed) == len(chunk)
+        yield from formed if whole else [_form(_END + text + _END)[1:-1] for text in chunk]
+
+
+def _form(text: str) -> str:
+    """The form of texts between ``_END``."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text).casefold()
+        text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
+    text = text.casefold()
+    if _BLANK.search(text):
+        text = _AFTER_NO_DIGIT.sub("", _BEFORE_NO_DIGIT.sub("", text))
+        text = _BLANK.sub(" ", text)
+    if ".0" in text:
+        text = _FLOAT.sub(r"\1", text)
+    return _LEADING_ZEROS.sub("", text) if "0" in text else text
+
+
+def near_equal(texts: Iterable[str]) -> list[tuple[str, ...]]:
+    """Groups of different ``texts`` with one form, in the order of the texts. 8 bytes a text."""
+    distinct = texts if isinstance(texts, tuple) else tuple(sorted(texts))
+    hashes = np.fromiter(map(hash, forms(distinct)), np.int64, len(distinct))
+    ordered = np.sort(hashes)
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if not len(repeated):
+        return []
+    suspects = [distinct[row] for row in np.flatnonzero(np.isin(hashes, repeated))]
+    groups: dict[str, dict[str, None]] = defaultdict(dict)
+    for text, form in zip(suspects, forms(suspects), strict=True):
+        groups[form][text] = None
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def near_pairs(new: Sequence[str], known: Sequence[str]) -> list[tuple[str, str]]:
+    """(new, known) texts that differ and have one form; at most one pair for each new text."""
+    form_of = dict(zip(forms(new), new, strict=True))
+    return [
+        (form_of.pop(form), text)
+        for text, form in zip(known, forms(known), strict=True)
+        if form in form_of and form_of[form] != text
+    ]
+
+
+def warn_of_near_equal(source: object, ids: Sequence[str], labels: Iterable[str]) -> None:
+    """Warn of ids, and of labels, that are near-equal among themselves. They stay as they are."""
+    for kind, texts in (("ids", tuple(ids)), ("labels", set(labels))):
+        if groups := near_equal(texts):
+            _warn(kind, source, f"{kind} {WHAT}", groups)
+
+
+def warn_of_near_known(source: object, kind: str, new: Sequence[str], known: Sequence[str]) -> None:
+    """Warn of ``new`` ids or labels (``kind``) that are near-equal to known ones."""
+    if pairs := near_pairs(new, known):
+        _warn(kind, source, f"new {kind} {WHAT} from those of the store", pairs)
+
+
+def _warn(kind: str, source: object, what: str, groups: Sequence[Sequence[str]]) -> None:
+    names = [" and ".join(map(_shown(group), group)) for group in groups]
+    result = f"they count as different {kind}; write them one way, if they are one"
+    notice(f"near-equal-{kind}", source, what, names, result)
+
+
+def _shown(group: Sequence[str]) -> Callable[[str], str]:
+    """How to show texts so that one sees how they differ."""
+    looks = {_INVISIBLE.sub("", unicodedata.normalize("NFC", text)) for text in group}
+    blanks = any(_BLANK.search(text.replace(" ", "")) for text in group)
+    return ascii if blanks or len(looks) < len(group) else repr
