@@ -121,6 +121,8 @@ class Backfilled(RewriteOutcome):
         """What to do about a refusal; empty where there was none."""
         if not self.exit_code:
             return ""
+        if self.outcome == "fail" and self.measured and self.measured.rescored:
+            return "another --share, or keep re-scoring the gallery as it is"
         if self.outcome == "fail":
             return (
                 "another --share (half can lose where all gains: compatctl backfill --forecast "

@@ -13,7 +13,7 @@ from typing import Self
 
 import numpy as np
 
-from compatctl.core.arrays import Rows, Vectors
+from compatctl.core.arrays import Bools, Rows, Vectors
 from compatctl.core.nearest import Neighbours
 from compatctl.core.rescoring import rescore, within_budget
 from compatctl.core.retrieval import Retrieval
@@ -38,12 +38,14 @@ class ServedToday:
     """Ranks the first answers of queries again, as the store does.
 
     ``settings.passes`` are the images that a query may embed; each query is the first one to do so.
+    ``filled`` (N,): rows that are re-scored as if the side file had them; None: no others.
     """
 
     settings: Rescoring
     catalog: Catalog
     side: SideFile | None
     free: FreeVectors
+    filled: Bools | None = None
 
     @classmethod
     def of(
@@ -82,6 +84,8 @@ class ServedToday:
         cosines = kept.cosines(queries, found)
         missing = np.isnan(cosines) & (found >= 0) & (self.free.data_rows[found] >= 0)
         passed = within_budget(missing, self.settings.passes)
+        if self.filled is not None:
+            passed |= missing & self.filled[found]
         self.free.need(found[passed])
         cosines = np.where(passed, self.free.known.cosines(queries, found), cosines)
         return rescore(first, cosines, merge_rule(self.settings)).of(first)

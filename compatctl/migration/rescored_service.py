@@ -2,8 +2,11 @@
 
 The first stage is that of the index with and without the backfilled rows. Its candidates are
 re-scored with the free vectors of the side file, the images that a query may embed and the store's
-merge rule. A backfilled row counts as passed: in a project that limits what may pass, queries then
-embed less, down to nothing.
+merge rule.
+
+A backfilled row counts as passed: in a project that limits what may pass it takes the room of a row
+that re-scoring could embed. What lasts there is compared, as in ``verify``: the side file filled up
+to the limit, by the hash of the id, and nothing embedded any more.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ from typing import Self
 
 import numpy as np
 
-from compatctl.core.arrays import Bytes, Rows, Vectors
+from compatctl.core.arrays import Bools, Bytes, Rows, Vectors, as_rows
+from compatctl.core.hash_order import hash_key
 from compatctl.core.nearest import Neighbours
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
@@ -22,6 +26,7 @@ from compatctl.deployment.rescoring import PassedRows
 from compatctl.evaluation.gallery import stored_data_rows
 from compatctl.evaluation.rescoring import FreeVectors
 from compatctl.evaluation.served_today import ServedToday
+from compatctl.manifest import Catalog
 from compatctl.progress import Progress
 from compatctl.recipe import Project
 from compatctl.store.side_file import SideFile
@@ -34,24 +39,27 @@ class RescoredTrial:
     Attributes:
         candidates: the first answers that were ranked again.
         kept: gallery rows with a free vector in the side file.
-        passes, passes_after: the images that a query could embed before and after the backfill.
+        passes: the images that a query could embed; 0 where the project limits what may pass.
+        room, room_after: rows that re-scoring may still embed without the backfill and with it,
+            which counted as embedded; None: no limit.
         first_stage: recall of the index as it is, without re-scoring, in [0, 1].
     """
 
     candidates: int
     kept: int
     passes: int
-    passes_after: int
+    room: int | None
+    room_after: int | None
     first_stage: float
 
     @property
     def less_room(self) -> str:
-        """What the limit of the project takes from queries; empty if nothing."""
-        if self.passes_after == self.passes:
+        """What the backfill takes from re-scoring; empty if nothing."""
+        if self.room == self.room_after:
             return ""
         return (
-            "the backfilled rows count for max_gallery_pass, so that re-scoring embeds less: a "
-            f"query could embed {self.passes} images, and then {self.passes_after}"
+            "the backfilled rows count for max_gallery_pass: re-scoring could embed "
+            f"{self.room} rows more, and then {self.room_after}"
         )
 
 
@@ -62,6 +70,7 @@ class RescoredService:
     queries: Vectors
     today: ServedToday
     later: ServedToday
+    rooms: tuple[int, int] | None = None
 
     @classmethod
     def of(
@@ -93,20 +102,21 @@ class RescoredService:
             catalog=catalog,
             progress=progress,
         )
-        passed, kept = PassedRows.of(gallery, gallery.encoder), kept_rows(side, catalog)
-        now = min(settings.passes, passed.room(project, kept))
-        kept[rows] = True
-        later = min(settings.passes, passed.room(project, kept))
-        if project.max_gallery_pass >= 1.0:
-            now = later = settings.passes
-        today = ServedToday(
-            settings=replace(settings, passes=now), catalog=catalog, side=side, free=free
-        )
+        today = ServedToday(settings=settings, catalog=catalog, side=side, free=free)
         written = catalog.reassigned(rows, manifest.query_model, digests)
+        if project.max_gallery_pass >= 1.0:
+            return cls(queries=queries, today=today, later=replace(today, catalog=written))
+        passed, kept = PassedRows.of(gallery, gallery.encoder), kept_rows(side, catalog)
+        new = np.zeros(len(catalog), bool)
+        new[rows] = True
+        rooms = passed.room(project, kept), passed.room(project, kept | new)
+        ended = replace(today, settings=replace(settings, passes=0))
+        gone = passed.unkept | kept
         return cls(
             queries=queries,
-            today=today,
-            later=replace(today, settings=replace(settings, passes=later), catalog=written),
+            today=replace(ended, filled=_first(catalog, ~gone, rooms[0])),
+            later=replace(ended, catalog=written, filled=_first(catalog, ~(gone | new), rooms[1])),
+            rooms=rooms,
         )
 
     def before(self, first: Neighbours) -> Neighbours:
@@ -128,6 +138,15 @@ class RescoredService:
             candidates=self.today.settings.candidates,
             kept=self.today.kept,
             passes=self.today.settings.passes,
-            passes_after=self.later.settings.passes,
+            room=self.rooms and self.rooms[0],
+            room_after=self.rooms and self.rooms[1],
             first_stage=first_stage,
         )
+
+
+def _first(catalog: Catalog, free: Bools, n: int) -> Bools:
+    """(N,) the first ``n`` of the rows that are ``free`` (N,), by the hash of their ids."""
+    rows = sorted(np.flatnonzero(free).tolist(), key=lambda row: hash_key(catalog.ids[row]))
+    chosen = np.zeros(len(catalog), bool)
+    chosen[as_rows(rows[:n])] = True
+    return chosen

@@ -170,9 +170,13 @@ def backfill_table(console: Console, result: Backfilled) -> None:
         console.print(f"rank bias towards rows of the query model: {trial.rank_bias:+.4f}\n")
         if (part := trial.rescored) is not None:
             console.print(
-                f"answers are re-scored as served: {part.kept} free vectors are kept, and a query "
-                f"embeds up to {part.passes_after}; the index alone has recall@{trial.recall_at} "
-                f"{part.first_stage:.4f} today"
+                f"answers are re-scored as served: {part.kept} free vectors are kept, "
+                + (
+                    f"and a query embeds up to {part.passes}; "
+                    if part.room is None
+                    else f"and {part.room_after} of the {part.room} more that may pass today; "
+                )
+                + f"the index alone has recall@{trial.recall_at} {part.first_stage:.4f} today"
             )
     for why, ids in (
         ("have no image in the data", result.missing),
