@@ -50,9 +50,11 @@ class QueryModelPass:
         Raises:
             DamagedError: the report, the side file or a manifest is missing or changed.
         """
-        rows = manifest.index.count
+        rows, stored = manifest.index.count, manifest.query_share.rows
+        if stored == rows:  # no history is needed
+            written = WrittenRows(now=rows, least=rows, most=rows)
         written = written or _written(store)[manifest.generation - 1]
-        stored, earlier = written.now, min(rows, written.most) - written.now
+        earlier = min(rows, written.most) - stored
         side = side_size(store.path, manifest.query_model)
         rescored = min(rows, side.records) if side else 0
         counted = {STORED: stored, EARLIER: earlier, RESCORED: rescored}
