@@ -50,7 +50,7 @@ class RescoringLimit:
             judged_share=float(judged) if isinstance(judged, int | float) else None,
             rows_allowed=project.allowed_rows(rows),
             rows_passed=known,
-            exact=passed.passed is not None and not passed.by.keys() - {RESCORED},
+            exact=passed.passed is not None and (passed.exact or not passed.by.keys() - {RESCORED}),
         )
 
     @property
