@@ -7,7 +7,7 @@ for classes that no model has seen; verify then judges the real candidate.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -98,10 +98,11 @@ def plan(
     split = planning_split(data, deployed.catalog.ids, limit, choosing=len(make_trials(recipe)) > 1)
     inputs, milliseconds = _inputs(split, deployed, (recipe, base), project, progress)
     facts = preflight(deployed, split, inputs.trained_against)
+    whole, part = _galleries(inputs, data, deployed, progress)
     free = routes.train_free_models(inputs, _folds(inputs), progress)
     results = routes.measure_routes(inputs, free, progress)
     embed = partial(_embed_free, inputs, free.own, data, deployed, limit, progress)
-    whole, part = _galleries(inputs, results, data, deployed, embed, progress)
+    whole = whole.with_lazy(results, embed)
     facts = replace(facts, lazy_images=whole.embedded)
     cost = RouteCost.measure(inputs, facts, data, deployed, milliseconds)
     policy = load_policy(project.policy)
@@ -146,24 +147,29 @@ def _budget_note(estimates: Sequence[RouteEstimate], chosen: Route, project: Pro
     return f"; its commands need max_gallery_pass: {needed:.4g} in {PROJECT_FILE}"
 
 
-def _galleries(  # noqa: PLR0917
-    inputs: RouteInputs,
-    results: Sequence[RouteResult],
-    data: Dataset,
-    deployed: DeployedGallery,
-    embed: Callable[[Rows], KnownVectors],
-    progress: Progress,
+def _galleries(
+    inputs: RouteInputs, data: Dataset, deployed: DeployedGallery, progress: Progress
 ) -> tuple[PlanningGallery, PlanningGallery]:
-    """Every row of the store, and the rows whose images the plan has; ``data`` are all items."""
+    """Every row of the store, and the rows whose images the plan has; ``data`` are all items.
+
+    Raises:
+        InputError: no query has an item of its class in the store.
+    """
     row_of = deployed.catalog.row_of
     at_hand = as_rows(row_of[item] for item in inputs.reference.gallery_ids)
     queries = as_rows(data.row_of[inputs.data.ids[int(row)]] for row in inputs.query_rows)
     today = TodayAnswers.of(deployed, data, queries, progress)
-    part = PlanningGallery.available(inputs, today and today.among(at_hand))
-    if inputs.whole is None:
-        return part, part
-    whole = PlanningGallery.whole(inputs, deployed.catalog, today)
-    return whole.with_lazy(results, at_hand, embed), part
+    whole = part = PlanningGallery.available(inputs, today and today.among(at_hand))
+    if inputs.whole is not None:
+        whole = PlanningGallery.whole(inputs, deployed.catalog, at_hand, today)
+    if not whole.truth.has_match().any():
+        raise InputError(
+            f"nothing to plan with: none of the {len(queries)} planning queries has an item of its "
+            "class in the gallery",
+            tip="name the classes of the gallery's items in the data, by their ids, or in the "
+            "--items of compatctl import",
+        )
+    return whole, part
 
 
 def _embed_free(  # noqa: PLR0917
@@ -200,9 +206,21 @@ def _warnings(
     return (
         *_sample_warning(facts, estimates),
         *_few_warning(facts, policy),
+        *_unknown_warning(facts, estimates),
         *_gone_warning(project),
         *_rescored_warning(estimates),
         *_unlabelled_warning(recipe),
+    )
+
+
+def _unknown_warning(facts: Preflight, estimates: Sequence[RouteEstimate]) -> tuple[str, ...]:
+    """A warning if the classes of gallery rows are unknown: nothing can be found in these."""
+    if not facts.unknown_rows:
+        return ()
+    return (
+        f"the class of {facts.unknown_rows} of {facts.gallery_rows} gallery rows is unknown: "
+        f"{estimates[0].queries} of {facts.planning_queries} queries have something to find. Name "
+        "the classes in the data, by the items' ids, or in the --items of compatctl import",
     )
 
 
@@ -245,7 +263,8 @@ def _sample_warning(facts: Preflight, estimates: Sequence[RouteEstimate]) -> tup
         f"{', '.join(names)} and backfill are tried on the {facts.gallery_images} of "
         f"{facts.gallery_rows} gallery rows whose images this plan has, and so is the share kept: "
         f"{part[0].queries} of {facts.planning_queries} queries have something to find there; the "
-        "other routes search all rows",
+        "other routes search all rows. Images of more gallery items in the data, or a larger "
+        "--limit, would tell more",
     )
 
 

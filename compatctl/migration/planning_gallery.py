@@ -27,15 +27,15 @@ from compatctl.report import RescoredToday
 class PlanningGallery:
     """The ground truth of the queries on stored vectors (G, D).
 
-    ``today``: how a store that re-scores answers old queries. ``partial``: the images of some of
-    the rows are not in the plan; ``lazy`` is re-scoring on all of them all the same, for which
-    ``embedded`` more images went through the new backbone.
+    ``today``: how a store that re-scores answers old queries. ``at_hand``: (n,) the rows whose
+    images the plan has, None: all; otherwise ``lazy`` is re-scoring on all of the rows all the
+    same, for which ``embedded`` more images went through the new backbone.
     """
 
     truth: GroundTruth
     stored: Vectors
     today: TodayAnswers | None = None
-    partial: bool = False
+    at_hand: Rows | None = None
     lazy: RescoredResult | None = None
     embedded: int = 0
 
@@ -46,8 +46,10 @@ class PlanningGallery:
         return cls(truth=inputs.truth, stored=stored, today=today)
 
     @classmethod
-    def whole(cls, inputs: RouteInputs, catalog: Catalog, today: TodayAnswers | None) -> Self:
-        """Every row of the store, some of whose images the plan has."""
+    def whole(
+        cls, inputs: RouteInputs, catalog: Catalog, at_hand: Rows, today: TodayAnswers | None
+    ) -> Self:
+        """Every row of the store, of which the plan has the images of some: ``at_hand``."""
         assert inputs.whole is not None
         queries = HeldOutQueries.from_features(
             inputs.data,
@@ -60,23 +62,21 @@ class PlanningGallery:
             truth=queries.ground_truth(catalog),
             stored=inputs.whole.gallery_features,
             today=today,
-            partial=True,
+            at_hand=at_hand,
         )
 
     def with_lazy(
-        self,
-        results: Sequence[RouteResult],
-        at_hand: Rows,
-        embed: Callable[[Rows], KnownVectors],
+        self, results: Sequence[RouteResult], embed: Callable[[Rows], KnownVectors]
     ) -> Self:
         """The same with re-scoring, if it is among the routes and some images are not in the plan.
 
-        ``at_hand`` (n,): the gallery rows whose images the plan has. ``embed`` gives the free
-        vectors of those of the rows (m,), each query's nearest first, that it can embed. The other
-        rows keep the score that is expected of them, as they do where they are served.
+        ``embed`` gives the free vectors of those of the rows (m,), each query's nearest first, that
+        it can embed. The other rows keep the score that is expected of them, as they do where they
+        are served.
         """
         result = next((entry for entry in results if isinstance(entry, RescoredResult)), None)
-        if not self.partial or result is None:
+        at_hand = self.at_hand
+        if at_hand is None or result is None:
             return self
         order = np.argsort(at_hand)
         known = KnownVectors(rows=at_hand[order], vectors=result.free_gallery[order])
@@ -90,7 +90,7 @@ class PlanningGallery:
     def tries(self, result: RouteResult) -> RouteResult | None:
         """The route on these rows; None if it needs the images of all of them."""
         if isinstance(result, RescoredResult):
-            return self.lazy if self.partial else result
+            return result if self.at_hand is None else self.lazy
         return result if result.rewritten == 0.0 else None
 
     def retrieval(self, result: RouteResult) -> Retrieval:

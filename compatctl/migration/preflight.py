@@ -61,6 +61,8 @@ class Preflight:
     training_classes_in_gallery: int
     planning_classes: int
     planning_queries: int
+    unknown_rows: int = 0
+    """Gallery rows whose class neither the store nor the data of the plan name"""
     lazy_images: int = 0
     """Further gallery items, outside the plan, that were embedded to try re-scoring"""
 
@@ -156,10 +158,13 @@ def preflight(deployed: DeployedGallery, split: PlanningSplit, reference: Refere
     from compatctl.train import born_on_simplex
 
     data, D, registry = split.data, deployed.manifest.index.dim, reference.registry
-    in_gallery = set(deployed.catalog.labels)
+    in_gallery = set(deployed.catalog.labels) - {""}
     training = {item.label for item in data.items if item.split == "train"}
-    names, codes = np.unique(np.array(reference.gallery_labels), return_inverse=True)
-    means = sums_by_position(reference.gallery_features, codes, len(names))[0][:MAX_MEANS]
+    labels, features = np.array(reference.gallery_labels), reference.gallery_features
+    if (unknown := labels == "").any():
+        labels, features = labels[~unknown], features[~unknown]
+    names, codes = np.unique(labels, return_inverse=True)
+    means = sums_by_position(features, codes, len(names))[0][:MAX_MEANS]
     mean, spread = cosine_spread(means) if len(means) > 1 else (float("nan"), float("nan"))
     return Preflight(
         gallery_rows=len(deployed.catalog),
@@ -175,6 +180,13 @@ def preflight(deployed: DeployedGallery, split: PlanningSplit, reference: Refere
         training_classes_in_gallery=len(training & in_gallery),
         planning_classes=len({data.labels[int(row)] for row in split.query_rows}),
         planning_queries=len(split.query_rows),
+        unknown_rows=len(
+            {
+                item
+                for item, label in zip(deployed.catalog.ids, deployed.catalog.labels, strict=True)
+                if not label
+            }.difference(data.ids)
+        ),
     )
 
 

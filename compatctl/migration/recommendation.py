@@ -113,7 +113,10 @@ def recommend(estimates: Sequence[RouteEstimate], *, classes: int) -> tuple[Rout
     ceiling = next(estimate for estimate in estimates if estimate.name == Route.REEMBED)
     keep = next(estimate for estimate in estimates if estimate.name == Route.KEEP)
     why = f"{NOTHING}; re-embedding all of it: {_gain(ceiling)}"
-    if ceiling.queries < keep.queries:
+    if not ceiling.queries:
+        why = f"{NOTHING}; re-embedding cannot be tried: no query finds something among the rows "
+        why += "whose images are at hand"
+    elif ceiling.queries < keep.queries:
         why += f", of the {ceiling.queries} queries that find something among the rows at hand"
     return Route.KEEP, why + _undecided(judged, _sacrifice(ceiling), classes)
 
@@ -140,7 +143,7 @@ def _undecided(judged: Sequence[RouteEstimate], kind: int, classes: int) -> str:
 
 def _classes_needed(estimate: RouteEstimate, classes: int) -> float:
     """At how many classes the interval of a gain like this one would lie above 0."""
-    if estimate.gain <= 0.0:
+    if not estimate.gain > 0.0:  # or it is NaN: there was nothing to measure it with
         return float("inf")
     half = max(estimate.gain - estimate.low, 1e-9)
     return math.ceil(classes * max(1.0, (half / estimate.gain) ** 2))

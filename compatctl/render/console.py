@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +24,7 @@ LOG_WIDTH = 120
 """Width in columns where stdout is a file or a pipe."""
 _SMALL = 0.00005
 """Smaller values would show as 0.0000."""
-_WORD = 13
+_WORD = 15
 """Characters of a word that a table does not break, unless the terminal is narrower than that"""
 _BETWEEN, _EDGES = 3, 2
 """Blanks between two columns of a table, and at its two edges"""
@@ -126,10 +127,10 @@ def _widths(spans: Sequence[_Span], width: int) -> list[int]:
 
 
 def cell(entry: object) -> str:
-    """One value as text: None is -, a bool yes or no, a float has four decimals."""
+    """One value as text: None and NaN are -, a bool yes or no, a float has four decimals."""
     from rich.markup import escape
 
-    if entry is None:
+    if entry is None or (isinstance(entry, float) and math.isnan(entry)):
         return "-"
     if isinstance(entry, bool):
         return "yes" if entry else "no"
@@ -142,7 +143,7 @@ def fields_table(console: Console, value: object) -> None:
     """Print one line for each field of a dataclass or dict: the default table."""
     for name, entry in json_safe(value).items():
         if isinstance(entry, list):
-            shown = ", ".join(map(cell, entry[:8])) + (" ..." if len(entry) > 8 else "")
+            shown = ", ".join(map(cell, entry[:8])) + (" ..." if len(entry) > 8 else "") or "none"
         else:
             shown = cell(entry)
         console.print(f"{cell(name).replace('_', ' '):<22} {shown}")

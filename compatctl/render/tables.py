@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from compatctl.files import json_safe
@@ -319,11 +320,16 @@ def fuse_table(console: Console, result: Fused) -> None:
 
 def _preflight(console: Console, facts: Preflight) -> None:
     on_simplex = "trained" if facts.born_on_simplex else "not known to be trained"
+    unknown = f" and {facts.unknown_rows} rows of unknown class" if facts.unknown_rows else ""
+    cosines = (
+        "too few classes to compare their means"
+        if math.isnan(facts.cosine_mean)
+        else f"cosines of class means {facts.cosine_mean:.3f} +- {facts.cosine_spread:.3f} (random "
+        f"directions: 0 +- {facts.random_spread:.3f})"
+    )
     console.print(
-        f"gallery: {facts.gallery_rows} rows of {facts.gallery_classes} classes, {facts.dim} "
-        f"values each, {on_simplex} on a simplex; cosines of class means "
-        f"{facts.cosine_mean:.3f} +- {facts.cosine_spread:.3f} (random directions: "
-        f"0 +- {facts.random_spread:.3f})"
+        f"gallery: {facts.gallery_rows} rows of {facts.gallery_classes} classes{unknown}, "
+        f"{facts.dim} values each, {on_simplex} on a simplex; {cosines}"
     )
     if facts.vertices is not None:
         vertices = facts.vertices
@@ -388,7 +394,7 @@ def _plan_routes(console: Console, routes: Sequence[RouteEstimate]) -> None:
             f"{route.gallery_passed:.0%}",
             route.name,
             route.recall,
-            f"{route.gain:+.4f} ({route.low:+.4f} to {route.high:+.4f})",
+            f"{route.gain:+.4f} ({route.low:+.4f} to {route.high:+.4f})" if route.queries else None,
             None if route.gain_retained is None else f"{route.gain_retained:.0%}",
             route.verdict,
         )
@@ -407,7 +413,7 @@ def _plan_routes(console: Console, routes: Sequence[RouteEstimate]) -> None:
         )
         for route in routes
     ]
-    columns = ("passed", "route", "neg. flips", "ms/query", "passes", "s once", "MB new")
+    columns = ("passed", "route", "neg. flips", "ms a query", "passes", "s once", "MB new")
     print_table(console, columns, costs, keys=2)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -311,6 +312,74 @@ def test_a_gallery_without_most_images_is_trained_against_whole(shop: Shop) -> N
     assert "queries have something to find there" in missing
     assert "the policy requires 200 of 20" in few
     assert "RuntimeWarning" not in result.stderr
+
+
+def _imported(shop: Shop, labelled: Callable[[str], bool]) -> tuple[object, ...]:
+    """Options that name an imported store, in which other items have no class, and data without
+    gallery items but one of a training class."""
+    catalog = Store.open(shop.path("store")).catalog()
+    items, table, root = shop.path("named.csv"), shop.path("part.csv"), shop.data().parent
+    with items.open("w", newline="", encoding="utf-8") as file:
+        rows = zip(catalog.keys.tolist(), catalog.ids, catalog.labels, strict=True)
+        lines = [(key, item, label if labelled(label) else "") for key, item, label in rows]
+        csv.writer(file).writerows([("key", "id", "label"), *lines])
+    index = shop.path(f"store/indexes/{shop.manifest()['index']['sha256']}.hnsw")
+    named = ("--items", items, "--store", shop.path("bare"))
+    imported = run("import", index, "--model", shop.path("old.onnx"), *named)
+    assert imported.code == 0, imported.stderr
+    with shop.data().open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        names, entries = list(reader.fieldnames or ()), list(reader)
+    gallery = [e for e in entries if (e["role"], e["split"]) == ("gallery", "train")][:1]
+    kept = [*gallery, *(e for e in entries if e["role"] != "gallery")]
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows({**entry, "path": str(root / entry["path"])} for entry in kept)
+    options = ("--recipe", _recipe(shop), "--no-forecast", "--data-root", root)
+    return (
+        "--base",
+        shop.path("new.ckpt"),
+        "--store",
+        shop.path("bare"),
+        "--data",
+        table,
+        *options,
+    )
+
+
+def test_rows_of_unknown_class_are_no_class(shop: Shop) -> None:
+    """They are counted apart and named with what to do; what no query can measure is no number in
+    the table, and no route to settle."""
+    validation = {item.label for item in load(shop.data()).items if item.split == "validation"}
+    words = _imported(shop, lambda label: label in validation)
+    result = shop.run("plan", *words)
+    assert result.code == 0, result.stderr
+    facts = result.json["preflight"]
+    assert facts["gallery_classes"] == len(validation)
+    assert 0 < facts["unknown_rows"] < facts["gallery_rows"]
+    rows = (
+        f"the class of {facts['unknown_rows']} of {facts['gallery_rows']} gallery rows is unknown"
+    )
+    assert any(
+        warning.startswith(rows) and "--items of compatctl import" in warning
+        for warning in result.json["warnings"]
+    )
+    routes = {route["name"]: route for route in result.json["routes"]}
+    assert (routes["re-embed"]["queries"], routes["re-embed"]["gain"]) == (0, None)
+    assert "re-embedding cannot be tried: no query finds" in result.json["reason"]
+    assert "Undecided" not in result.json["reason"] or "lift" not in result.json["reason"]
+    shown = run("plan", *shop.args, *words)
+    assert "nan" not in shown.stdout
+    assert f"and {facts['unknown_rows']} rows of unknown class" in shown.stdout
+
+
+def test_a_plan_without_anything_to_find_is_refused(shop: Shop) -> None:
+    """Where no row has a known class no route is trained; the tip says where classes are named."""
+    refused = shop.run("plan", *_imported(shop, lambda label: False))
+    assert refused.code == 5
+    assert "planning queries has an item of its class in the gallery" in refused.stderr
+    assert "by their ids, or in the --items of compatctl import" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -461,8 +461,8 @@ def test_lazy_searches_rows_without_an_image(
         return KnownVectors.none(own.gallery.shape[1]).with_rows(there, own.gallery[there])
 
     stored = lazy.searched[0][1]
-    whole = PlanningGallery(truth=inputs.truth, stored=stored, partial=True)
-    whole = whole.with_lazy([plan], at_hand, embed)
+    whole = PlanningGallery(truth=inputs.truth, stored=stored, at_hand=at_hand)
+    whole = whole.with_lazy([plan], embed)
     tried = whole.tries(plan)
     assert isinstance(tried, RescoredResult)
     known = {*at_hand.tolist()} | (can & {*asked})

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from shop_kit import Shop, run
 
-from compatctl.render.console import print_table
+from compatctl.render.console import fields_table, print_table
 
 HISTORY = ("passed", "generation", "operation", "at", "query model", "rows", "note")
 GENERATIONS = (
@@ -55,6 +55,15 @@ def test_a_table_that_is_split_repeats_its_keys(width: int) -> None:
         assert all(line.split(values[0])[1].split()[0] == values[1] for line in lines)
     assert shown.count("ba9876543210") == 1
     assert len(heads) == 1 or width < 120
+
+
+def test_what_was_not_measured_is_no_number() -> None:
+    """NaN is shown as None is, and an empty list as none."""
+    assert _shown(60, ("a", "b"), [(float("nan"), None)], keys=1).split()[-2:] == ["-", "-"]
+    console = Console(file=io.StringIO(), width=60)
+    fields_table(console, {"skipped": ()})
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().split() == ["skipped", "none"]
 
 
 def test_an_id_of_any_length_is_folded() -> None:
