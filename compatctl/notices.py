@@ -19,6 +19,8 @@ from compatctl.printable import listed
 MAX_NAMES = 1000
 """Most names of one notice in JSON."""
 
+_Key = tuple[str, str, str, str]
+
 STRICT_TIP = "mend the data, or leave --strict out: then it is a warning"
 
 
@@ -29,39 +31,66 @@ class DataWarning(UserWarning):
         kind: an identifier, such as ``similar-column``.
         source: the file or folder.
         what: what ``names`` are, in the plural.
-        names: what is left out, merged, guessed or changed.
+        names: what is left out, merged, guessed or changed; maybe only the first of ``count``.
         result: what follows, or what to do; may be empty.
     """
 
     def __init__(
-        self, kind: str, source: str, what: str, names: Sequence[str], result: str
+        self,
+        kind: str,
+        *,
+        source: str,
+        what: str,
+        names: Sequence[str],
+        result: str,
+        count: int,
     ) -> None:
-        super().__init__(_message(source, what, names, len(names), result))
+        super().__init__(_message(source, what, names, count, result))
+        self.count = count
         self.kind, self.source, self.what, self.result = kind, source, what, result
         self.names = tuple(names)
 
 
-def notice(kind: str, source: object, what: str, names: Sequence[str], result: str = "") -> None:
-    """Warn of ``names`` by a DataWarning. Python shows it where no command line collects it."""
-    warnings.warn(DataWarning(kind, str(source), what, names, result), stacklevel=2)
+def notice(
+    kind: str,
+    source: object,
+    what: str,
+    names: Sequence[str],
+    result: str = "",
+    *,
+    count: int | None = None,
+) -> None:
+    """Warn of ``names``, or of ``count`` of which these are the first, by a DataWarning.
+
+    Python shows it where no command line collects it.
+    """
+    number = len(names) if count is None else count
+    warning = DataWarning(
+        kind, source=str(source), what=what, names=names, result=result, count=number
+    )
+    warnings.warn(warning, stacklevel=2)
 
 
 @dataclass(eq=False)
 class Notices:
     """The notices of a command: those of one kind, source and result are one, each name once."""
 
-    _names: dict[tuple[str, str, str, str], dict[str, None]] = field(default_factory=dict)
+    _names: dict[_Key, dict[str, None]] = field(default_factory=dict)
+    _counts: dict[_Key, int] = field(default_factory=dict)
 
     def add(self, warning: DataWarning) -> None:
         """Count one."""
         key = (warning.kind, warning.source, warning.what, warning.result)
-        self._names.setdefault(key, {}).update(dict.fromkeys(warning.names))
+        names = self._names.setdefault(key, {})
+        names.update(dict.fromkeys(warning.names))
+        self._counts[key] = max(self._counts.get(key, 0), warning.count, len(names))
 
     def messages(self) -> list[str]:
         """A line for each."""
         return [
-            _message(source, what, [*names], len(names), result)
-            for (_, source, what, result), names in self._names.items()
+            _message(source, what, [*names], self._counts[key], result)
+            for key, names in self._names.items()
+            for _, source, what, result in [key]
         ]
 
     def entries(self) -> list[dict[str, Any]]:
@@ -72,10 +101,10 @@ class Notices:
                 "kind": kind,
                 "source": source,
                 "message": message,
-                "count": len(names),
+                "count": self._counts[kind, source, what, result],
                 "names": [*names][:MAX_NAMES],
             }
-            for ((kind, source, _, _), names), message in keys
+            for ((kind, source, what, result), names), message in keys
         ]
 
 

@@ -14,18 +14,13 @@ import numpy as np
 from compatctl.core.arrays import Pixels
 from compatctl.data._columns import known_names, warn_of_hidden_words
 from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule
+from compatctl.data._folders import class_records, image_files, warn_of_empty_folders
 from compatctl.data._near import warn_of_near_equal
 from compatctl.data._roots import AllowedRoots
 from compatctl.data._tables import CellBudget, csv_rows, open_table, raw_lines
 from compatctl.errors import InputError
 from compatctl.files import parse_json
 from compatctl.files.npz import read_npz
-
-IMAGE_SUFFIXES = frozenset((
-    ".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff",
-    ".webp",
-))  # fmt: skip
-"""Files with other suffixes in a folder are ignored."""
 
 _REQUIRED = ("id", "path", "label")
 _WITHOUT_LABEL = ("id", "path")
@@ -62,6 +57,7 @@ def load(path: Path, rule: SplitRule | None = None, *, data_root: Path | None = 
     """Load the data set at ``path``; no image file is opened. It has one of these forms:
 
     - a folder of class folders: the label is the sub-folder's name, the id the path in the folder;
+      or a folder of train, val, test, query or gallery, each of which has class folders;
     - a CSV or JSONL table with the columns id, path and label, and optionally split and role. Every
       other column is a slice. Paths are relative to the table's folder;
     - an .npz file with the arrays images (N, H, W, 3) or (N, H, W) uint8, ids and labels, and
@@ -260,33 +256,22 @@ def _collect(
 
 def _folder(path: Path, roots: AllowedRoots, *, labelled: bool) -> Iterator[_Row]:
     """The images of a folder; without labels the id begins with the folder's name."""
-    for file in sorted(_files(path, roots), key=lambda file: file.relative_to(path).as_posix()):
-        parts = file.relative_to(path).parts
-        if len(parts) == 1 and labelled:
-            raise InputError(
-                f"{file} lies in no class folder",
-                tip="put each image into a folder named after its class",
-            )
-        item_id = "/".join(parts if labelled else (path.resolve().name, *parts))
-        record = {"id": item_id, "label": parts[0] if len(parts) > 1 else ""}
-        yield _Row(str(file), record, file)
-
-
-def _files(top: Path, roots: AllowedRoots) -> Iterator[Path]:
-    """Every image file that is not hidden. Links to folders are followed, each folder once."""
-    waiting, seen = [top], {roots.real(top)}
-    while waiting:
-        for path in waiting.pop().iterdir():
-            if path.name.startswith("."):
-                continue
-            if path.is_dir():
-                real = roots.real(roots.check(path, str(top)))
-                if real in seen:
-                    raise InputError(f"{top}: {path} leads to a folder that is there already")
-                seen.add(real)
-                waiting.append(path)
-            elif path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-                yield roots.check(path, str(top))
+    files = image_files(path, roots)
+    paths = [file.relative_to(path).parts for file in files]
+    stray = next((file for file, parts in zip(files, paths, strict=True) if len(parts) == 1), None)
+    if labelled and stray is not None:
+        raise InputError(
+            f"{stray} lies in no class folder",
+            tip="put each image into a folder named after its class",
+        )
+    if labelled and files:
+        records = class_records(path, paths)
+        warn_of_empty_folders(path, {parts[0] for parts in paths})
+    else:
+        records = [{"label": parts[0] if len(parts) > 1 else ""} for parts in paths]
+    above = () if labelled else (path.resolve().name,)
+    for file, parts, record in zip(files, paths, records, strict=True):
+        yield _Row(str(file), {"id": "/".join((*above, *parts)), **record}, file)
 
 
 def _csv(path: Path, required: tuple[str, ...]) -> Iterator[_Row]:

@@ -10,6 +10,7 @@ from compatctl.files._digest_cache import has_digest, is_remembered, remember
 from compatctl.files._errors import os_errors
 from compatctl.files._json import canonical_json, json_safe, parse_json, read_json
 from compatctl.files._lock import Lock
+from compatctl.files._pointers import MAX_POINTER_BYTES, refuse_pointer
 from compatctl.files._write import (
     DIGEST_BYTES,
     FOLDER_MODE,
@@ -27,6 +28,7 @@ from compatctl.files._write import (
 __all__ = [
     "DIGEST_BYTES",
     "FOLDER_MODE",
+    "MAX_POINTER_BYTES",
     "TEMPORARY",
     "Blob",
     "Lock",
@@ -39,6 +41,7 @@ __all__ = [
     "os_errors",
     "parse_json",
     "read_json",
+    "refuse_pointer",
     "remember",
     "sha256_bytes",
     "sha256_file",

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from compatctl.errors import CompatError, InputError
 from compatctl.files._errors import os_errors
+from compatctl.files._pointers import refuse_pointer
 
 
 def canonical_json(value: object) -> bytes:
@@ -39,13 +40,14 @@ def read_json(path: Path, max_bytes: int, *, error: type[CompatError] = InputErr
     """Read a JSON file of at most ``max_bytes`` bytes, strictly.
 
     Raises:
-        InputError: the file is missing or must not be read.
+        InputError: the file is missing, must not be read, or is a pointer to the file.
         CompatError: of the class ``error``: too large, not UTF-8, not JSON, a key twice, a NaN.
     """
     with os_errors("reading", path), path.open("rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise error(f"{path}: larger than the {max_bytes} bytes that such a file may have")
+    refuse_pointer(path, data)
     return parse_json(data, path, error=error)
 
 

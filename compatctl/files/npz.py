@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from compatctl.errors import CompatError, InputError
+from compatctl.files._pointers import MAX_POINTER_BYTES, refuse_pointer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -133,11 +134,18 @@ def open_regular(path: Path) -> io.BufferedReader:
     Raises:
         OSError: it is missing, unreadable, or no regular file.
         ValueError: its name has a NUL.
+        InputError: it is a pointer of Git LFS or git-annex to the file.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, "not a regular file")
+        if status.st_size <= MAX_POINTER_BYTES:
+            refuse_pointer(path, os.pread(fd, MAX_POINTER_BYTES, 0))
+    except BaseException:
         os.close(fd)
-        raise IsADirectoryError(errno.EISDIR, "not a regular file")
+        raise
     return os.fdopen(fd, "rb")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from compatctl.errors import ConflictError, DamagedError, InputError, UsageError
-from compatctl.files import has_digest, sha256_file
+from compatctl.files import MAX_POINTER_BYTES, has_digest, refuse_pointer, sha256_file
 from compatctl.manifest import Catalog, Erasures, Manifest
 from compatctl.store._layout import (
     RESTORE_TIP,
@@ -101,6 +101,7 @@ class Store:
 
         Raises:
             DamagedError: it is missing, or holds other bytes.
+            InputError: it is a pointer of Git LFS or git-annex.
             ConflictError: gc deleted it, because this generation is no longer kept.
         """
         path = blob_path(self.path, kind, sha256)
@@ -113,6 +114,9 @@ class Store:
             if is_regular_file(path):
                 raise
         self.raise_if_collected()
+        if is_regular_file(path):
+            with path.open("rb") as file:
+                refuse_pointer(path, file.read(MAX_POINTER_BYTES))
         raise DamagedError(f"{path} is missing or was changed", tip=RESTORE_TIP)
 
     def raise_if_collected(self) -> None:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from compatctl.core.arrays import Keys, Rows, Vectors
 from compatctl.errors import DamagedError
-from compatctl.files import os_errors
+from compatctl.files import os_errors, refuse_pointer
 from compatctl.index.rows import KeyLookup
 
 MAX_ROWS = (1 << 32) - 1
@@ -79,12 +79,13 @@ def read_header(path: Path) -> HnswHeader:
     """Read and check the header of an hnswlib file.
 
     Raises:
-        InputError: the file is missing or must not be read.
+        InputError: the file is missing, must not be read, or is a pointer to the file.
         DamagedError: it contradicts itself or the file's size: the file is cut short, changed, or
             no hnswlib index.
     """
     with os_errors("reading", path), path.open("rb") as file:
         raw = file.read(_HEADER.size)
+        refuse_pointer(path, raw)
         size = path.stat().st_size
     if len(raw) < _HEADER.size:
         raise damaged_error(path, f"{size} bytes are less than a header")

@@ -1,0 +1,140 @@
+"""Folders of images: which files are read, and what their folders say."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from compatctl.data._roots import AllowedRoots
+from compatctl.errors import InputError
+from compatctl.notices import MAX_NAMES, notice
+
+IMAGE_SUFFIXES = frozenset((
+    ".apng", ".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm",
+    ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+))  # fmt: skip
+"""Files with other suffixes in a folder are passed over, with a notice."""
+
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+_ROLES = {**dict.fromkeys(("query", "queries"), "query"), "gallery": "gallery"}
+"""Folder's name without case -> split or role of the class folders in it."""
+
+Record = dict[str, object]
+Parts = tuple[str, ...]
+
+
+def image_files(top: Path, roots: AllowedRoots) -> list[Path]:
+    """Every image file that is not hidden, sorted. Links to folders are followed, each folder once.
+
+    Files that are passed over are counted and named by their ending.
+
+    Raises:
+        InputError: an image or folder lies outside the roots, or a folder is there twice.
+    """
+    images: list[Path] = []
+    passed = _Passed(top)
+    waiting, seen = [top], {roots.real(top)}
+    while waiting:
+        for path in waiting.pop().iterdir():
+            is_image = path.suffix.lower() in IMAGE_SUFFIXES
+            if path.name.startswith("."):
+                if is_image and path.is_file():
+                    passed.count("hidden images that are passed over", path)
+            elif is_image and path.is_file():
+                images.append(roots.check(path, str(top)))
+            elif path.is_dir():
+                real = roots.real(roots.check(path, str(top)))
+                if real in seen:
+                    raise InputError(f"{top}: {path} leads to a folder that is there already")
+                seen.add(real)
+                waiting.append(path)
+            elif is_image:
+                passed.count("images that are a broken link or no file", path)
+            else:
+                ending = path.suffix.lower() or "no ending"
+                passed.count(f"files that are passed over ({ending})", path)
+    passed.warn()
+    return sorted(images, key=lambda file: file.relative_to(top).as_posix())
+
+
+@dataclass
+class _Passed:
+    """Files that are not read: what they are -> how many, and the first of them."""
+
+    top: Path
+    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    names: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def count(self, what: str, path: Path) -> None:
+        self.counts[what] += 1
+        if len(self.names[what]) < MAX_NAMES:
+            self.names[what].append(path.relative_to(self.top).as_posix())
+
+    def warn(self) -> None:
+        for what in sorted(self.counts):
+            result = "convert images among them to JPEG or PNG" if "(" in what else ""
+            names = sorted(self.names[what])
+            notice("file-not-read", self.top, what, names, result, count=self.counts[what])
+
+
+def class_records(top: Path, paths: Sequence[Parts]) -> list[Record]:
+    """The label of each image, and maybe its split or role, by its path (n parts) in ``top``.
+
+    The label is the first folder. If all first folders are named like splits or roles (train, val,
+    query) and have class folders in them, the label is the second one, and a notice says so.
+    """
+    tops = sorted({parts[0] for parts in paths})
+    words = [name for name in tops if name.casefold() in _SPLITS or name.casefold() in _ROLES]
+    deep = all(len(parts) > 2 for parts in paths)
+    if words == tops and deep:
+        names = [f"{name!r} as {_meaning(name)}" for name in tops]
+        what = "folders read as splits or roles, with the classes below them"
+        notice("split-folders", top, what, names)
+        return [_nested(parts) for parts in paths]
+    if words == tops or len(words) > 1:
+        result = "if they are splits, put class folders into each, and only such folders beside it"
+        names = [*map(repr, words)]
+        notice("split-folders", top, "class folders named like a split or role", names, result)
+    elif deep:
+        _warn_of_folders_above(top, tops, paths)
+    return [{"label": parts[0]} for parts in paths]
+
+
+def _warn_of_folders_above(top: Path, tops: Sequence[str], paths: Sequence[Parts]) -> None:
+    """Warn if all images lie below folders whose names repeat, or below one folder."""
+    below: dict[str, set[str]] = defaultdict(set)
+    for parts in paths:
+        below[parts[1]].add(parts[0])
+    repeated = sum(len(folders) > 1 for folders in below.values())
+    if len(below) > 1 and (
+        len(tops) == 1 or (len(below) > len(tops) and 2 * repeated > len(below))
+    ):
+        result = f"the label is the first folder; {len(below)} names of folders lie deeper"
+        names = [*map(repr, tops)]
+        notice("nested-folders", top, "class folders with no image but in folders", names, result)
+
+
+def warn_of_empty_folders(top: Path, labels: Collection[str]) -> None:
+    """Warn of folders in ``top`` without an image in or below them."""
+    folders = [path.name for path in top.iterdir() if path.is_dir()]
+    empty = [name for name in folders if name not in labels and not name.startswith(".")]
+    if empty:
+        notice("empty-folder", top, "folders without an image", [*map(repr, sorted(empty))])
+
+
+def _meaning(name: str) -> str:
+    plain = name.casefold()
+    return _SPLITS.get(plain) or _ROLES[plain]
+
+
+def _nested(parts: Parts) -> Record:
+    plain = parts[0].casefold()
+    if plain in _SPLITS:
+        return {"label": parts[1], "split": _SPLITS[plain]}
+    return {"label": parts[1], "split": "test", "role": _ROLES[plain]}

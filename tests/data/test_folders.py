@@ -1,0 +1,150 @@
+"""Folders: what is read, what is passed over and said, and what the folders' names mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from compatctl.data import load, load_unlabelled
+from compatctl.encoder import Encoder
+from compatctl.errors import InputError
+from compatctl.files import read_json
+from compatctl.index import read_header
+from compatctl.notices import collected
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 12345\n"
+FILES = ["1.png", "t.csv", "t.jsonl", "t.npz", "m.onnx", "i.bin", "p.json"]
+
+
+def draw(top: Path, *names: str) -> Path:
+    """Images of these names in ``top``."""
+    for seed, name in enumerate(names):
+        path = top / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path, format="png")
+    return top
+
+
+def found(top: Path) -> tuple[list[tuple[str, str]], list[tuple[str, int, list[str]]]]:
+    """(id, label) of the items, and (kind, count, names) of the notices."""
+    with collected() as notices:
+        data = load(top)
+    said = [(entry["kind"], entry["count"], entry["names"]) for entry in notices.entries()]
+    return list(zip(data.ids, data.labels, strict=True)), said
+
+
+def test_files_that_are_not_read_are_counted_and_named_by_ending(tmp_path: Path) -> None:
+    """Formats that are not read, notes, broken links and hidden images; not hidden other files."""
+    top = draw(tmp_path / "d", "a/1.png", "b/2.JPG", "b/.3.png")
+    for name in ("a/IMG_1.HEIC", "b/IMG_2.heic", "b/notes", "a/.DS_Store"):
+        (top / name).write_bytes(b"\0\0\0\x18ftypheic")
+    (top / "a" / "gone.png").symlink_to(top / "a" / "nothing.png")
+    items, said = found(top)
+    assert items == [("a/1.png", "a"), ("b/2.JPG", "b")]
+    assert said == [
+        ("file-not-read", 2, ["a/IMG_1.HEIC", "b/IMG_2.heic"]),
+        ("file-not-read", 1, ["b/notes"]),
+        ("file-not-read", 1, ["b/.3.png"]),
+        ("file-not-read", 1, ["a/gone.png"]),
+    ]
+    with collected() as notices:
+        load_unlabelled(top)
+    assert len(notices.entries()) == 4
+    assert "(.heic): 2 (a/IMG_1.HEIC, b/IMG_2.heic)" in " ".join(notices.messages())
+
+
+def test_a_class_folder_without_an_image_is_said(tmp_path: Path) -> None:
+    """Its class is not in the data."""
+    top = draw(tmp_path / "d", "a/1.png", "b/2.png")
+    (top / "c" / "deep").mkdir(parents=True)
+    assert found(top)[1] == [("empty-folder", 1, ["'c'"])]
+
+
+def test_folders_named_like_splits_are_splits(tmp_path: Path) -> None:
+    """Labels are the folders below; an id keeps the whole path."""
+    top = draw(tmp_path / "d", "train/a/1.png", "Val/a/1.png", "test/b/x/1.png", "train/b/2.png")
+    with collected() as notices:
+        data = load(top)
+    assert [(item.id, item.label, item.split) for item in data.items] == [
+        ("Val/a/1.png", "a", "validation"),
+        ("test/b/x/1.png", "b", "test"),
+        ("train/a/1.png", "a", "train"),
+        ("train/b/2.png", "b", "train"),
+    ]
+    (entry,) = notices.entries()
+    assert entry["names"] == ["'Val' as validation", "'test' as test", "'train' as train"]
+
+
+def test_folders_named_like_roles_are_roles_of_test_items(tmp_path: Path) -> None:
+    """query and gallery, as in re-identification."""
+    top = draw(tmp_path / "d", "train/a/1.png", "query/b/1.png", "gallery/b/2.png")
+    with collected():
+        data = load(top)
+    assert [(item.label, item.split, item.role) for item in data.items] == [
+        ("b", "test", "gallery"),
+        ("b", "test", "query"),
+        ("a", "train", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train/1.png", "val/2.png"),
+        ("train/a/1.png", "val/a/2.png", "extra/a/3.png"),
+        ("train/a/1.png", "test/1.png"),
+    ],
+)
+def test_folders_that_may_be_splits_stay_classes_and_are_said(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    """Images without a class below, or a folder that is no split: nothing is guessed."""
+    items, said = found(draw(tmp_path / "d", *names))
+    assert [label for _, label in items] == [name.split("/")[0] for name in sorted(names)]
+    assert [kind for kind, _, _ in said] == ["split-folders"]
+
+
+@pytest.mark.parametrize(
+    ("names", "notices"),
+    [
+        (("images/a/1.png", "images/b/2.png"), 1),
+        (("2023/a/1.png", "2023/b/1.png", "2024/a/1.png", "2024/b/1.png", "2024/c/1.png"), 1),
+        (("cup/front/1.png", "cup/back/1.png", "jar/front/1.png", "jar/back/1.png"), 0),
+        (("cup/1.png", "cup/deep/2.png", "test/1.png"), 0),
+    ],
+)
+def test_a_folder_above_the_class_folders_is_said(
+    tmp_path: Path, names: tuple[str, ...], notices: int
+) -> None:
+    """One folder of folders, or few whose folders repeat; views of objects are no such thing."""
+    items, said = found(draw(tmp_path / "d", *names))
+    assert {label for _, label in items} == {name.split("/")[0] for name in names}
+    assert [kind for kind, _, _ in said] == ["nested-folders"] * notices
+
+
+@pytest.mark.parametrize(
+    ("pointer", "tip"), [(LFS, "git lfs pull"), (b"/annex/objects/SHA256E-s5\n", "git annex get")]
+)
+@pytest.mark.parametrize(
+    "name", ["1.png", "t.csv", "t.jsonl", "t.npz", "m.onnx", "i.bin", "p.json"]
+)
+def test_a_pointer_to_a_file_is_named_as_such(
+    tmp_path: Path, name: str, pointer: bytes, tip: str
+) -> None:
+    """Images, tables, models, indexes and JSON: the message says how to fetch the file."""
+    path = tmp_path / "d" / "a" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(pointer)
+    readers = {
+        "1.png": lambda: load(tmp_path / "d").read(0),
+        "m.onnx": lambda: Encoder.load(path),
+        "i.bin": lambda: read_header(path),
+        "p.json": lambda: read_json(path, 1000),
+    }
+    with pytest.raises(InputError, match=rf"{name}: it is a .* pointer") as refused:
+        readers.get(name, lambda: load(path))()
+    assert tip in refused.value.tip
