@@ -205,28 +205,39 @@ class Workshop:
         data, digest = self.data(case)
         if case.old == "hash":
             return hashed(data, case.dim)
-        model: Model = case.old
-        recipe = _old_recipe(case, model)
-        training = [i for i, item in enumerate(data.items) if item.split == "train"]
-        classes = known((data.labels[i] for i in training), case.share, case.seed)
-        part = data.take(i for i in training if data.labels[i] in classes)
-
-        def make(path: Path) -> None:
-            if recipe.train == "head":
-                base = imagenet(model)
-                features = self._features(case, recipe, base)
-                trained = self._train(recipe, part, base, features)
-            else:
-                trained = self._train(recipe, part)
-                weights = self.kept("old", [recipe.digest, digest, sorted(classes)], ".ckpt",
-                                     lambda file: _save(trained, file))  # fmt: skip
-                features = Features.extract(recipe, weights, data, range(len(data)))
-            np.save(path, features.embed(trained.network, data, range(len(data))))
-
-        loaded: np.ndarray = np.load(
-            self.kept("old", [recipe.digest, digest, sorted(classes)], ".npy", make)
-        )
+        key = [_old_recipe(case, case.old).digest, digest, sorted(self._known(case))]
+        path = self.kept("old", key, ".npy", lambda file: np.save(file, self.embed_old(case, data)))
+        loaded: np.ndarray = np.load(path)
         return loaded
+
+    def embed_old(self, case: Case, images: Dataset) -> np.ndarray:
+        """(n, D) unit features of images by the case's old model, which is trained again.
+
+        Raises:
+            InputError: see ``train.train``.
+        """
+        if case.old == "hash":
+            return hashed(images, case.dim)
+        data, digest = self.data(case)
+        recipe, classes = _old_recipe(case, case.old), self._known(case)
+        part = data.take(i for i, item in enumerate(data.items)
+                         if item.split == "train" and item.label in classes)  # fmt: skip
+        if recipe.train == "head":
+            weights = imagenet(case.old)
+            features = self._features(case, recipe, weights)
+            trained = self._train(recipe, part, weights, features)
+        else:
+            trained = self._train(recipe, part)
+            weights = self.kept("old", [recipe.digest, digest, sorted(classes)], ".ckpt",
+                                lambda file: _save(trained, file))  # fmt: skip
+        if recipe.train != "head" or images is not data:
+            features = Features.extract(recipe, weights, images, range(len(images)))
+        return features.embed(trained.network, images, range(len(images)))
+
+    def _known(self, case: Case) -> frozenset[str]:
+        """The training classes that the old model knew."""
+        items = self.data(case)[0].items
+        return known((item.label for item in items if item.split == "train"), case.share, case.seed)
 
     def _base(self, case: Case, model: Model) -> Path:
         """The weights of a backbone: ImageNet's, or trained on all of the training classes."""

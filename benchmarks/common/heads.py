@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compatctl.core.arrays import Bools, Rows, Vectors, as_rows
+from compatctl.data import Dataset
 from compatctl.migration.routes import RouteInputs
 from compatctl.recipe import Recipe
 from compatctl.train import losses
@@ -36,6 +37,10 @@ class Material:
 
     inputs: RouteInputs
     """``query_rows`` are validation queries alone"""
+    old_model: Callable[[Dataset], Vectors]
+    """(n, D) what the old model makes of n images"""
+    images: tuple[ImageRef, ...]
+    """The N training items"""
     x: Tensor
     """(N, F) the new backbone's features"""
     classes: Tensor
@@ -92,7 +97,7 @@ class Batch:
 Loss = Callable[[Batch], Tensor]
 
 
-def material_of(inputs: RouteInputs) -> Material:
+def material_of(inputs: RouteInputs, old_model: Callable[[Dataset], Vectors]) -> Material:
     """The training items, classifier and validation queries of one seed.
 
     Raises:
@@ -110,6 +115,8 @@ def material_of(inputs: RouteInputs) -> Material:
     assert old is not None
     return Material(
         inputs=inputs,
+        old_model=old_model,
+        images=chosen_items.images,
         x=inputs.features.lookup(chosen_items.images),
         classes=torch.tensor([code[label] for label in labels]),
         targets=torch.tensor([frame.row_of.get(label, -1) for label in labels]),

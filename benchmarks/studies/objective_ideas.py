@@ -48,8 +48,12 @@ from benchmarks.common.pages import row
 from compatctl.core.adapters import fuse_rows
 from compatctl.core.arrays import Bools, Rows, Vectors
 from compatctl.core.resampling import estimate_ratios, hit_change
+from compatctl.data import Dataset
 from compatctl.evaluation.exact_retrieval import retrieval
 from compatctl.files import write_atomic
+from compatctl.recipe import Augmentation
+from compatctl.train import Features
+from compatctl.train.images import ImageRef, augment
 from compatctl.train.network import Junction, unit
 from compatctl.train.setup import isolated_rng
 
@@ -63,6 +67,9 @@ MIXED_SHARE = 0.3
 ORTHOGONAL_SLACK = 4.0
 """The Frobenius norm of ``B^T B - I`` that costs nothing"""
 SUPCON_SCALE = 1 / 0.07
+VIEWS = 4
+CHANGE = Augmentation(rotate=5.0, shift=0.06)
+"""What is random in a variant of a training image"""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -212,6 +219,39 @@ def ensemble(material: Material) -> Answers:
     return Answers(queries=fuse_rows(material.shipped, embed(other, material.queries), 0.5))
 
 
+def views(material: Material, *, own: bool) -> Answers:
+    """Each image and ``VIEWS`` - 1 random variants of it, in as many steps as the recipe's.
+
+    ``own``: a variant has the old model's feature of itself, and not that of the image.
+    """
+    recipe, n = material.recipe, len(material.images)
+    x, old = [material.x], [material.old]
+    for view in range(1, VIEWS):
+        variants = Dataset(
+            items=tuple(ref.dataset.items[ref.row] for ref in material.images),
+            sources=tuple(
+                np.asarray(augment(ref.dataset.read(ref.row), CHANGE,
+                                   np.random.default_rng((recipe.seed, view, ref.row))))
+                for ref in material.images
+            ),
+        )  # fmt: skip
+        features = Features.extract(recipe, material.inputs.base, variants, range(n))
+        x.append(features.lookup([ImageRef(dataset=variants, row=row) for row in range(n)]))
+        old.append(torch.from_numpy(material.old_model(variants)) if own else material.old)
+    epochs = max(1, recipe.optimiser.epochs // VIEWS)
+    recipe = replace(recipe, optimiser=replace(recipe.optimiser, epochs=epochs))
+    more = replace(
+        material,
+        inputs=replace(material.inputs, recipe=recipe),
+        x=torch.cat(x),
+        old=torch.cat(old),
+        classes=material.classes.repeat(VIEWS),
+        targets=material.targets.repeat(VIEWS),
+        kept=np.arange(VIEWS * n),
+    )
+    return Answers(queries=embed(fit(more, shipped_loss), material.queries))
+
+
 def joint(material: Material, weight: float) -> Answers:
     """One head on both models' features, whose output is added to ``weight`` times the old one.
 
@@ -342,6 +382,8 @@ IDEAS: Mapping[str, Idea] = {
     "lambda-orthogonal pair of maps": pair_of_maps,
     "one head on both features": partial(joint, weight=1.0),
     "one head on both, old feature x 4": partial(joint, weight=4.0),
+    "four views, old feature of the image": partial(views, own=False),
+    "four views, each with its own": partial(views, own=True),
     "class rows learn": trained(shipped_loss, learns=True),
     "SSP, weight .25": partial(structure, weight=0.25),
     "margin .2": trained(
@@ -468,7 +510,10 @@ def main() -> None:
         )
         for case in cases_at_hand(arguments):
             runs = [shop.inputs(replace(case, seed=seed)) for seed in arguments.seeds]
-            materials = [material_of(inputs) for inputs in runs]
+            materials = [
+                material_of(inputs, partial(shop.embed_old, replace(case, seed=seed)))
+                for inputs, seed in zip(runs, arguments.seeds, strict=True)
+            ]
             print(f"\n{case.name}", flush=True)
             measure(case.name, materials, arguments.ideas, write)
             named = [entry for entry in rows if entry.case == case.name]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ SPLITS = {"train": 24, "validation": 8, "test": 4}
 
 
 @pytest.fixture(scope="module")
-def material(tmp_path_factory: pytest.TempPathFactory) -> heads.Material:
+def material(tmp_path_factory: pytest.TempPathFactory) -> Iterator[heads.Material]:
     """The first classes of each split, with tiny networks that trained for two epochs."""
     data = load(unpack_emoji(emoji_source(), tmp_path_factory.mktemp("emoji")))
     kept = {
@@ -38,8 +40,9 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> heads.Material:
         key = (CASE.data, CASE.classes, CASE.rows)
         shop = cases.Workshop(work=work, sets={key: (data, data.digest_all())})
         inputs = shop.inputs(CASE)
-    optimiser = replace(inputs.recipe.optimiser, epochs=3, batch_size=32)
-    return heads.material_of(replace(inputs, recipe=replace(inputs.recipe, optimiser=optimiser)))
+        optimiser = replace(inputs.recipe.optimiser, epochs=3, batch_size=32)
+        inputs = replace(inputs, recipe=replace(inputs.recipe, optimiser=optimiser))
+        yield heads.material_of(inputs, partial(shop.embed_old, CASE))
 
 
 def test_without_an_idea_the_loop_trains_the_shipped_head(material: heads.Material) -> None:
@@ -47,6 +50,12 @@ def test_without_an_idea_the_loop_trains_the_shipped_head(material: heads.Materi
     inputs = material.inputs
     expected = train_model(inputs, material.recipe, inputs.reference).queries
     assert np.allclose(material.shipped, expected, atol=1e-3)
+
+
+def test_the_old_model_is_that_of_the_gallery(material: heads.Material) -> None:
+    """Trained again, it embeds the training images as the case's reference has them."""
+    data = material.images[0].dataset.take(ref.row for ref in material.images)
+    assert np.allclose(material.old_model(data), material.old, atol=1e-5)
 
 
 def test_only_validation_queries_are_measured(material: heads.Material) -> None:
