@@ -94,6 +94,16 @@ class Batch:
         return functional.normalize(self.z)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answers:
+    """What an idea ends in: unit rows; None where old queries and stored vectors stay."""
+
+    queries: Vectors
+    """(Q, D)"""
+    old_queries: Vectors | None = None
+    stored: Vectors | None = None
+
+
 Loss = Callable[[Batch], Tensor]
 
 

@@ -51,7 +51,7 @@ from benchmarks.studies.simplex_born import embedded, small_recipe, stored_refer
 from compatctl.core.simplex import Registry
 from compatctl.data import Dataset
 from compatctl.files import sha256_file
-from compatctl.recipe import Frame, Objective, Recipe
+from compatctl.recipe import Augmentation, Frame, Objective, Recipe
 from compatctl.train import Features, Reference, grid_search, save_weights, train
 from compatctl.train.frames import Classifier, build_classifier
 
@@ -80,8 +80,11 @@ class Variant:
     head: bool = False
     new: New = "own"
     blend: Literal["auto", "off"] = "auto"
+    strong: bool = False
+    """Whether images are changed as by ``STRONG``"""
 
 
+STRONG = Augmentation(rotate=10.0, shift=0.06, crop=0.7, colour=0.3)
 PAPERS = Variant(
     frame="simplex", contrast="hoc", weight=0.1, mu=10.0, scale=None, taps=False, blend="off"
 )
@@ -113,6 +116,7 @@ VARIANTS = {
     "simplex, blended": Variant(frame="simplex"),
     "prototypes, blended": Variant(),
     "prototypes, lambda 1, blended": Variant(weight=1.0),
+    "prototypes, blended, strong augmentation": Variant(strong=True),
     "prototypes, head, blended": Variant(head=True),
 }
 
@@ -242,6 +246,7 @@ def measure(
         plain = small_recipe(images.seed, WIDTHS[setting], EPOCHS // 3, tune=True)
         plain = _with_taps(plain) if variant.taps else plain
         plain = replace(plain, train="head" if variant.head else "full", blend=variant.blend)
+        plain = replace(plain, augmentation=STRONG) if variant.strong else plain
     objective = replace(
         plain.objective,
         frame=(variant.frame,),

@@ -148,21 +148,6 @@ def test_k_means_finds_separate_groups() -> None:
     assert max(float(cosines.max(dim=0).values.min()) for cosines in found) > 0.99
 
 
-def test_supcon_is_the_mean_over_class_mates() -> None:
-    """Against a loop over anchors and their mates."""
-    torch.manual_seed(0)
-    rows = torch.nn.functional.normalize(torch.randn(6, 4))
-    classes = torch.tensor([0, 0, 1, 1, 1, 0])
-    total = 0.0
-    for i in range(6):
-        others = [j for j in range(6) if j != i]
-        scores = {j: float(study.SUPCON_SCALE * rows[i] @ rows[j]) for j in others}
-        norm = float(torch.tensor(list(scores.values())).logsumexp(0))
-        mates = [j for j in others if classes[j] == classes[i]]
-        total += sum(norm - scores[j] for j in mates) / len(mates)
-    assert float(study.supcon(rows, classes)) == pytest.approx(total / 6, rel=1e-4)
-
-
 def test_ideas_are_chosen_by_name() -> None:
     """In the study's order, with what they are compared with; an unknown name is refused."""
     assert study._ideas("their labels hidden") == [
