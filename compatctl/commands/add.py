@@ -37,7 +37,8 @@ class AddResult:
         relabelled: ids of items that took another class.
         uncompared: how many items could not be compared: the store has no digest of their image,
             or it cannot be read now.
-        skipped: ids of items whose image does not decode.
+        skipped: ids of items whose image does not decode, or that the model gives a vector that
+            is zero or not finite.
     """
 
     generation: int

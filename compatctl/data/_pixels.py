@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compatctl.core.arrays import PerceptualHashes, Pixels
 from compatctl.core.perceptual_hash import COLOURS, FIELDS
+from compatctl.data._png import without_texts
 from compatctl.errors import InputError
 from compatctl.files.npz import PARSE_ERRORS
+from compatctl.notices import notice
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,6 +27,9 @@ MAX_PIXELS = 89_478_485
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that are decoded, whatever a file's name. Pillow would run EPS in Ghostscript."""
+
+GREY_BITS = (8, 12, 16)
+"""Depths of a pixel that a grey image of more than 8 bits a pixel may use."""
 
 MAX_SIDE = 4096
 """Largest input height or width of an encoder, in pixels."""
@@ -86,28 +92,44 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
 def decode(file: BinaryIO, name: str) -> Image.Image:
     """Decode the first frame to RGB: upright by its EXIF, transparency on white.
 
-    16-bit grey is scaled to 8 bits.
+    Deep grey is scaled to 8 bits, from 16, 12 or 8 bits: the fewest that hold its brightest pixel.
+    There is a notice of any but 16. Texts and profiles of a PNG are not read, however long.
 
     Raises:
-        InputError: it does not decode, has more than ``MAX_PIXELS``, or floating point pixels; the
-            message begins with ``name``.
+        InputError: it does not decode, has more than ``MAX_PIXELS``, or pixels without a known
+            range; the message begins with ``name``.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
-        image = Image.open(file, formats=_formats())
-        if image.width * image.height > MAX_PIXELS:
-            raise InputError(
-                f"{name}: {image.width} x {image.height} pixels; at most {MAX_PIXELS} are decoded"
-            )
-        image.load()
-        return _rgb(ImageOps.exif_transpose(image), name)
+        try:
+            return _decoded(file, name)
+        except _DECODER_ERRORS:
+            bare = without_texts(file)
+            if bare is None:
+                raise
+            return _decoded(bare, name)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"{name}: too many pixels to decode: {error}") from error
     except _DECODER_ERRORS as error:
         raise InputError(
             f"{name}: does not decode as an image: {_reason(error)}", tip=BAD_IMAGE_TIP
         ) from error
+
+
+def _decoded(file: BinaryIO, name: str) -> Image.Image:
+    from PIL import Image, ImageOps
+
+    image = Image.open(file, formats=_formats())
+    if image.width * image.height > MAX_PIXELS:
+        raise InputError(
+            f"{name}: {image.width} x {image.height} pixels; at most {MAX_PIXELS} are decoded"
+        )
+    deep = ";16" in str(getattr(image, "tile", ""))
+    image.load()
+    if deep and not image.mode.startswith("I"):
+        _warn_of_dark_colour(image, name)
+    return _rgb(ImageOps.exif_transpose(image), name)
 
 
 @functools.cache
@@ -151,10 +173,34 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F":
         raise InputError(f"{name}: floating point pixels have no known range; save it as 8 bits")
     if image.mode.startswith("I"):
-        deep = np.clip(np.asarray(image, np.int64), 0, 65535)
-        image = Image.fromarray(((deep + 128) // 257).astype(np.uint8))
+        image = Image.fromarray(_eight_bits(np.asarray(image, np.int64), name))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         page = Image.new("RGBA", image.size, (*WHITE, 255))
         image = Image.alpha_composite(page, image)
     return image.convert("RGB")
+
+
+def _eight_bits(deep: NDArray[np.int64], name: str) -> NDArray[np.uint8]:
+    """Grey pixels (H, W) of 8, 12 or 16 bits, in 8 bits, rounded."""
+    low, high = int(deep.min()), int(deep.max())
+    bits = next((bits for bits in GREY_BITS if high < 1 << bits), 0)
+    if low < 0 or not bits:
+        raise InputError(
+            f"{name}: grey pixels from {low} to {high} have no known range; save it as 8 bits"
+        )
+    if high and bits < GREY_BITS[-1]:
+        what = f"deep grey images read as {bits} bits, by their brightest pixel"
+        notice("pixel-depth", "images", what, [name])
+    white = (1 << bits) - 1
+    return ((deep * 510 + white) // (2 * white)).astype(np.uint8)
+
+
+def _warn_of_dark_colour(image: Image.Image, name: str) -> None:
+    """Warn of 16-bit colours, of which pillow reads the upper 8 bits, if these are nearly 0."""
+    colours = image.convert("RGB").getextrema()
+    brightest = max(int(high) for _, high in colours)  # type: ignore[misc]
+    if 0 < brightest < 1 << (GREY_BITS[1] - 8):
+        what = "16-bit colour images that are nearly black"
+        result = "if they have 12 bits, save them as 8 bits"
+        notice("pixel-depth", "images", what, [name], result)

@@ -39,7 +39,7 @@ class BulkEmbedding:
     Attributes:
         rows: rows of the embedded items in the data set, in the order of the features.
         digests: the sha256 of their images, 32 bytes each.
-        bad: ids of items whose image does not decode.
+        bad: ids of items whose image does not decode, or whose feature is zero or not finite.
     """
 
     dim: int
@@ -60,15 +60,15 @@ class BulkEmbedding:
         """Embed the items.
 
         Raises:
-            InputError: an image does not decode (unless ``skip_bad``), or its feature is not finite
-                and of unit length.
+            InputError: an image does not decode, or its feature is zero or not finite (unless
+                ``skip_bad``), or of another length than 1.
             CompatError: no space in the temporary folder.
         """
         file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
         result = cls(dim=encoder.dim, rows=[], digests=bytearray(), bad=[], file=file)
         for start in range(0, len(items), BATCH):
             part = np.arange(start, min(start + BATCH, len(items)))
-            embedded = encoder.embed(items.take(part), skip_bad=skip_bad)
+            embedded = encoder.embed(items.take(part), skip_bad=skip_bad, skip_empty=skip_bad)
             result.bad += [item.id for item in embedded.bad]
             result.rows += part[embedded.rows].tolist()
             result.digests += embedded.digests.tobytes()

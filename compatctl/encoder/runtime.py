@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -148,11 +149,14 @@ class Encoder:
         looks: bool = False,
         *,
         free: bool = False,
+        skip_empty: bool = False,
     ) -> Embedded:
         """Embed every item; only a few batches are decoded ahead.
 
         The data set remembers the digests, and with ``looks`` the looks, from the same reading.
-        ``free``: the same pass gives the free vectors too.
+        ``free``: the same pass gives the free vectors too. ``skip_empty``: an item whose row is
+        zero or not finite is bad, as one that does not decode. No evaluation does that: a model
+        would be judged without the images that it cannot embed.
 
         Raises:
             InputError: an image does not decode (unless ``skip_bad``), or its row is not finite or
@@ -163,7 +167,8 @@ class Encoder:
                 f"{self.name} has no output 'free'",
                 tip="re-scoring needs an encoder with two outputs",
             )
-        run = _Run(self, np.arange(len(dataset)), batch_size, progress, free=free)
+        rows = np.arange(len(dataset))
+        run = _Run(self, rows, batch_size, progress, free=free, skip_empty=skip_empty)
         _embed(dataset, [run], skip_bad=skip_bad, looks=looks)
         return run.embedded()
 
@@ -182,12 +187,25 @@ class Encoder:
         Raises:
             InputError: a row is not finite or not of unit norm; the message names the item.
         """
+        outs = self.unchecked_rows(outputs, pixels)
+        self.check_unit(outputs, outs, ids)
+        return outs
+
+    def unchecked_rows(
+        self, outputs: Sequence[str], pixels: Sequence[tuple[Pixels, ...]]
+    ) -> list[Vectors]:
+        """``unit_rows``, whatever their norms are."""
         inputs = zip(self.inputs, zip(*pixels, strict=True), strict=True)
-        batch = {source.name: np.stack(arrays) for source, arrays in inputs}
-        outs = self._session.run(outputs, batch)
+        return self._session.run(
+            outputs, {source.name: np.stack(arrays) for source, arrays in inputs}
+        )
+
+    def check_unit(
+        self, outputs: Sequence[str], outs: Sequence[Vectors], ids: Sequence[str]
+    ) -> None:
+        """Refuse rows (n, D) of items with these ids; errors as ``unit_rows``."""
         for output, rows in zip(outputs, outs, strict=True):
             self._check("free vector" if output == FREE else output, rows, ids)
-        return outs
 
     def _check(self, what: str, rows: Vectors, ids: Sequence[str]) -> None:
         """Refuse rows (n, D) that are not finite or not of unit norm."""
@@ -198,7 +216,8 @@ class Encoder:
             raise InputError(
                 f"{self.name}: the {what} of item {ids[first]!r} has the norm "
                 f"{norms[first]:.4g}, expected 1",
-                tip="an encoder must give finite unit rows; look at its weights and preprocessing",
+                tip="an encoder must give finite unit rows; look at its weights and preprocessing; "
+                "to leave a few such items out of a gallery: compatctl init or add --skip-bad",
             )
 
 
@@ -236,7 +255,9 @@ class _Run:
         progress: Progress,
         *,
         free: bool = False,
+        skip_empty: bool = False,
     ) -> None:
+        self._skip_empty = skip_empty
         self.encoder = encoder
         self.rows = rows
         self.batch_size = min(batch_size, encoder.largest_batch)
@@ -278,12 +299,33 @@ class _Run:
     def _flush(self) -> None:
         if self._pending:
             ids, pixels = zip(*self._pending, strict=True)
+            outputs = tuple(self._rows_of)
+            outs = self.encoder.unchecked_rows(outputs, pixels)
+            if self._skip_empty:
+                ids, outs = self._without_empty(ids, outs)
+            self.encoder.check_unit(outputs, outs, ids)
             filled = slice(len(self._good) - len(ids), len(self._good))
-            outs = self.encoder.unit_rows(tuple(self._rows_of), ids, pixels)
             for rows, out in zip(self._rows_of.values(), outs, strict=True):
                 rows[filled] = out
             self._pending.clear()
         self._progress("images embedded", len(self._good) + len(self._bad), len(self.rows))
+
+    def _without_empty(
+        self, ids: Sequence[str], outs: list[Vectors]
+    ) -> tuple[tuple[str, ...], list[Vectors]]:
+        """The last ids and rows without those that are zero or not finite, which are bad items."""
+        usable = np.ones(len(ids), bool)
+        for rows in outs:
+            norms = np.linalg.norm(rows, axis=1)
+            usable &= np.isfinite(norms) & (norms > NORM_TOLERANCE)
+        if usable.all():
+            return tuple(ids), outs
+        first = len(self._good) - len(ids)
+        self._digests[first : first + usable.sum()] = self._digests[first : len(self._good)][usable]
+        self._good[first:] = compress(self._good[first:], usable)
+        reason = f"{self.encoder.name} gives it a vector that is zero or not finite"
+        self._bad += [BadItem(id=item, reason=reason) for item in compress(ids, ~usable)]
+        return tuple(compress(ids, usable)), [rows[usable] for rows in outs]
 
 
 def _embed(dataset: Dataset, runs: Sequence[_Run], *, skip_bad: bool, looks: bool) -> None:

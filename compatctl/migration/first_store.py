@@ -50,7 +50,8 @@ class InitResult:
     """A new store at generation 1.
 
     Attributes:
-        skipped: ids of items whose image does not decode.
+        skipped: ids of items whose image does not decode, or that the model gives a vector that
+            is zero or not finite.
         written: false for a dry run, and if an earlier run of the same command created the store.
     """
 

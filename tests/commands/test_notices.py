@@ -94,3 +94,45 @@ def test_new_items_that_are_near_to_stored_ones_are_said(old: Path, tmp_path: Pa
     ]
     assert "'1' and '001'" in added.stderr
     assert added.json["added"] == 4
+
+
+def test_items_without_a_direction_are_skipped_as_bad_ones(old: Path, tmp_path: Path) -> None:
+    """An image whose vector is zero: refused by name, and with --skip-bad listed, in init and add.
+
+    The rows behind it in its batch stay those of their own items.
+    """
+    data, store = tmp_path / "d", tmp_path / "s"
+    for row in range(5):
+        draw(data / "a" / f"{row}.png", row)
+    Image.new("RGB", (20, 20), (200, 200, 200)).save(data / "a" / "2.png")
+    options = ("--data", data, "--store", store)
+    refused = run("init", "--model", old, *options)
+    assert refused.code == 5
+    assert "a/2.png" in refused.stderr
+    assert "--skip-bad" in refused.stderr
+    made = run("init", "--model", old, *options, "--skip-bad", "--json")
+    assert (made.code, made.json["rows"], made.json["skipped"]) == (0, 4, ["a/2.png"])
+    for row in (0, 1, 3, 4):
+        found = run("search", "--store", store, data / "a" / f"{row}.png", "-k", 1, "--json")
+        hit = found.json["queries"][0]["hits"][0]
+        assert (hit["id"], round(hit["score"], 4)) == (f"a/{row}.png", 1.0)
+    Image.new("RGB", (9, 9), (200, 200, 200)).save(data / "a" / "5.png")
+    assert run("add", *options).code == 5
+    added = run("add", *options, "--skip-bad", "--json")
+    assert (added.json["added"], added.json["skipped"]) == (0, ["a/2.png", "a/5.png"])
+
+
+def test_query_images_have_notices_too(old: Path, tmp_path: Path) -> None:
+    """Twelve bits in sixteen find the item of eight; --strict refuses them."""
+    draw(tmp_path / "d" / "a" / "1.png", 1)
+    draw(tmp_path / "d" / "b" / "2.png", 2)
+    grey = np.asarray(Image.open(tmp_path / "d" / "a" / "1.png").convert("L"))
+    Image.fromarray(grey).save(tmp_path / "d" / "a" / "1.png")
+    Image.fromarray(grey.astype(np.uint16) * 16).save(tmp_path / "deep.png")
+    store = tmp_path / "s"
+    assert run("init", "--model", old, "--data", tmp_path / "d", "--store", store).code == 0
+    query = ("search", "--store", store, tmp_path / "deep.png", "-k", 1, "--json")
+    found = run(*query)
+    assert found.json["queries"][0]["hits"][0]["id"] == "a/1.png"
+    assert [entry["kind"] for entry in found.json["notices"]] == ["pixel-depth"]
+    assert run(*query, "--strict").code == 5

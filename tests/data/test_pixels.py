@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 
 from compatctl.data import Preprocessing, decode, from_files, prepare
 from compatctl.errors import InputError
+from compatctl.notices import collected
 
 
 def encoded(image: Image.Image, kind: str = "png", **options: object) -> io.BytesIO:
@@ -75,6 +78,92 @@ def test_16_bit_grey_is_scaled_not_clipped() -> None:
     deep = np.array([[0, 257 * 100], [257 * 200, 65535]], np.uint16)
     image = decode(encoded(Image.fromarray(deep)), "x")
     assert np.asarray(image)[..., 0].tolist() == [[0, 100], [200, 255]]
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(8, "png"), (12, "png"), (12, "tiff"), (8, "tiff")])
+def test_grey_of_fewer_bits_than_its_file_is_scaled_by_them(bits: int, kind: str) -> None:
+    """8 and 12 bits in a file of 16 or 32: as bright as the same in 8 bits, and said."""
+    grey = np.asarray(gradient(20, 16).convert("L"), np.int64)
+    grey = grey * 255 // grey.max()
+    deep = (grey * ((1 << bits) - 1) + 127) // 255
+    kept = deep.astype(np.int32 if bits == 8 and kind == "tiff" else np.uint16)
+    with collected() as notices:
+        image = decode(encoded(Image.fromarray(kept), kind), "x/1")
+    assert np.array_equal(np.asarray(image)[..., 0], grey)
+    (entry,) = notices.entries()
+    assert (entry["kind"], entry["names"]) == ("pixel-depth", ["x/1"])
+    assert f"read as {bits} bits" in entry["message"]
+
+
+def test_deep_grey_of_a_full_range_or_black_has_no_notice() -> None:
+    """And a range that no depth has is refused."""
+    with collected() as notices:
+        for value in (0, 65535):
+            decode(encoded(Image.fromarray(np.full((4, 4), value, np.uint16))), "x")
+    assert notices.entries() == []
+    for value in (-1, 70_000):
+        image = Image.fromarray(np.full((4, 4), value, np.int32))
+        with pytest.raises(InputError, match=f"x: grey pixels from {value} to {value}"):
+            decode(encoded(image, "tiff"), "x")
+
+
+def png(*chunks: tuple[bytes, bytes]) -> io.BytesIO:
+    """A PNG of these chunks."""
+    parts = [b"\x89PNG\r\n\x1a\n"]
+    for kind, data in chunks:
+        parts += [struct.pack(">I", len(data)), kind, data]
+        parts.append(struct.pack(">I", zlib.crc32(kind + data)))
+    return io.BytesIO(b"".join(parts))
+
+
+@pytest.mark.parametrize("brightness", [4095, 65535])
+def test_dark_16_bit_colour_is_said(brightness: int) -> None:
+    """12 bits in a 48-bit PNG look black: pillow reads the upper bytes."""
+    row = b"\0" + struct.pack(">3H", brightness, 0, 0) * 4
+    header = struct.pack(">2I5B", 4, 4, 16, 2, 0, 0, 0)
+    file = png((b"IHDR", header), (b"IDAT", zlib.compress(row * 4)), (b"IEND", b""))
+    with collected() as notices:
+        decode(file, "x")
+    assert len(notices.entries()) == (brightness == 4095)
+
+
+def test_long_texts_and_profiles_of_a_png_change_no_pixel() -> None:
+    """A workflow, a comment and a colour profile of megabytes; before and behind the pixels."""
+    image = gradient(30, 20)
+    head, *_, end = chunks_of(encoded(image).getvalue())
+    pixels = [part for part in chunks_of(encoded(image).getvalue()) if part[0] == b"IDAT"]
+    packed = zlib.compress(b"x" * 3_000_000)
+    texts = (
+        (b"zTXt", b"workflow\0\0" + packed),
+        (b"iTXt", b"note\0\1\0\0\0" + packed),
+        (b"iCCP", b"wide\0\0" + packed),
+    )
+    for text in texts:
+        for order in ([head, text, *pixels, end], [head, *pixels, text, end]):
+            assert np.array_equal(np.asarray(decode(png(*order), "x")), np.asarray(image))
+    with pytest.raises(InputError, match="x: does not decode"):
+        decode(png(head, texts[0], end), "x")
+
+
+def test_a_png_with_a_long_text_is_still_turned_upright() -> None:
+    """The orientation in its XMP is kept."""
+    image = gradient(30, 20)
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
+    head, *rest = chunks_of(encoded(image).getvalue())
+    orientation = (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
+    text = (b"zTXt", b"workflow\0\0" + zlib.compress(b"x" * 3_000_000))
+    assert decode(png(head, orientation, *rest), "x").size == (20, 30)
+    assert decode(png(head, orientation, text, *rest), "x").size == (20, 30)
+
+
+def chunks_of(data: bytes) -> list[tuple[bytes, bytes]]:
+    """Type and bytes of each chunk of a PNG."""
+    at, chunks = 8, []
+    while at < len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        chunks.append((data[at + 4 : at + 8], data[at + 8 : at + 8 + length]))
+        at += length + 12
+    return chunks
 
 
 def test_floating_point_pixels_are_refused() -> None:
