@@ -5,6 +5,9 @@ Nothing heavy is imported here: each command imports what it needs when it runs.
 
 from __future__ import annotations
 
+import io
+import sys
+
 from compatctl.cli import build, evaluate, operate
 from compatctl.cli.app import app
 
@@ -12,5 +15,11 @@ __all__ = ["build", "evaluate", "main", "operate"]
 
 
 def main() -> None:
-    """Run the command line; the console script."""
+    """Run the command line; the console script.
+
+    A character that a terminal or log cannot show, as where its encoding is ASCII, is escaped.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app()

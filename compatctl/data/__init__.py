@@ -12,11 +12,23 @@ from compatctl.data._load import from_files, load, load_unlabelled
 from compatctl.data._memory import memory_bytes, read_memory, sample_per_class
 from compatctl.data._near import warn_of_near_equal, warn_of_near_known
 from compatctl.data._packed import pack, unpack
-from compatctl.data._pixels import MAX_PIXELS, Fit, Preprocessing, Resize, decode, look_of, prepare
+from compatctl.data._pixels import (
+    MAX_PIXELS,
+    WHITE,
+    CropOffset,
+    Fit,
+    Preprocessing,
+    Resize,
+    decode,
+    look_of,
+    prepare,
+)
 from compatctl.data._tables import csv_rows
 
 __all__ = [
     "MAX_PIXELS",
+    "WHITE",
+    "CropOffset",
     "Dataset",
     "FeatureTable",
     "Fit",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Literal, get_args
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 Resize = Literal["bilinear", "bicubic", "lanczos"]
 Fit = Literal["stretch", "crop", "pad"]
+CropOffset = Literal["floor", "round"]
 
 MAX_PIXELS = 89_478_485
 """Largest width x height that is decoded: 256 MiB of RGB."""
@@ -34,6 +36,9 @@ GREY_BITS = (8, 12, 16)
 MAX_SIDE = 4096
 """Largest input height or width of an encoder, in pixels."""
 
+MIN_CROP_SHARE = 0.1
+"""Smallest crop_share; a smaller one would enlarge an image beyond reason."""
+
 WHITE = (255, 255, 255)
 
 BAD_IMAGE_TIP = "repair or remove it, or skip such items with --skip-bad"
@@ -46,16 +51,26 @@ class Preprocessing:
     """How an RGB image becomes the (height, width, 3) uint8 input of an encoder.
 
     ``height`` and ``width`` are in pixels, 1 .. 4096. If the aspect differs, ``stretch`` distorts
-    the image, ``crop`` keeps the largest centred box, and ``pad`` adds white borders.
+    the image, ``crop`` keeps the largest centred box, and ``pad`` adds borders of the colour
+    ``border`` (red, green, blue; 0 .. 255).
+
+    ``crop_share`` is timm's ``crop_pct``: with ``crop``, the image is resized to
+    ``floor(side / crop_share)`` on its shorter side, and the centre is cut out. ``crop_offset``
+    says where, to whole pixels: ``floor`` of half the rest, as transformers does and the default
+    is for a share below 1; or ``round``, half to even, as torchvision and timm do. With a share of
+    1 and no offset the box is not rounded. With either, height and width are equal.
 
     Raises:
-        InputError: a size out of range, or an unknown word.
+        InputError: a size out of range, an unknown word, or entries that exclude each other.
     """
 
     height: int
     width: int
     resize: Resize = "bicubic"
     fit: Fit = "crop"
+    crop_share: float = 1.0
+    crop_offset: CropOffset | None = None
+    border: tuple[int, ...] = WHITE
 
     def __post_init__(self) -> None:
         for name, side in (("height", self.height), ("width", self.width)):
@@ -64,9 +79,38 @@ class Preprocessing:
         for name, word, words in (
             ("resize", self.resize, get_args(Resize)),
             ("fit", self.fit, get_args(Fit)),
+            ("crop_offset", self.crop_offset, (None, *get_args(CropOffset))),
         ):
             if word not in words:
                 raise InputError(f"preprocessing: {name} is one of {words}, got {word!r}")
+        self._check_share()
+        self._check_border()
+
+    def _check_border(self) -> None:
+        valid = isinstance(self.border, tuple) and len(self.border) == 3
+        if not valid or not all(type(v) is int and 0 <= v <= 255 for v in self.border):
+            raise InputError(
+                f"preprocessing: border is 3 whole numbers, 0 .. 255; got {self.border!r}"
+            )
+        if self.border != WHITE and self.fit != "pad":
+            raise InputError("preprocessing: border has no effect without the fit pad")
+
+    def _check_share(self) -> None:
+        share = self.crop_share
+        if type(share) not in {int, float} or not MIN_CROP_SHARE <= share <= 1:
+            raise InputError(
+                f"preprocessing: crop_share must be {MIN_CROP_SHARE} .. 1, got {share!r}"
+            )
+        if self.whole_pixels and (self.fit != "crop" or self.height != self.width):
+            raise InputError(
+                "preprocessing: crop_share and crop_offset need the fit crop, and an equal height "
+                f"and width; got {self.fit}, {self.height} and {self.width}"
+            )
+
+    @property
+    def whole_pixels(self) -> bool:
+        """Whether the centre is cut out of a resized image, to whole pixels."""
+        return self.crop_share != 1 or self.crop_offset is not None
 
 
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
@@ -77,16 +121,34 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     method = Image.Resampling[preprocessing.resize.upper()]
     if preprocessing.fit == "stretch":
         image = image.resize(size, method)
-    elif preprocessing.fit == "crop":
+    elif preprocessing.fit == "crop" and not preprocessing.whole_pixels:
         image = ImageOps.fit(image, size, method)
+    elif preprocessing.fit == "crop":
+        image = _resized_centre(image, preprocessing, method)
     else:
         scale = min(size[0] / image.width, size[1] / image.height)
         inner = [max(1, round(side * scale)) for side in image.size]
-        page = Image.new("RGB", size, WHITE)
+        page = Image.new("RGB", size, preprocessing.border)
         corner = ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2)
         page.paste(image.resize((inner[0], inner[1]), method), corner)
         image = page
     return np.array(image, np.uint8)
+
+
+def _resized_centre(
+    image: Image.Image, preprocessing: Preprocessing, method: Image.Resampling
+) -> Image.Image:
+    """The centre, cut out to whole pixels after the shorter side is resized."""
+    side, short = preprocessing.width, min(image.size)
+    resized = math.floor(side / preprocessing.crop_share)
+    width, height = (int(resized * own / short) for own in image.size)
+    half = round if preprocessing.crop_offset == "round" else math.floor
+    left, top = half((width - side) / 2), half((height - side) / 2)
+    # only what the centre needs is resized: a thin image would become huge
+    x, y = image.width / width, image.height / height
+    return image.resize(
+        (side, side), method, box=(left * x, top * y, (left + side) * x, (top + side) * y)
+    )
 
 
 def decode(file: BinaryIO, name: str) -> Image.Image:

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import TensorProto, ValueInfoProto, helper
 
 from compatctl.core.arrays import Pixels
-from compatctl.data import Preprocessing
+from compatctl.data import WHITE, Preprocessing
 from compatctl.errors import InputError
 
 IMAGE = "image"
@@ -22,6 +22,8 @@ SYNTHETIC_SIZES = ((96, 128), (131, 97), (64, 64), (240, 180))
 """Height and width of synthetic images: not those of any model, so that they must be resized."""
 
 _KEYS = {"name", "height", "width", "resize", "fit"}
+_OPTIONAL = {"crop_share": 1.0, "crop_offset": None, "border": WHITE}
+"""Entry -> its value where it is not written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +40,23 @@ class EncoderInput:
         Raises:
             InputError: an entry is missing, unknown or out of range.
         """
-        if not isinstance(entry, dict) or set(entry) != _KEYS or type(entry["name"]) is not str:
+        whole = isinstance(entry, dict) and _KEYS <= set(entry) <= _KEYS | set(_OPTIONAL)
+        if not isinstance(entry, dict) or not whole or type(entry["name"]) is not str:
             raise InputError(f"an input in its metadata must have {sorted(_KEYS)}")
         size = {key: value for key, value in entry.items() if key != "name"}
+        if isinstance(size.get("border"), list):
+            size["border"] = tuple(size["border"])
         return cls(name=entry["name"], preprocessing=Preprocessing(**size))
 
     def to_json(self) -> dict[str, Any]:
         """The entry in an encoder's metadata."""
-        return {"name": self.name, **asdict(self.preprocessing)}
+        entries = asdict(self.preprocessing)
+        written = {
+            key: entry
+            for key, entry in entries.items()
+            if key not in _OPTIONAL or entry != _OPTIONAL[key]
+        }
+        return {"name": self.name, **written}
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from compatctl.data import Fit, Preprocessing, Resize
+from compatctl.data import WHITE, CropOffset, Fit, Preprocessing, Resize
 from compatctl.encoder.graphs import graph_inputs, inline_functions, prefixed_graph
 from compatctl.encoder.images import BATCH, IMAGE, EncoderInput
 from compatctl.encoder.metadata import (
@@ -57,6 +57,9 @@ class ImportSpec:
     width: int
     resize: Resize = "bicubic"
     fit: Fit = "crop"
+    crop_share: float = 1.0
+    crop_offset: CropOffset | None = None
+    border: tuple[int, ...] = WHITE
     layout: Literal["NCHW", "NHWC"] = "NCHW"
     channels: Literal["RGB", "BGR"] = "RGB"
     scale: float = 1.0
@@ -86,7 +89,15 @@ class ImportSpec:
     @property
     def preprocessing(self) -> Preprocessing:
         """The part that cannot be in the graph."""
-        return Preprocessing(height=self.height, width=self.width, resize=self.resize, fit=self.fit)
+        return Preprocessing(
+            height=self.height,
+            width=self.width,
+            resize=self.resize,
+            fit=self.fit,
+            crop_share=self.crop_share,
+            crop_offset=self.crop_offset,
+            border=self.border,
+        )
 
 
 def read_model_bytes(path: Path, preprocessing: Path | None = None) -> bytes:
@@ -187,7 +198,9 @@ def _input_and_output(path: Path, model: onnx.ModelProto, spec: ImportSpec) -> t
     if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != TensorProto.FLOAT:
         raise InputError(
             f"{path}: expected one input, images in float32; it has "
-            f"{', '.join(value.name for value in inputs) or 'none'}"
+            f"{', '.join(map(_typed_name, inputs)) or 'none'}",
+            tip="export it with float32 images, each normalised in the graph or by the "
+            "preprocessing file",
         )
     sides = {"C": 3, "H": spec.height, "W": spec.width}
     axes = inputs[0].type.tensor_type.shape.dim
@@ -200,6 +213,11 @@ def _input_and_output(path: Path, model: onnx.ModelProto, spec: ImportSpec) -> t
         layout = f"{spec.layout} {expected[1:]}"
         raise InputError(f"{path}: its input is {shape}; the preprocessing file says {layout}")
     return _PREFIX + inputs[0].name, _PREFIX + output
+
+
+def _typed_name(value: onnx.ValueInfoProto) -> str:
+    kind = TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
+    return f"{value.name} ({kind})"
 
 
 def _preprocessing_nodes(spec: ImportSpec, feed: str) -> list[onnx.NodeProto]:

@@ -22,6 +22,14 @@ MEMORY_SHARE = 0.5
 FOLDED_BYTES = 4 << 30
 """The most bytes of constants that ONNX Runtime folds, outside that memory, on loading."""
 
+_FIXED = (1, 4, 8, 16, 32)
+"""Sizes of a fixed batch that are tried where two images fail."""
+
+_FREE_BATCH = (
+    "export it with a free batch axis (torch.onnx.export: dynamic_axes or dynamic_shapes), and "
+    "without a number of images in a Reshape"
+)
+
 
 def machine_bytes() -> int:
     """The machine's memory."""
@@ -87,10 +95,30 @@ class Session:
         wrong.
 
         Raises:
-            InputError: an output is not (2, D) float32.
+            InputError: an output is not (2, D) float32, or the model takes batches of one size.
         """
-        rows = self.run(outputs, {source.name: source.grey(2) for source in inputs})
+        try:
+            rows = self.run(outputs, {source.name: source.grey(2) for source in inputs})
+        except InputError as error:
+            self._refuse_fixed_batch(outputs, inputs, error)
+            raise
         return tuple(map(self._dim_of, rows))
+
+    def _refuse_fixed_batch(
+        self, outputs: Sequence[str], inputs: Sequence[EncoderInput], cause: InputError
+    ) -> None:
+        """Raise an InputError that says so, if batches of some other size than two do run."""
+        for size in _FIXED:
+            try:
+                self.run(outputs, {source.name: source.grey(size) for source in inputs})
+            except InputError:
+                continue
+            taken = "one image at a time" if size == 1 else f"{size} images at a time"
+            raise InputError(
+                f"{self._path}: it takes {taken}, a fixed batch of {size}, and two images fail: "
+                f"{cause.message}",
+                tip=_FREE_BATCH,
+            ) from cause
 
     def _dim_of(self, out: Vectors) -> int:
         valid = isinstance(out, np.ndarray) and out.ndim == 2 and out.dtype == np.float32
@@ -99,6 +127,6 @@ class Session:
             raise InputError(
                 f"{self._path}: two images came out as {got}, expected (2, D) float32 with D at "
                 f"most {MAX_DIM}",
-                tip="export it with a free batch axis, pooled to one vector an image",
+                tip=f"{_FREE_BATCH}, pooled to one vector an image",
             )
         return int(out.shape[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import struct
 import subprocess
 import sys
@@ -219,6 +220,59 @@ def test_prepare_gives_the_given_size(fit: str, resize: str) -> None:
         assert pixels.dtype == np.uint8
         assert pixels.flags.c_contiguous
     assert np.array_equal(prepare(gradient(16, 24), size), np.asarray(gradient(16, 24)))
+
+
+@pytest.mark.parametrize("size", [(96, 64), (64, 96), (40, 40), (33, 17), (300, 11)])
+@pytest.mark.parametrize("share", [1.0, 0.95, 0.875])
+@pytest.mark.parametrize("offset", ["floor", "round"])
+def test_a_crop_share_resizes_and_then_cuts_out_the_centre(
+    size: tuple[int, int], share: float, offset: str
+) -> None:
+    """As torchvision's Resize and CenterCrop do one after the other, pixel by pixel."""
+    image = gradient(*size)
+    short = math.floor(16 / share)
+    whole = [int(short * side / min(size)) for side in size]
+    resized = image.resize((whole[0], whole[1]), Image.Resampling.BICUBIC)
+    corner = [(side - 16) / 2 for side in whole]
+    left, top = (round(at) if offset == "round" else math.floor(at) for at in corner)
+    expected = np.asarray(resized.crop((left, top, left + 16, top + 16)), np.int64)
+    preprocessing = Preprocessing(
+        height=16,
+        width=16,
+        crop_share=share,
+        crop_offset=offset,  # type: ignore[arg-type]
+    )
+    assert np.abs(prepare(image, preprocessing) - expected).max() <= 1
+
+
+def test_borders_have_their_colour() -> None:
+    """White by default, or as the model was trained: black, grey."""
+    image = Image.new("RGB", (40, 10), (1, 2, 3))
+    for border in ((255, 255, 255), (0, 0, 0), (114, 114, 114)):
+        pixels = prepare(image, Preprocessing(height=20, width=20, fit="pad", border=border))
+        assert tuple(pixels[0, 0].tolist()) == border
+        assert tuple(pixels[10, 10].tolist()) == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"crop_share": 0}, "crop_share must be"),
+        ({"crop_share": 1.5}, "crop_share must be"),
+        ({"crop_share": 0.9, "fit": "pad"}, "need the fit crop"),
+        ({"crop_share": 0.9, "width": 9}, "an equal height"),
+        ({"crop_offset": "ceil"}, "crop_offset is one of"),
+        ({"border": (0, 0, 0)}, "no effect without the fit pad"),
+        ({"border": (0, 0, 256), "fit": "pad"}, "border is 3 whole numbers"),
+        ({"border": (0, 0), "fit": "pad"}, "border is 3 whole numbers"),
+    ],
+)
+def test_entries_that_exclude_each_other_are_refused(
+    entries: dict[str, object], message: str
+) -> None:
+    """No entry is without effect."""
+    with pytest.raises(InputError, match=message):
+        Preprocessing(**{"height": 8, "width": 8, **entries})  # type: ignore[arg-type]
 
 
 def test_each_fit_handles_another_aspect() -> None:

@@ -212,8 +212,41 @@ def test_a_model_with_a_fixed_batch_is_refused(tmp_path: Path) -> None:
         nodes, given=given, outputs=outputs, weights={"shape": np.array([1, 3, SIDE * SIDE])}
     )
     onnx.save(model, tmp_path / "m.onnx")
-    with pytest.raises(InputError, match="fails on a batch"):
+    with pytest.raises(
+        InputError, match="takes one image at a time, a fixed batch of 1"
+    ) as refused:
         Encoder.load(tmp_path / "m.onnx", write_spec(tmp_path / "m.json", PLAIN))
+    assert "free batch axis" in refused.value.tip
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.UINT8])
+def test_an_input_of_another_type_is_named_with_it(tmp_path: Path, kind: int) -> None:
+    """float16 and uint8 images: the message says what the model takes."""
+    model = nhwc(given=[value("pixels", kind, ["n", SIDE, SIDE, 3])])
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(InputError, match=r"images in float32; it has pixels \((float16|uint8)\)"):
+        Encoder.load(tmp_path / "m.onnx", write_spec(tmp_path / "m.json", PLAIN))
+
+
+def test_crop_share_and_border_are_kept_in_the_file(tmp_path: Path) -> None:
+    """A file without them has the bytes that it had before they existed."""
+    onnx.save(nhwc(), tmp_path / "m.onnx")
+    for number, more in enumerate(
+        (
+            {"crop_share": 0.875, "crop_offset": "round"},
+            {"fit": "pad", "border": [0, 0, 0]},
+            {"crop_share": 1.0, "border": [255, 255, 255]},
+        )
+    ):
+        spec = write_spec(tmp_path / "m.json", {**PLAIN, **more})
+        sealed = tmp_path / f"{number}.onnx"
+        sealed.write_bytes(read_model_bytes(tmp_path / "m.onnx", spec))
+        read = Encoder.load(sealed).inputs[0].preprocessing
+        assert read.crop_share == more.get("crop_share", 1.0)
+        assert read.crop_offset == more.get("crop_offset")
+        assert list(read.border) == more.get("border", [255, 255, 255])
+    plain = write_spec(tmp_path / "m.json", PLAIN)
+    assert sealed.read_bytes() == read_model_bytes(tmp_path / "m.onnx", plain)
 
 
 def test_weights_listed_as_inputs_do_not_count_as_inputs(tmp_path: Path) -> None:

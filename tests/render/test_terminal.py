@@ -136,3 +136,28 @@ def test_printable_escapes_control_characters_only(text: str) -> None:
     shown.encode()
     for word in ("naïve", "日本語", "👩‍🚀", "שלום", "a\\b"):
         assert printable(word) == word
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252:strict"])
+def test_a_log_without_utf8_gets_escapes_and_the_command_ends_well(
+    hostile: Shop, tmp_path: Path, encoding: str
+) -> None:
+    """cron and redirected output on other systems: hits, warnings and errors are all printed."""
+    folder = tmp_path / "s"
+    lines = ["id,path,label,role"]
+    for number, label in enumerate(("\u65e5\u672c\u8a9e", "\u017c\u00f3\u0142w")):
+        shutil.copy(hostile.path(f"{number}.png"), tmp_path / f"{number}.png")
+        lines.append(f"{label}/{number},{number}.png,{label},gallery")
+    (tmp_path / "d.csv").write_text("\n".join(lines), encoding="utf-8")
+    model = hostile.path("old.onnx")
+    made = run("init", "--model", model, "--data", tmp_path / "d.csv", "--store", folder)
+    assert made.code == 0, made.stderr
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    words = [sys.executable, "-m", "compatctl", "search", "--store", str(folder), "-k", "2"]
+    for name, code in (("0.png", 0), ("\u65e5.png", 5)):
+        ended = subprocess.run(
+            [*words, str(tmp_path / name)], capture_output=True, env=environment, check=False
+        )
+        assert ended.returncode == code, ended.stderr
+        assert b"Traceback" not in ended.stderr
+        assert b"\\u65e5" in ended.stdout + ended.stderr
