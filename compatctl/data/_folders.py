@@ -96,28 +96,39 @@ def class_records(top: Path, paths: Sequence[Parts]) -> list[Record]:
         names = [f"{name!r} as {_meaning(name)}" for name in tops]
         what = "folders read as splits or roles, with the classes below them"
         notice("split-folders", top, what, names)
+        _warn_of_deeper_folders(top, [parts[1:] for parts in paths])
         return [_nested(parts) for parts in paths]
     if words == tops or len(words) > 1:
         result = "if they are splits, put class folders into each, and only such folders beside it"
         names = [*map(repr, words)]
         notice("split-folders", top, "class folders named like a split or role", names, result)
-    elif deep:
-        _warn_of_folders_above(top, tops, paths)
+    else:
+        _warn_of_deeper_folders(top, paths)
     return [{"label": parts[0]} for parts in paths]
 
 
-def _warn_of_folders_above(top: Path, tops: Sequence[str], paths: Sequence[Parts]) -> None:
-    """Warn if all images lie below folders whose names repeat, or below one folder."""
+def _warn_of_deeper_folders(top: Path, paths: Sequence[Parts]) -> None:
+    """Warn of folders in class folders (the first of ``paths``) that may mean more than they do.
+
+    They are named like splits; or all images lie in them, and they repeat or have one above them.
+    """
+    tops = sorted({parts[0] for parts in paths})
     below: dict[str, set[str]] = defaultdict(set)
     for parts in paths:
-        below[parts[1]].add(parts[0])
-    repeated = sum(len(folders) > 1 for folders in below.values())
-    if len(below) > 1 and (
-        len(tops) == 1 or (len(below) > len(tops) and 2 * repeated > len(below))
-    ):
-        result = f"the label is the first folder; {len(below)} names of folders lie deeper"
-        names = [*map(repr, tops)]
-        notice("nested-folders", top, "class folders with no image but in folders", names, result)
+        if len(parts) > 2:
+            below[parts[1]].add(parts[0])
+    words = [name for name in sorted(below) if name.casefold() in (_SPLITS.keys() | _ROLES.keys())]
+    if len(words) > 1:
+        result = "they are not read as such; put the class folders into them instead"
+        what = "folders in class folders that are named like a split or role"
+        notice("split-folders", top, what, [*map(repr, words)], result)
+    elif all(len(parts) > 2 for parts in paths):
+        repeated = sum(len(folders) > 1 for folders in below.values())
+        most_repeat = len(below) > len(tops) and 2 * repeated > len(below)
+        if len(below) > 1 and (len(tops) == 1 or most_repeat):
+            result = f"they are the labels; {len(below)} names of folders lie deeper"
+            what = "class folders whose images all lie in deeper folders"
+            notice("nested-folders", top, what, [*map(repr, tops)], result)
 
 
 def warn_of_empty_folders(top: Path, labels: Collection[str]) -> None:

@@ -36,6 +36,9 @@ GREY_BITS = (8, 12, 16)
 MAX_SIDE = 4096
 """Largest input height or width of an encoder, in pixels."""
 
+DOUBTFUL_BITS = 14
+"""An image of 16 bits that uses no more may be one of 14, or a dark one."""
+
 MIN_CROP_SHARE = 0.1
 """Smallest crop_share; a smaller one would enlarge an image beyond reason."""
 
@@ -254,6 +257,10 @@ def _eight_bits(deep: NDArray[np.int64], name: str) -> NDArray[np.uint8]:
     if high and bits < GREY_BITS[-1]:
         what = f"deep grey images read as {bits} bits, by their brightest pixel"
         notice("pixel-depth", "images", what, [name])
+    elif 0 < high < 1 << DOUBTFUL_BITS:
+        what = "16-bit grey images without a bright pixel"
+        result = f"if they have {DOUBTFUL_BITS} bits, save them as 8 bits"
+        notice("pixel-depth", "images", what, [name], result)
     white = (1 << bits) - 1
     return ((deep * 510 + white) // (2 * white)).astype(np.uint8)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import io
@@ -29,6 +30,7 @@ MAX_CELLS = 100_000_000
 SEPARATORS = (",", ";", "\t", "|")
 """What may separate cells; a comma, if the header fits it."""
 
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _SAYS_SEPARATOR = re.compile(r"sep=(.)\s*")
 
 
@@ -132,9 +134,13 @@ def csv_rows(
                 yield f"{path}, line {number}", dict(zip(names, cells, strict=True))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        message = f"{path}, line {number + 1}: not CSV: {error}"
+    except UnicodeDecodeError as error:
+        found = "UTF-16" if error.object[:2] in _UTF_16 else f"the bytes {_bytes_at(error)}"
+        message = f"{path}: not CSV in UTF-8; it has {found}"
         raise InputError(message, tip="save it as CSV in UTF-8") from error
+    except csv.Error as error:
+        message = f"{path}, line {number + 1}: not CSV: {error}"
+        raise InputError(message, tip="look at the quotes in and before this line") from error
 
 
 def header_of(path: Path, needed: Sequence[str]) -> bool:
@@ -161,6 +167,11 @@ def _header(lines: Iterator[str], path: Path, needed: Sequence[str]) -> tuple[st
         return ",", first, 0
     notice("separator", path, "separators of cells that are no comma", [repr(fitting[0])])
     return fitting[0], first, 0
+
+
+def _bytes_at(error: UnicodeDecodeError) -> str:
+    """The bytes that are no UTF-8, with some before them."""
+    return repr(error.object[max(0, error.start - 20) : error.end])
 
 
 def _has(header: str, separator: str, needed: Sequence[str]) -> bool:

@@ -97,7 +97,11 @@ def test_grey_of_fewer_bits_than_its_file_is_scaled_by_them(bits: int, kind: str
 
 
 def test_deep_grey_of_a_full_range_or_black_has_no_notice() -> None:
-    """And a range that no depth has is refused."""
+    """One of 14 bits, or a dark one, is read as 16 and said; a range of no depth is refused."""
+    with collected() as notices:
+        image = decode(encoded(Image.fromarray(np.full((4, 4), 16_383, np.uint16))), "x")
+    assert image.getpixel((0, 0)) == (64, 64, 64)
+    assert [entry["kind"] for entry in notices.entries()] == ["pixel-depth"]
     with collected() as notices:
         for value in (0, 65535):
             decode(encoded(Image.fromarray(np.full((4, 4), value, np.uint16))), "x")
