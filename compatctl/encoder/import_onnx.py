@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -38,6 +38,8 @@ _WIDEST, _NARROWEST = 600.0, 0.5
 """Limits on the width of a model's input range."""
 
 _PREFIX = "model/"
+_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.UINT8)
+"""Of images that a model takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +161,11 @@ def wrap(path: Path, model: onnx.ModelProto, spec: ImportSpec) -> bytes:
         )
     feed, embedding = _input_and_output(path, model, spec)
     graph = prefixed_graph(model, _PREFIX)
-    operator = "LpNormalization" if spec.normalise else "Identity"
-    last = helper.make_node(operator, [embedding], [OUTPUT])
-    nodes = [*_preprocessing_nodes(spec, feed), *graph.node, last]
+    nodes = [
+        *_preprocessing_nodes(spec, _PREFIX + feed.name, feed.type.tensor_type.elem_type),
+        *graph.node,
+        *_output_nodes(spec, _PREFIX + embedding.name, embedding.type.tensor_type.elem_type),
+    ]
     for field in ("node", "input", "output"):
         graph.ClearField(field)
     graph.node.extend(nodes)
@@ -182,25 +186,28 @@ def wrap(path: Path, model: onnx.ModelProto, spec: ImportSpec) -> bytes:
     return sealed_bytes(wrapped, Contract(dim=dim, inputs=(image,)))
 
 
-def _input_and_output(path: Path, model: onnx.ModelProto, spec: ImportSpec) -> tuple[str, str]:
-    """The prefixed names of the model's input and of its embedding."""
+def _input_and_output(
+    path: Path, model: onnx.ModelProto, spec: ImportSpec
+) -> tuple[onnx.ValueInfoProto, onnx.ValueInfoProto]:
+    """The model's input and its embedding."""
     inputs, outputs = graph_inputs(model.graph), [value.name for value in model.graph.output]
-    if spec.output is None and len(outputs) == 1:
-        output = outputs[0]
-    elif spec.output in outputs:
-        output = cast("str", spec.output)
-    else:
+    if not (spec.output in outputs or (spec.output is None and len(outputs) == 1)):
         raise InputError(
             f"{path}: its outputs are {', '.join(outputs)}; the preprocessing file says "
             f"{spec.output!r}",
             tip='name the embedding in the preprocessing file: "output": "..."',
         )
-    if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != TensorProto.FLOAT:
+    if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type not in _TYPES:
         raise InputError(
-            f"{path}: expected one input, images in float32; it has "
+            f"{path}: expected one input, images in float32, float16, float64 or uint8; it has "
             f"{', '.join(map(_typed_name, inputs)) or 'none'}",
-            tip="export it with float32 images, each normalised in the graph or by the "
-            "preprocessing file",
+            tip="export the part of it that takes images, with one of these types",
+        )
+    untouched = (spec.scale, set(spec.mean), set(spec.std)) == (1.0, {0.0}, {1.0})
+    if inputs[0].type.tensor_type.elem_type == TensorProto.UINT8 and not untouched:
+        raise InputError(
+            f"{path}: its input is {_typed_name(inputs[0])}, scaled pixels are no bytes",
+            tip='leave "scale", "mean" and "std" out of the preprocessing file',
         )
     sides = {"C": 3, "H": spec.height, "W": spec.width}
     axes = inputs[0].type.tensor_type.shape.dim
@@ -212,7 +219,7 @@ def _input_and_output(path: Path, model: onnx.ModelProto, spec: ImportSpec) -> t
     if axes and not fits:
         layout = f"{spec.layout} {expected[1:]}"
         raise InputError(f"{path}: its input is {shape}; the preprocessing file says {layout}")
-    return _PREFIX + inputs[0].name, _PREFIX + output
+    return inputs[0], model.graph.output[outputs.index(spec.output or outputs[0])]
 
 
 def _typed_name(value: onnx.ValueInfoProto) -> str:
@@ -220,8 +227,19 @@ def _typed_name(value: onnx.ValueInfoProto) -> str:
     return f"{value.name} ({kind})"
 
 
-def _preprocessing_nodes(spec: ImportSpec, feed: str) -> list[onnx.NodeProto]:
-    """From uint8 NHWC RGB to ``feed``, the input of the wrapped graph."""
+def _output_nodes(spec: ImportSpec, embedding: str, kind: int) -> list[onnx.NodeProto]:
+    """From the embedding of the wrapped graph, of the type ``kind``, to float32 unit rows."""
+    operator = "LpNormalization" if spec.normalise else "Identity"
+    if kind not in {TensorProto.FLOAT16, TensorProto.DOUBLE}:
+        return [helper.make_node(operator, [embedding], [OUTPUT])]
+    return [
+        helper.make_node("Cast", [embedding], ["single"], to=TensorProto.FLOAT),
+        helper.make_node(operator, ["single"], [OUTPUT]),
+    ]
+
+
+def _preprocessing_nodes(spec: ImportSpec, feed: str, kind: int) -> list[onnx.NodeProto]:
+    """From uint8 NHWC RGB to ``feed``, the input of the wrapped graph, of the type ``kind``."""
     swap = spec.channels == "BGR"
     nodes = [helper.make_node("Gather", [IMAGE, "order"], ["ordered"], axis=3)] if swap else []
     nodes += [
@@ -230,9 +248,13 @@ def _preprocessing_nodes(spec: ImportSpec, feed: str) -> list[onnx.NodeProto]:
         helper.make_node("Sub", ["scaled", "mean"], ["centred"]),
         helper.make_node("Div", ["centred", "std"], ["ready"]),
     ]
+    ready = "ready"
+    if kind != TensorProto.FLOAT:
+        nodes.append(helper.make_node("Cast", [ready], ["typed"], to=kind))
+        ready = "typed"
     if spec.layout == "NCHW":
-        return [*nodes, helper.make_node("Transpose", ["ready"], [feed], perm=[0, 3, 1, 2])]
-    return [*nodes, helper.make_node("Identity", ["ready"], [feed])]
+        return [*nodes, helper.make_node("Transpose", [ready], [feed], perm=[0, 3, 1, 2])]
+    return [*nodes, helper.make_node("Identity", [ready], [feed])]
 
 
 def _check_range(scale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> None:

@@ -184,14 +184,14 @@ def test_an_unreadable_preprocessing_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_models_that_cannot_be_imported_are_refused(tmp_path: Path) -> None:
-    """Ambiguous outputs, a uint8 or second input, an old operator set, an output of four axes."""
+    """Ambiguous outputs, an int32 or second input, an old operator set, an output of four axes."""
     spec = write_spec(tmp_path / "m.json", PLAIN)
     pixels = value("pixels", TensorProto.FLOAT, ["n", SIDE, SIDE, 3])
     features = value("features", TensorProto.FLOAT, ["n", DIM])
     for model, message in (
         (nhwc(outputs=[features, value("image", TensorProto.FLOAT, ["n", 3])]), "its outputs are"),
         (nhwc(given=[pixels, value("mask", TensorProto.FLOAT, ["n"])]), "expected one input"),
-        (nhwc(given=[value("pixels", TensorProto.UINT8, ["n", SIDE, SIDE, 3])]), "in float32"),
+        (nhwc(given=[value("pixels", TensorProto.INT32, ["n", SIDE, SIDE, 3])]), "in float32"),
         (nhwc(opset=6), "operator set 6 is too old"),
         (nhwc(outputs=[value("pixels", TensorProto.FLOAT, ["n", SIDE, SIDE, 3])]), "came out as"),
     ):
@@ -219,13 +219,46 @@ def test_a_model_with_a_fixed_batch_is_refused(tmp_path: Path) -> None:
     assert "free batch axis" in refused.value.tip
 
 
-@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.UINT8])
-def test_an_input_of_another_type_is_named_with_it(tmp_path: Path, kind: int) -> None:
-    """float16 and uint8 images: the message says what the model takes."""
-    model = nhwc(given=[value("pixels", kind, ["n", SIDE, SIDE, 3])])
-    onnx.save(model, tmp_path / "m.onnx")
-    with pytest.raises(InputError, match=r"images in float32; it has pixels \((float16|uint8)\)"):
-        Encoder.load(tmp_path / "m.onnx", write_spec(tmp_path / "m.json", PLAIN))
+def typed(kind: int, out: int = TensorProto.FLOAT) -> onnx.ModelProto:
+    """The model of ``nhwc``, with pixels of one type and an embedding of another."""
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["single"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["single"], ["image"], axes=[1, 2], keepdims=0),
+        helper.make_node("MatMul", ["image", "scale"], ["long"]),
+        helper.make_node("Cast", ["long"], ["features"], to=out),
+    ]
+    return graph_model(
+        nodes,
+        given=[value("pixels", kind, ["n", SIDE, SIDE, 3])],
+        outputs=[value("features", out, ["n", DIM])],
+        weights={"scale": projection(4)},
+    )
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.UINT8])
+@pytest.mark.parametrize("out", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE])
+def test_images_and_embeddings_of_other_types_are_cast(tmp_path: Path, kind: int, out: int) -> None:
+    """The embeddings are those of the same model in float32, up to half precision."""
+    spec = write_spec(tmp_path / "m.json", PLAIN)
+    images = {"image": np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)}
+    onnx.save(nhwc(), tmp_path / "single.onnx")
+    onnx.save(typed(kind, out), tmp_path / "typed.onnx")
+    expected = Encoder.load(tmp_path / "single.onnx", spec).run(images)
+    rows = Encoder.load(tmp_path / "typed.onnx", spec).run(images)
+    assert rows.dtype == np.float32
+    assert np.abs(rows - expected).max() < (2e-3 if out == TensorProto.FLOAT16 else 1e-6)
+
+
+def test_other_types_are_named(tmp_path: Path) -> None:
+    """Bytes with a scale, and whole numbers of other widths: the message says what it takes."""
+    for kind, more, message in (
+        (TensorProto.UINT8, {"scale": 1 / 255}, r"its input is pixels \(uint8\), scaled"),
+        (TensorProto.INT32, {}, r"float64 or uint8; it has pixels \(int32\)"),
+    ):
+        onnx.save(typed(kind), tmp_path / "m.onnx")
+        spec = write_spec(tmp_path / "m.json", {**PLAIN, **more})
+        with pytest.raises(InputError, match=message):
+            Encoder.load(tmp_path / "m.onnx", spec)
 
 
 def test_crop_share_and_border_are_kept_in_the_file(tmp_path: Path) -> None:
