@@ -54,7 +54,7 @@ ProjectFile = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; write nothing.")]
 SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="Leave out images that do not decode, and count them.")
+    bool, typer.Option("--skip-bad", help="Leave out images that do not decode, and list them.")
 ]
 
 PreprocessingFile = Annotated[

@@ -126,7 +126,10 @@ class _Row:
             return ""
         if isinstance(value, str):
             if key != "path" and not value.isascii() and _SURROGATE.search(value):
-                raise InputError(f"{self.where}: {key} is not writable text: {value!r}")
+                raise InputError(
+                    f"{self.where}: {key} is not writable text: {value!r}",
+                    tip="rename it in UTF-8; if it is, this shell is not: set PYTHONUTF8=1",
+                )
             return value
         if isinstance(value, int | float) and (key not in _RESERVED or type(value) is int):
             return json.dumps(value)
