@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from compatctl.errors import InputError
 from compatctl.recipe._typed import (
@@ -134,6 +135,11 @@ class Objective:
     trained. The one with the best recall@1 of new queries on the old gallery is kept, measured on
     the validation classes and never on the test classes.
     """
+
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        "anchors": "leave it out; unlabelled trains on images without labels, those of gallery "
+        "items as far as max_gallery_pass allows"
+    }
 
     frame: tuple[Frame, ...] = setting(
         ("prototypes",),

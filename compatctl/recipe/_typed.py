@@ -11,7 +11,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -87,13 +87,19 @@ def read_bounded(path: Path, limit: int) -> bytes:
 def build(kind: type[T], value: Any, where: str) -> T:
     """``value`` as dataclass ``kind``; ``where`` begins every message (a file name).
 
+    ``kind.REMOVED`` maps settings of earlier versions to what to do; in a file they may be null.
+
     Raises ``InputError`` naming the key, what was expected and what was found.
     """
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected a mapping of keys, got {_shown(value)}")
     hints = typing.get_type_hints(kind)
     fields = {yaml_key(f): f for f in dataclasses.fields(kind) if yaml_key(f)}  # type: ignore[arg-type]
-    unknown = [str(key) for key in value if key not in fields]
+    removed: Mapping[str, str] = getattr(kind, "REMOVED", {})
+    for key in removed.keys() & value.keys():
+        if value[key] is not None:
+            raise InputError(f"{where}: {key} is a setting no longer", tip=removed[key])
+    unknown = [str(key) for key in value if key not in fields and key not in removed]
     if unknown:
         raise InputError(
             f"{where}: unknown key {', '.join(sorted(unknown)[:MAX_LISTED])}",

@@ -85,10 +85,22 @@ def test_every_setting_has_a_sentence() -> None:
     assert set(keys(default.to_json(), "")) <= set(names)
 
 
+def test_a_setting_that_is_gone_may_be_null(tmp_path: Path) -> None:
+    """A recipe that said that it has no anchors means the same as before."""
+    path = tmp_path / "recipe.yaml"
+    digests = []
+    for text in ("objective: {scale: 16.0, anchors: null}\n", "objective: {scale: 16.0}\n"):
+        path.write_text("format: 1\n" + BACKBONE + text)
+        digests.append(Recipe.load(path).digest)
+    assert digests[0] == digests[1]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("format: 1\n" + BACKBONE + "epochs: 3\n", "unknown key epochs"),
+        ("format: 1\n" + BACKBONE + "objective: {anchors: {share: 1.0}}\n", "a setting no longer"),
+        ("format: 1\n" + BACKBONE + "objective: {anchor: null}\n", "unknown key anchor"),
         ("format: 1\n" + BACKBONE + "optimiser: {lr: 1e-3}\n", "expected a number, got str '1e-3'"),
         ("format: 1\n" + BACKBONE + "optimiser: {epochs: 3.0}\n", "expected an integer"),
         ("format: 1\n" + BACKBONE + "optimiser: {epochs: true}\n", "expected an integer"),
