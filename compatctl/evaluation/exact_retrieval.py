@@ -99,7 +99,7 @@ def mixed_retrieval(
     queries: Vectors,
     policy: Policy,
     *,
-    rank: Callable[[Neighbours], Neighbours] = lambda found: found,
+    rank: Callable[[Neighbours], Neighbours] | None = None,
 ) -> tuple[Retrieval, float]:
     """Retrieval on the mixed gallery: rows of ``new`` where ``truth.reembedded``, else of ``old``.
 
@@ -110,7 +110,9 @@ def mixed_retrieval(
     mask, ks = truth.reembedded, recall_ks(policy)
     assert mask is not None
     pieces, k = mixed_pieces(old, new, mask), max(_limit(MAP_K, truth), *ks)
-    neighbours = rank(exact_search_pieces(queries, pieces, k, truth.self_row, truth.ignored))
+    neighbours = exact_search_pieces(queries, pieces, k, truth.self_row, truth.ignored)
+    if rank is not None:
+        neighbours = rank(neighbours)
     test = evaluate_neighbours(truth, neighbours, ks)
     if not len(old):
         return test, float("nan")

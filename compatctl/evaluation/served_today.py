@@ -76,6 +76,30 @@ class ServedToday:
             ),
         )
 
+    @classmethod
+    def of_store(cls, store: DeployedGallery, data: Dataset, progress: Progress) -> Self | None:
+        """That of a store, with no image of ``data`` embedded before; None if it does not re-score.
+
+        A row whose image is not the one that is indexed gets no vector.
+
+        Raises:
+            DamagedError: the side file is damaged.
+        """
+        if store.manifest.rescoring is None:
+            return None
+        return cls(
+            settings=store.manifest.rescoring,
+            catalog=store.catalog,
+            side=SideFile.existing(store.store.path, store.manifest.query_model),
+            free=FreeVectors(
+                data,
+                stored_data_rows(data, store),
+                store.encoder,
+                catalog=store.catalog,
+                progress=progress,
+            ),
+        )
+
     def __call__(self, first: Neighbours, queries: Vectors) -> Neighbours:
         """The answers (Q, C) of queries in today's order, by their free vectors (Q, F)."""
         found = first.rows[:, : self.settings.candidates]
@@ -97,14 +121,15 @@ class ServedToday:
 
     def entry(self, first: Retrieval) -> RescoredToday:
         """The report's entry; ``first``: old queries without re-scoring."""
+        kept = self.kept
         return RescoredToday(
             candidates=self.settings.candidates,
             passes=self.settings.passes,
             weight=self.settings.weight,
             slope=self.settings.slope,
             intercept=self.settings.intercept,
-            kept=self.kept,
-            kept_share=self.kept / max(1, len(self.catalog)),
+            kept=kept,
+            kept_share=kept / max(1, len(self.catalog)),
             first_stage={str(k): value for k, value in first.recall.items()},
         )
 
@@ -128,27 +153,13 @@ class TodayAnswers:
             DamagedError: the side file is damaged.
             InputError: as ``Encoder.embed``.
         """
-        settings = store.manifest.rescoring
-        if settings is None:
-            return None
         progress = prefixed(progress, "old model")
+        served = ServedToday.of_store(store, data, progress)
+        if served is None:
+            return None
         free = store.encoder.embed(data.take(queries), free=True, progress=progress).free
         assert free is not None
-        return cls(
-            served=ServedToday(
-                settings=settings,
-                catalog=store.catalog,
-                side=SideFile.existing(store.store.path, store.manifest.query_model),
-                free=FreeVectors(
-                    data,
-                    stored_data_rows(data, store),
-                    store.encoder,
-                    catalog=store.catalog,
-                    progress=progress,
-                ),
-            ),
-            queries=free,
-        )
+        return cls(served=served, queries=free)
 
     def among(self, rows: Rows) -> Self:
         """The same, where the queries search these rows (G,) of the catalogue."""

@@ -23,13 +23,10 @@ from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.gallery_pass import kept_rows
 from compatctl.deployment.rescoring import PassedRows
-from compatctl.evaluation.gallery import stored_data_rows
-from compatctl.evaluation.rescoring import FreeVectors
 from compatctl.evaluation.served_today import ServedToday
 from compatctl.manifest import Catalog
 from compatctl.progress import Progress
 from compatctl.recipe import Project
-from compatctl.store.side_file import SideFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,27 +87,18 @@ class RescoredService:
         Raises:
             DamagedError: the side file is damaged.
         """
-        manifest, catalog = gallery.manifest, gallery.catalog
-        settings = manifest.rescoring
-        if settings is None or queries is None:
+        today = ServedToday.of_store(gallery, data, progress)
+        if today is None or queries is None:
             return None
-        side = SideFile.existing(gallery.store.path, manifest.query_model)
-        free = FreeVectors(
-            data,
-            stored_data_rows(data, gallery),
-            gallery.encoder,
-            catalog=catalog,
-            progress=progress,
-        )
-        today = ServedToday(settings=settings, catalog=catalog, side=side, free=free)
-        written = catalog.reassigned(rows, manifest.query_model, digests)
+        catalog = gallery.catalog
+        written = catalog.reassigned(rows, gallery.manifest.query_model, digests)
         if project.max_gallery_pass >= 1.0:
             return cls(queries=queries, today=today, later=replace(today, catalog=written))
-        passed, kept = PassedRows.of(gallery, gallery.encoder), kept_rows(side, catalog)
+        passed, kept = PassedRows.of(gallery, gallery.encoder), kept_rows(today.side, catalog)
         new = np.zeros(len(catalog), bool)
         new[rows] = True
         rooms = passed.room(project, kept), passed.room(project, kept | new)
-        ended = replace(today, settings=replace(settings, passes=0))
+        ended = replace(today, settings=replace(today.settings, passes=0))
         gone = passed.unkept | kept
         return cls(
             queries=queries,

@@ -14,7 +14,6 @@ from compatctl.core.adapters import Adapter, fuse_rows
 from compatctl.core.arrays import Bools, Rows
 from compatctl.core.gate import Check, Measurement, Verdict, judge
 from compatctl.core.measurements import DECIDING_GROUP, GroupEvidence, measure, measure_mixed
-from compatctl.core.nearest import Neighbours
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import Retrieval
 from compatctl.core.sampling_units import count_units
@@ -159,7 +158,7 @@ def try_backfill(
     truth, k, ks = queries.ground_truth(catalog), policy.recall_at, recall_ks(policy)
     first = nearest_rows(truth, queries.features, old, ks)
     before = evaluate_neighbours(truth, service.before(first) if service else first, ks)
-    rank = service.after if service else _as_found
+    rank = service.after if service else None
     curve = [CurvePoint(share=float(have.mean()), recall=before.recall[k])]
     after, bias = before, 0.0
     for reembedded in _stages(have, rows):
@@ -249,10 +248,6 @@ def loss_check(policy: Policy, gain: Measurement) -> Check:
     check = judge(replace(policy, min_mixed_gain=-MARGIN), [gain]).checks[0]
     loses = judge(replace(policy, min_mixed_gain=0.0), [gain]).checks[0].outcome == "fail"
     return replace(check, outcome="fail") if loses else check
-
-
-def _as_found(found: Neighbours) -> Neighbours:
-    return found
 
 
 def _stages(have: Bools, rows: Rows) -> list[Bools]:

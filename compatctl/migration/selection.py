@@ -173,11 +173,11 @@ class RescoredResult(RouteResult):
 
     def share_known(self, truth: GroundTruth) -> float:
         """The share, 0 to 1, of the first answers whose free vector is known."""
+        if self.free_rows is None:
+            return 1.0
         found = self.first_answers(truth)
         found = found[found >= 0]
-        if self.free_rows is None or not len(found):
-            return 1.0
-        return float(np.isin(found, self.free_rows).mean())
+        return float(np.isin(found, self.free_rows).mean()) if len(found) else 1.0
 
     def retrieval(self, truth: GroundTruth, ks: tuple[int, ...], map_k: int = MAP_K) -> Retrieval:
         """recall@k and mAP of its re-scored answers."""

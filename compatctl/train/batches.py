@@ -70,7 +70,11 @@ class CachedBatches:
 
     def sample(self) -> Tensor:
         """(N, F) features of the training items as they are, on the CPU."""
-        return self._table[self._rows[0]]
+        first = self._rows[0]
+        # Training images come first, so this is a view unless one of them is there twice.
+        if torch.equal(first, torch.arange(len(first))):
+            return self._table[: len(first)]
+        return self._table[first]
 
     def validation(self) -> Tensor:
         """(Q, F) features of the validation queries."""

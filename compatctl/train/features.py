@@ -74,7 +74,8 @@ class Features:
                 table=run_backbone(network.to(device), reader, images, progress),
             )
             trained = [ImageRef(dataset=data, row=row) for row in training]
-            features.lookup_variants(changed_views(trained, recipe), network, reader, progress)
+            if variants := changed_views(trained, recipe):
+                features.lookup_variants(variants, network, reader, progress)
         return features
 
     def lookup(self, images: Sequence[ImageRef]) -> Tensor:
@@ -102,8 +103,6 @@ class Features:
         if unknown:
             table = run_backbone(network, reader, [*unknown.values()], progress)
             self.variants.update(zip(unknown, table.unbind(), strict=True))
-        if not keys:
-            return self.table[:0]
         return torch.stack([self.variants[key] for key in keys])
 
     def embed(self, network: Network, data: Dataset, rows: Sequence[int]) -> NDArray[np.float32]:

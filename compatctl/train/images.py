@@ -6,7 +6,6 @@ one.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from compatctl.core.arrays import Pixels
+from compatctl.core.digest_prefixes import name_prefix
 from compatctl.data import Dataset, Preprocessing, prepare
 from compatctl.recipe import Augmentation, InputSpec, Recipe
 
@@ -47,11 +47,10 @@ def changed_views(images: Sequence[ImageRef], recipe: Recipe) -> list[ImageRef]:
     A variant depends on the recipe's seed and on the item's id alone, so that heads trained on
     different items share it.
     """
-    numbers = [int.from_bytes(hashlib.sha256(ref.id.encode()).digest()[:8]) for ref in images]
     return [
-        replace(ref, seed=(recipe.seed, view, number))
+        replace(ref, seed=(recipe.seed, view, name_prefix(ref.id)))
         for view in range(1, recipe.augmentation.views)
-        for ref, number in zip(images, numbers, strict=True)
+        for ref in images
     ]
 
 
