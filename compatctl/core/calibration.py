@@ -70,7 +70,7 @@ def fit_score_map(old: ScoreHistogram, new: ScoreHistogram) -> ScoreMap:
     if pairs < MIN_PAIRS:
         raise InputError(
             f"calibration needs {MIN_PAIRS} pairs of two classes, got {pairs}",
-            tip="hold out more classes, or leave --calibrate out",
+            tip="hold out more classes, or leave out --calibrate of compatctl verify",
         )
     falling = np.geomspace(0.5, _TAIL / pairs, MAX_KNOTS - 2 - len(_BULK))
     levels = [*_BULK, *falling.tolist()]

@@ -125,7 +125,7 @@ def _similarity(
     if requested not in {None, similarity}:
         raise InputError(
             f"{path} has the similarity {similarity}, --similarity is {requested}",
-            tip="omit --similarity, or write the table again",
+            tip="leave out --similarity of compatctl verify, or write the table again",
         )
     return similarity
 

@@ -44,7 +44,7 @@ MIN_CROP_SHARE = 0.1
 
 WHITE = (255, 255, 255)
 
-BAD_IMAGE_TIP = "repair or remove it; commands that read many items skip it with --skip-bad"
+BAD_IMAGE_TIP = "repair or remove it; compatctl init --skip-bad leaves such items out, as others do"
 
 _DECODER_ERRORS = (OSError, *PARSE_ERRORS)
 

@@ -187,5 +187,5 @@ def _uneven(where: str, cells: list[str], names: list[str], separator: str) -> I
     return InputError(
         f"{where}: {len(cells)} cells under {len(names)} columns, which are separated by "
         f"{separator!r}: {separator.join(cells)[:80]!r}",
-        tip=f'write a cell with {separator!r} in it in quotes: "a{separator}b"',
+        tip=f'put a cell with {separator!r} in it in quotes, as in "a{separator}b"',
     )

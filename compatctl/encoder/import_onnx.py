@@ -195,7 +195,7 @@ def _input_and_output(
         raise InputError(
             f"{path}: its outputs are {', '.join(outputs)}; the preprocessing file says "
             f"{spec.output!r}",
-            tip='name the embedding in the preprocessing file: "output": "..."',
+            tip='name the embedding: write "output": "..." into the preprocessing file',
         )
     if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type not in _TYPES:
         raise InputError(

@@ -140,7 +140,7 @@ def _refuse_trained(
         names = ", ".join(data.items[row].id for row in trained[:3])
         raise InputError(
             f"{len(trained)} of {len(rows)} {what} were trained on: {names} ...",
-            tip="hold out other items, or pass --allow-record to report them apart",
+            tip="hold out other items, or pass --allow-seen to report them apart",
         )
     return trained
 

@@ -76,7 +76,7 @@ def restore(store: Store, target: Manifest, *, created_at: str) -> Manifest:
     if target.generation < store.manifest.oldest_gallery:
         raise UsageError(
             f"the gallery of generation {target.generation} held items that were erased since",
-            tip="--added keep restores its query model over the current rows",
+            tip="compatctl rollback --added keep restores its query model over the current rows",
         )
     with store.transaction(store.manifest, operation=Operation.ROLLBACK) as tx:
         restored = {name: getattr(target, name) for name in (*MODEL_FIELDS, *GALLERY_FIELDS)}
@@ -111,5 +111,5 @@ def _before_last_deploy(store: Store) -> Manifest:
             return state
     raise UsageError(
         "no earlier generation had another query model: there is no deploy to undo",
-        tip="compatctl history lists the generations; --to restores any of them",
+        tip="compatctl history lists the generations; compatctl rollback --to restores any of them",
     )

@@ -60,11 +60,12 @@ def load(folder: Path, key: str) -> Checkpoint | None:
     except (OSError, *UNREADABLE) as error:
         raise InputError(
             f"{path}: is not a readable checkpoint: {error}",
-            tip="start again without --resume",
+            tip="start again: compatctl finetune without --resume",
         ) from error
     raise ConflictError(
         f"{path}: belongs to a run with another recipe, base, data or gallery",
-        tip="start again without --resume, or restore the files that the run began with",
+        tip="start again (compatctl finetune without --resume), or restore the files that the "
+        "run began with",
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from messages_kit import OPTIONS, foreign_flags
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
@@ -44,10 +45,15 @@ class Result:
 
 
 def run(*arguments: object) -> Result:
-    """Run the command line in this process; an unexpected exception is raised."""
+    """Run the command line in this process; an unexpected exception is raised.
+
+    A flag that a printed tip names alone must be one of the command.
+    """
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
+    if arguments and str(arguments[0]) in OPTIONS:
+        assert not foreign_flags(str(arguments[0]), result.stderr), result.stderr
     return Result(code=result.exit_code, stdout=result.stdout, stderr=result.stderr)
 
 
