@@ -19,7 +19,7 @@ from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import index_params, indexed_rows, load_query_model, open_index
 from compatctl.deployment.project import open_store, utc_now
 from compatctl.evaluation.protocol import gallery_rows
-from compatctl.index import HnswIndex, build_with_replacements
+from compatctl.index import HnswIndex, build_with_replacements, require_hnswlib
 from compatctl.manifest import Catalog, Manifest, Operation
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
@@ -70,6 +70,7 @@ def add(
         InputError: bad data; or an item changed, without ``changed``.
         ConflictError: the store is locked, or changed meanwhile.
     """
+    require_hnswlib()
     store = open_store(project)
     manifest = store.manifest
     work = _AddWork.of(store, load_data(project), project.data, progress)

@@ -30,7 +30,7 @@ from compatctl.deployment.gallery_pass import ModelRows, gallery_pass, require_b
 from compatctl.deployment.project import open_store, utc_now
 from compatctl.errors import EvidenceError, UsageError
 from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
-from compatctl.index import HnswIndex, build_with_replacements
+from compatctl.index import HnswIndex, build_with_replacements, require_hnswlib
 from compatctl.manifest import Catalog, Manifest, Operation
 from compatctl.migration.backfill_forecast import (
     Forecast,
@@ -160,6 +160,7 @@ def backfill(
         DamagedError: a file of the store is missing or changed.
         ConflictError: the store is locked, or has changed in the meantime: run it again.
     """
+    require_hnswlib()
     options = options or BackfillOptions()
     store, policy = open_store(project), load_policy(project.policy)
     catalog = store.catalog()
@@ -229,6 +230,7 @@ def forecast_backfill(
     options = options or BackfillOptions()
     if passes < 2:
         raise UsageError(f"--forecast needs at least 2 rows, got {passes}")
+    require_hnswlib()
     store, policy = open_store(project), load_policy(project.policy)
     _refuse_rescored(store.manifest)
     catalog, data = store.catalog(), load_data(project)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from compatctl.deployment.training_inputs import load_first_inputs
 from compatctl.evaluation.protocol import gallery_rows
+from compatctl.index import require_hnswlib
 from compatctl.migration.candidate import train_candidate
 from compatctl.migration.first_store import embed_first_gallery
 from compatctl.progress import Progress, silent
@@ -54,6 +55,7 @@ def begin(
         InputError: bad recipe, data or checkpoint; more classes than vertices; or the store's
             folder is in use.
     """
+    require_hnswlib()
     inputs = load_first_inputs(project, base, seed, dim)
     size = inputs.recipe.objective.dim
     assert size is not None, "load_first_inputs requires it"

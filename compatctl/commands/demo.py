@@ -26,6 +26,7 @@ from compatctl.core.hash_order import hash_fraction
 from compatctl.deployment.project import open_store
 from compatctl.errors import InputError
 from compatctl.evaluation.options import VerifyOptions
+from compatctl.index import require_hnswlib
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 from compatctl.report import Report
@@ -99,6 +100,7 @@ def demo(
     Raises:
         InputError: ``keep`` is not empty, or the demo's backbones are not installed.
     """
+    require_hnswlib()
     began = time.monotonic()
     with ExitStack() as stack:
         if keep is None:

@@ -36,6 +36,7 @@ from compatctl.index import (
     build_without_deleted,
     count_deleted,
     read_header,
+    require_hnswlib,
 )
 from compatctl.manifest import Catalog, Operation
 from compatctl.progress import Progress, silent
@@ -104,6 +105,7 @@ def import_index(
             table does not name exactly its keys; or the vectors are another model's.
         DamagedError: the file is damaged, or has rows marked deleted.
     """
+    require_hnswlib()
     model_file = ModelFile.read(model, preprocessing)
     encoder = model_file.encoder
     header = read_header(index)

@@ -26,7 +26,7 @@ from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import check_steady
 from compatctl.errors import EvidenceError, UsageError
 from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
-from compatctl.index import HnswIndex, build_mapped
+from compatctl.index import HnswIndex, build_mapped, require_hnswlib
 from compatctl.manifest import Manifest, Operation
 from compatctl.migration.adapters import AUTO, check_adapter_options, fit_adapter
 from compatctl.migration.alignment import (
@@ -132,6 +132,7 @@ def lift(
         DamagedError: a file of the store is missing or changed.
         ConflictError: the store is locked, or has changed in the meantime: run it again.
     """
+    require_hnswlib()
     options = options or LiftOptions()
     check_adapter_options(options.kind, pair_share(project, options.share))
     store, policy, model = open_store(project), load_policy(project.policy), ModelFile.read(new)

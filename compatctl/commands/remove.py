@@ -13,6 +13,7 @@ from dataclasses import replace
 from compatctl.deployment.project import open_store
 from compatctl.deployment.removal import Removal, RemovalResult
 from compatctl.errors import UsageError
+from compatctl.index import require_hnswlib
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 
@@ -39,6 +40,7 @@ def remove(
     """
     if not ids:
         raise UsageError("no id to remove", tip="name them, or pass --ids FILE (- for stdin)")
+    require_hnswlib()
     removal = Removal(
         project=project, store=open_store(project), ids=frozenset(ids), missing_ok=missing_ok
     )

@@ -13,6 +13,7 @@ from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import load_query_model, open_index
 from compatctl.deployment.project import utc_now
 from compatctl.errors import ConflictError, UsageError
+from compatctl.index import require_hnswlib
 from compatctl.manifest import Catalog, Manifest, Operation, unknown_digests
 from compatctl.printable import listed
 from compatctl.progress import Progress, silent
@@ -151,8 +152,9 @@ def rollback_with_items(
 
     Raises:
         ConflictError: the project's data lacks an item to embed; or as ``Transaction``.
-        InputError: an image does not decode.
+        InputError: an image does not decode, or hnswlib is not installed.
     """
+    require_hnswlib()
     vectors, digests = _embed_foreign(project, store, target, added, progress)
     if dry_run:
         return store.manifest

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -9,13 +11,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.core.arrays import Rows, Vectors, as_rows
+from compatctl.core.arrays import Keys, Rows, Vectors, as_rows
 from compatctl.core.calibration import ScoreMap
 from compatctl.data import Dataset
 from compatctl.encoder import CANARY_LIMIT, Canary, Encoder
 from compatctl.errors import DamagedError
 from compatctl.files import is_remembered, remember
-from compatctl.index import HnswIndex, HnswParams, read_all
+from compatctl.index import HnswIndex, HnswParams, read_all, read_keys, require_hnswlib
 from compatctl.manifest import Catalog, IndexInfo, Manifest
 from compatctl.store import Store
 
@@ -50,7 +52,12 @@ class DeployedGallery:
 
     @classmethod
     def open(cls, store: Store) -> DeployedGallery:
-        """The store's current generation."""
+        """The store's current generation, for a command that needs its index.
+
+        Raises:
+            InputError: hnswlib is not installed.
+        """
+        require_hnswlib()
         return cls(store=store, manifest=store.manifest)
 
     @property
@@ -87,6 +94,17 @@ class DeployedGallery:
     def vectors(self, extra_capacity: int = 0) -> Vectors:
         """``stored_rows`` of this generation. They are large, and read again at each call."""
         return stored_rows(self.store, self.manifest, self.catalog, extra_capacity=extra_capacity)
+
+    def keys(self) -> Keys:
+        """Every key (N,) of the index file, checked as ``index`` is, without hnswlib."""
+        path = self.store.verified_path("indexes", self.manifest.index.sha256)
+        with _layout_check(path, self.manifest.index.sha256) as prevalidated:
+            return read_keys(
+                path,
+                index_params(self.manifest.index),
+                self.manifest.index.count,
+                prevalidated=prevalidated,
+            )
 
 
 def score_map(gallery: DeployedGallery | None) -> ScoreMap | None:
@@ -137,17 +155,23 @@ def open_index(
     """
     info = manifest.index
     path = store.verified_path("indexes", info.sha256, fresh=fresh)
-    prevalidated = not fresh and is_remembered(path, info.sha256, LAYOUT)
-    index = HnswIndex.load(
-        path,
-        index_params(info),
-        info.count,
-        prevalidated=prevalidated,
-        extra_capacity=extra_capacity,
-    )
+    with _layout_check(path, info.sha256, fresh=fresh) as prevalidated:
+        return HnswIndex.load(
+            path,
+            index_params(info),
+            info.count,
+            prevalidated=prevalidated,
+            extra_capacity=extra_capacity,
+        )
+
+
+@contextmanager
+def _layout_check(path: Path, sha256: str, *, fresh: bool = False) -> Iterator[bool]:
+    """Whether a file's layout is known to be intact; if not, a block without an error shows it."""
+    prevalidated = not fresh and is_remembered(path, sha256, LAYOUT)
+    yield prevalidated
     if not prevalidated:
-        remember(path, info.sha256, LAYOUT)
-    return index
+        remember(path, sha256, LAYOUT)
 
 
 def stored_rows(
@@ -161,17 +185,14 @@ def stored_rows(
     """
     info = manifest.index
     path = store.verified_path("indexes", info.sha256)
-    prevalidated = is_remembered(path, info.sha256, LAYOUT)
-    rows = read_all(
-        path,
-        index_params(info),
-        catalog.keys,
-        prevalidated=prevalidated,
-        extra_capacity=extra_capacity,
-    )
-    if not prevalidated:
-        remember(path, info.sha256, LAYOUT)
-    return rows
+    with _layout_check(path, info.sha256) as prevalidated:
+        return read_all(
+            path,
+            index_params(info),
+            catalog.keys,
+            prevalidated=prevalidated,
+            extra_capacity=extra_capacity,
+        )
 
 
 def indexed_rows(data: Dataset, catalog: Catalog, rows: Rows | None = None) -> tuple[Rows, Rows]:

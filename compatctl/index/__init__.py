@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compatctl.index.hnswlib.index import HnswIndex
+from compatctl.index.hnswlib.index import HnswIndex, require_hnswlib
 from compatctl.index.hnswlib.layout import read_header
 from compatctl.index.hnswlib.params import HnswParams
 from compatctl.index.hnswlib.reading import (
@@ -36,5 +36,6 @@ __all__ = [
     "read_header",
     "read_keys",
     "recall_per_query",
+    "require_hnswlib",
     "tune_ef",
 ]

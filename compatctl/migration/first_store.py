@@ -23,7 +23,7 @@ from compatctl.encoder import check_steady
 from compatctl.errors import InputError
 from compatctl.evaluation.protocol import gallery_rows
 from compatctl.files import write_atomic
-from compatctl.index import HnswIndex, HnswParams
+from compatctl.index import HnswIndex, HnswParams, require_hnswlib
 from compatctl.manifest import Catalog, Operation
 from compatctl.progress import Progress, silent
 from compatctl.recipe import PROJECT_FILE, Project
@@ -84,6 +84,7 @@ def embed_first_gallery(
         InputError: bad data or model; the store's folder is in use; or a file that finetune wrote
             with the model is missing.
     """
+    require_hnswlib()
     model_file = ModelFile.read(model, preprocessing)
     encoder = model_file.encoder
     params = HnswParams(dim=encoder.dim, M=m, ef_construction=ef_construction, ef_search=ef_search)

@@ -1,6 +1,7 @@
-"""Build the wheel, install it without extras in a new environment, and run the gate's commands.
+"""Build the wheel, install it in a new environment, and run the gate's commands.
 
-No torch is installed: verify, deploy and search do not need it.
+Without extras there is neither torch nor hnswlib: tables are compared. With the extra hnswlib the
+commands of a store run; verify, deploy and search need no torch.
 """
 
 from __future__ import annotations
@@ -40,8 +41,13 @@ def run(*command: str | Path, cwd: Path = ROOT) -> str:
     return process.stdout
 
 
+def install(python: Path, target: str | Path) -> None:
+    """Install a wheel, maybe with extras, into the environment of ``python``."""
+    run(python, "-m", "pip", "install", "--quiet", "--constraint", CONSTRAINTS, target)
+
+
 def main() -> None:
-    """Build the wheel, install it, and run the gate."""
+    """Build the wheel, install it, and run the commands of tables and of a store."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         run(sys.executable, "-m", "build", "--wheel", "--outdir", folder / "dist")
@@ -51,11 +57,13 @@ def main() -> None:
         assert {name for name in top if not name.endswith(".dist-info")} == {"compatctl"}, top
         venv.create(folder / "env", with_pip=True)
         python = folder / "env" / "bin" / "python"
-        run(python, "-m", "pip", "install", "--quiet", "--constraint", CONSTRAINTS, wheel)
+        install(python, wheel)
         version = run(python, "-c", PROBE, cwd=folder).strip()
         script = folder / "env" / "bin" / "compatctl"
         assert run(script, "--version", cwd=folder).strip() == f"compatctl {version}"
         size = wheel.stat().st_size
+        run(python, ROOT / "tests" / "wheel" / "tables.py", folder, cwd=folder)
+        install(python, f"{wheel}[hnswlib]")
         run(python, ROOT / "tests" / "wheel" / "gate.py", folder, cwd=folder)
         print(json.dumps({"wheel": wheel.name, "bytes": size}))
         print("1 passed, 0 failed")

@@ -298,7 +298,23 @@ def _joined(parts: list[Keys]) -> Keys:
     return parts[0]
 
 
+def require_hnswlib() -> None:
+    """Refuse to go on without hnswlib; call it before work that would be lost.
+
+    Raises:
+        InputError: hnswlib is not installed, or does not load.
+    """
+    try:
+        import hnswlib  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"the index of a store needs hnswlib: {error}",
+            tip="pip install 'compatctl[hnswlib]', which compiles it: a C++ compiler is needed",
+        ) from None
+
+
 def _engine(params: HnswParams) -> Any:
+    require_hnswlib()
     import hnswlib
 
     # A file of the space cosine holds rows that are normalised already: ip reads it as it is.

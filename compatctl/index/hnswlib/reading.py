@@ -39,13 +39,15 @@ def read_all(
     return rows
 
 
-def read_keys(path: Path, params: HnswParams, count: int) -> Keys:
-    """Every key (N,) of a file of ``count`` rows, in the order of the rows, unchecked.
+def read_keys(path: Path, params: HnswParams, count: int, *, prevalidated: bool = True) -> Keys:
+    """Every key (N,) of a file of ``count`` rows, in the order of the rows.
+
+    Only the header is checked, unless ``prevalidated`` is false: then as ``HnswIndex.load`` does.
 
     Raises:
-        DamagedError: the file is not of these parameters and number of rows.
+        DamagedError: the file is not of these parameters and number of rows, or is damaged.
     """
-    return open_stored(path, params, count, prevalidated=True).read_keys()
+    return open_stored(path, params, count, prevalidated=prevalidated).read_keys()
 
 
 def count_deleted(path: Path) -> int:
