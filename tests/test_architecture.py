@@ -51,6 +51,7 @@ HOMES = {
     "torch": {"train"},
     "safetensors": {"train"},
     "onnxscript": {"train"},
+    "tokenizers": {"encoder"},
 }
 MAX_MODULE_LINES = 500
 MAX_FUNCTION_LINES = 40

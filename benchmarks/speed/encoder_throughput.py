@@ -28,7 +28,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 
 from compatctl.data import Dataset, Preprocessing, load, prepare
-from compatctl.encoder import Encoder, EncoderInput, seal
+from compatctl.encoder import Encoder, ImageInput, seal
 from compatctl.encoder.runtime import AHEAD, BATCH_SIZE
 
 SIZE = Preprocessing(height=128, width=128)
@@ -77,7 +77,7 @@ def exported(network: Network, folder: Path, threads: int) -> Encoder:
             dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
             verbose=False,
         )
-    inputs = (EncoderInput(name="image", preprocessing=SIZE),)
+    inputs = (ImageInput(name="image", preprocessing=SIZE),)
     seal(folder / "raw.onnx", folder / "model.onnx", inputs)
     return Encoder.load(folder / "model.onnx", threads=threads)
 

@@ -34,7 +34,7 @@ def write_encoder(path: Path, dim: int, seed: int) -> None:
     from onnx import TensorProto, helper, numpy_helper
 
     from compatctl.data import Preprocessing
-    from compatctl.encoder import EncoderInput, seal
+    from compatctl.encoder import ImageInput, seal
 
     size = SIDE * SIDE * 3
     weights = np.random.default_rng(seed).standard_normal((size, dim)).astype(np.float32)
@@ -58,7 +58,7 @@ def write_encoder(path: Path, dim: int, seed: int) -> None:
     raw = path.with_suffix(".raw")
     onnx.save(model, raw)
     preprocessing = Preprocessing(height=SIDE, width=SIDE, resize="bilinear", fit="stretch")
-    seal(raw, path, (EncoderInput(name="image", preprocessing=preprocessing),))
+    seal(raw, path, (ImageInput(name="image", preprocessing=preprocessing),))
 
 
 def make(folder: Path, rows: int, dim: int, added: int) -> None:

@@ -129,7 +129,7 @@ def parity_of(data: Dataset, bridged: Encoder, new: Encoder, adapter: Adapter) -
     Raises:
         InputError: above the limit: the file would not return what was measured.
     """
-    images = onnx_files.parity_images(data)
+    images = onnx_files.parity_items(data)
     return onnx_files.check_parity(
         bridged.embed(images, skip_bad=True).features,
         adapter(new.embed(images, skip_bad=True).features),

@@ -152,7 +152,7 @@ def parity_of(
     Raises:
         InputError: above the limit: the file would not return what was measured.
     """
-    images = onnx_files.parity_images(data)
+    images = onnx_files.parity_items(data)
     old, new, mixed = (
         encoder.embed(images, skip_bad=True, free=encoder.has_free) for encoder in (*parts, fused)
     )

@@ -5,7 +5,8 @@ A modality is one module: ``_pixels`` for images. Importing this package loads n
 
 from __future__ import annotations
 
-from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule, merge_items
+from compatctl.data._content import Content, ItemVectors, Modality, SpaceVectors
+from compatctl.data._dataset import Dataset, Item, Role, Source, Split, SplitRule, merge_items
 from compatctl.data._features import FeatureTable, load_features
 from compatctl.data._judgments import Pair, read_pairs, read_qrels, read_traffic, read_traffic_log
 from compatctl.data._load import from_files, load, load_unlabelled
@@ -28,15 +29,20 @@ from compatctl.data._tables import csv_rows
 __all__ = [
     "MAX_PIXELS",
     "WHITE",
+    "Content",
     "CropOffset",
     "Dataset",
     "FeatureTable",
     "Fit",
     "Item",
+    "ItemVectors",
+    "Modality",
     "Pair",
     "Preprocessing",
     "Resize",
     "Role",
+    "Source",
+    "SpaceVectors",
     "Split",
     "SplitRule",
     "csv_rows",

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from compatctl.core.arrays import PerceptualHashes, Pixels, Rows
 from compatctl.core.hash_order import hash_fraction
 from compatctl.core.perceptual_hash import WIDTH
+from compatctl.data._content import Content, ItemVectors, Modality
 from compatctl.data._facts import ImageFacts
 from compatctl.data._pixels import BAD_IMAGE_TIP, decode, from_array, look_of
 from compatctl.errors import InputError
@@ -30,13 +31,14 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "validation", "test"]
 Role = Literal["query", "gallery"]
-Source = Path | bytes | Pixels
-"""An image: its file, the bytes of an encoded file, or (H, W, 3) or (H, W) pixels."""
+Source = Path | bytes | Pixels | str | ItemVectors
+"""An image: its file, the bytes of an encoded file, or (H, W, 3) or (H, W) pixels; a text; or
+vectors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """The description of one image; without a ``role`` it is query and gallery item."""
+    """The description of an image, a text or vectors; without a ``role`` query and gallery item."""
 
     id: str
     label: str
@@ -80,7 +82,7 @@ class SplitRule:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """N items and their images, which are read when they are needed.
+    """N items and their images, which are read when they are needed; or their texts, or vectors.
 
     It remembers what was learnt of an image in one reading, its digest and its look, so that a
     command opens few files twice.
@@ -95,6 +97,14 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @cached_property
+    def modality(self) -> Modality:
+        """What the items are: image, text or vector; image if there is none."""
+        source = self.sources[0] if self.sources else b""
+        if isinstance(source, str):
+            return "text"
+        return "vector" if isinstance(source, ItemVectors) else "image"
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
@@ -147,19 +157,38 @@ class Dataset:
         renamed.__dict__["_facts"] = self._facts
         return renamed
 
+    def content(self, row: int) -> Content:
+        """What an encoder's input prepares: the image as ``read`` gives it, the text, the vectors.
+
+        Raises:
+            InputError: as ``read``.
+        """
+        source = self.sources[row]
+        return source if isinstance(source, str | ItemVectors) else self.read(row)
+
     def read(self, row: int) -> Image.Image:
         """The image of an item: RGB, upright, transparency on white.
 
         Raises:
-            InputError: the file is missing or does not decode; the message names the item.
+            InputError: the item is no image, the file is missing, or it does not decode; the
+                message names the item.
         """
         source = self.sources[row]
+        if isinstance(source, str | ItemVectors):
+            raise InputError(f"{self.items[row].id} is a {self.modality}, and no image")
         if isinstance(source, np.ndarray):
             return from_array(source)
         if isinstance(source, bytes):
             return decode(io.BytesIO(source), self.items[row].id)
         with self._opened(row, source) as file:
             return decode(file, self._name(row, source))
+
+    def content_hashed(self, row: int, *, look: bool = False) -> tuple[Content, bytes]:
+        """The content, and its digest (32 bytes); an image as ``read_hashed``, which raises too."""
+        source = self.sources[row]
+        if isinstance(source, str | ItemVectors):
+            return source, bytes.fromhex(self.digest(row))
+        return self.read_hashed(row, look=look)
 
     def read_hashed(self, row: int, *, look: bool = False) -> tuple[Image.Image, bytes]:
         """The image, and the sha256 (32 bytes) of the very bytes that were decoded.
@@ -184,7 +213,8 @@ class Dataset:
         return image, digest
 
     def digest(self, row: int) -> str:
-        """sha256 (hex) of the bytes of the image's file, or of its array, when first read.
+        """sha256 (hex) of the bytes of the image's file, or of its array, when first read; of a
+        text in UTF-8; of the id of an item with vectors, as each model gives others.
 
         Raises:
             InputError: the file is missing or unreadable.
@@ -196,16 +226,25 @@ class Dataset:
             with self._opened(row, source) as file:
                 digest = hashlib.file_digest(file, "sha256").digest()
         else:
-            data = source if isinstance(source, bytes) else source.tobytes()
-            digest = hashlib.sha256(data).digest()
+            digest = hashlib.sha256(self._own_bytes(row, source)).digest()
         known[:] = np.frombuffer(digest, np.uint8)
         return digest.hex()
+
+    def _own_bytes(self, row: int, source: bytes | Pixels | str | ItemVectors) -> bytes:
+        """The bytes of an item that is not in a file of its own."""
+        if isinstance(source, bytes):
+            return source
+        if isinstance(source, np.ndarray):
+            return source.tobytes()
+        return (source if isinstance(source, str) else self.items[row].id).encode("utf-8")
 
     def looks(self, rows: Sequence[int]) -> tuple[PerceptualHashes, Rows]:
         """Looks (n, 24) of the ``rows`` whose image decodes, and their positions (n,) in ``rows``.
 
-        Threads read the images whose look is not known.
+        Threads read the images whose look is not known. Texts and vectors have no look.
         """
+        if self.modality != "image":
+            return np.zeros((0, WIDTH), np.uint8), np.zeros(0, np.int64)
 
         def learn(row: int) -> bool:
             try:
@@ -219,14 +258,16 @@ class Dataset:
         looks = [self._facts.look(rows[int(position)]) for position in positions]
         return np.array(looks, np.uint8).reshape(-1, WIDTH), positions
 
-    def original(self, row: int, max_bytes: int) -> bytes | Pixels:
-        """The bytes of the image's file, or its array.
+    def original(self, row: int, max_bytes: int) -> bytes | Pixels | str:
+        """The bytes of the image's file, or its array; or the text.
 
         Raises:
             InputError: the file is missing or unreadable, has more than ``max_bytes``, or changed
-                since its digest was remembered.
+                since its digest was remembered; or the item has vectors, and no content.
         """
         source = self.sources[row]
+        if isinstance(source, ItemVectors):
+            raise InputError(f"{self.items[row].id} has vectors, and no content to keep")
         if not isinstance(source, Path):
             return source
         with self._opened(row, source) as file:
@@ -249,7 +290,7 @@ class Dataset:
         keep, bad = [], []
         for row, item in enumerate(self.items):
             try:
-                self.read_hashed(row)
+                self.content_hashed(row)
             except InputError:
                 bad.append(item.id)
             else:

@@ -1,8 +1,8 @@
-"""The rehearsal memory: a few training images of each class, kept in the store with the model.
+"""The rehearsal memory: a few training items of each class, kept in the store with the model.
 
-It is an .npz with two arrays: ``items``, JSON that describes the images in order, and ``data``,
-their bytes one after the other. A file's bytes are copied, so the digests are those of the training
-record, and the same images give the same memory on every machine. It holds no path.
+It is an .npz with two arrays: ``items``, JSON that describes images or texts in order, and
+``data``, their bytes one after the other. A file's bytes are copied, so the digests are those of
+the training record, and the same items give the same memory on every machine. It holds no path.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compatctl.core.arrays import Pixels
 from compatctl.core.hash_order import hash_key
 from compatctl.data._dataset import Dataset, Item, Source
 from compatctl.data._pixels import MAX_PIXELS
@@ -38,6 +39,9 @@ MAX_DESCRIPTION = 1 << 27
 """Most bytes of the description of all items."""
 
 _FORMAT = 1
+_TEXT = "text"
+"""In place of a shape: the bytes are a text in UTF-8."""
+
 _ENTRY = {"id", "label", "sha256", "bytes", "shape"}
 _TIP = "lower rehearsal.per_class in the recipe, or rehearse smaller images"
 
@@ -71,8 +75,7 @@ def memory_bytes(items: Dataset) -> bytes:
     total = 0
     for row in sorted(range(len(items)), key=lambda row: (items.labels[row], items.ids[row])):
         source = items.original(row, MAX_IMAGE_BYTES)
-        shape = None if isinstance(source, bytes) else source.shape
-        data = source if isinstance(source, bytes) else source.tobytes()
+        data, shape = _described(source)
         total += len(data)
         if len(data) > MAX_IMAGE_BYTES or total > MAX_MEMORY_BYTES:
             raise InputError(
@@ -97,6 +100,13 @@ def memory_bytes(items: Dataset) -> bytes:
     images = np.frombuffer(b"".join(parts), np.uint8)
     np.savez(file, items=np.frombuffer(text, np.uint8), data=images)
     return file.getvalue()
+
+
+def _described(source: bytes | Pixels | str) -> tuple[bytes, tuple[int, ...] | str | None]:
+    """The bytes of an item, and what they are: of an array of a shape, a text, or a file (None)."""
+    if isinstance(source, str):
+        return source.encode("utf-8"), _TEXT
+    return (source, None) if isinstance(source, bytes) else (source.tobytes(), source.shape)
 
 
 def read_memory(path: Path, *, error: type[CompatError] = InputError) -> Dataset:
@@ -152,7 +162,7 @@ def _checked(entry: Any) -> dict[str, Any]:
     size, shape = entry["bytes"], entry["shape"]
     if type(size) is not int or not 0 < size <= MAX_IMAGE_BYTES:
         raise ValueError(f"{entry['id'][:80]} has {str(size)[:20]} bytes")
-    if shape is not None and not _is_shape(shape, size):
+    if shape not in (None, _TEXT) and not _is_shape(shape, size):
         raise ValueError(f"{entry['id'][:80]} has the impossible shape {str(shape)[:80]}")
     return entry
 
@@ -167,4 +177,6 @@ def _is_shape(shape: Any, size: int) -> bool:
 def _source(entry: dict[str, Any], data: NDArray[np.uint8]) -> Source:
     if hashlib.sha256(data.data).hexdigest() != entry["sha256"]:
         raise ValueError(f"the digest of {entry['id'][:80]} differs from its entry")
+    if entry["shape"] == _TEXT:
+        return data.tobytes().decode("utf-8")
     return data.tobytes() if entry["shape"] is None else data.reshape(entry["shape"])

@@ -22,7 +22,7 @@ from compatctl.core.gallery_pass import GalleryPass
 from compatctl.data import Dataset
 from compatctl.deployment.query_model_pass import EARLIER, PAIRS, RESCORED, STORED
 from compatctl.deployment.training_record import TrainingRecord
-from compatctl.encoder import parity_images, sample_images
+from compatctl.encoder import parity_items, sampled_items
 from compatctl.errors import UsageError
 from compatctl.manifest import Catalog, Manifest
 from compatctl.recipe import PROJECT_FILE, Project
@@ -164,7 +164,7 @@ def room_left(project: Project, passed: Bools, unnamed: int = 0) -> int:
 
 def checked_ids(data: Dataset) -> set[str]:
     """Ids of the items on which a command compares and tests the file of a new model."""
-    return {*parity_images(data).ids, *sample_images(data).ids} & {*data.ids}
+    return {*parity_items(data).ids, *sampled_items(data).ids}
 
 
 def require_budget(project: Project, passed: GalleryPass, subject: str, *, tip: str = "") -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from compatctl.encoder.canary import LIMIT as CANARY_LIMIT
 from compatctl.encoder.canary import Canary
 from compatctl.encoder.composition import bridge, free_alone, fuse, is_fused
-from compatctl.encoder.images import EncoderInput
+from compatctl.encoder.images import ImageInput
 from compatctl.encoder.import_onnx import read_model_bytes
+from compatctl.encoder.inputs import EncoderInput
 from compatctl.encoder.metadata import read_record, with_record
-from compatctl.encoder.parity import check_parity, parity_images
+from compatctl.encoder.parity import check_parity, parity_items
 from compatctl.encoder.runtime import Embedded, Encoder, embed_together
 from compatctl.encoder.sealing import seal
-from compatctl.encoder.steadiness import check_steady, sample_images
+from compatctl.encoder.steadiness import check_steady, sampled_items
+from compatctl.encoder.texts import TextInput
+from compatctl.encoder.vectors import VectorInput
 
 __all__ = [
     "CANARY_LIMIT",
@@ -19,6 +22,9 @@ __all__ = [
     "Embedded",
     "Encoder",
     "EncoderInput",
+    "ImageInput",
+    "TextInput",
+    "VectorInput",
     "bridge",
     "check_parity",
     "check_steady",
@@ -26,10 +32,10 @@ __all__ = [
     "free_alone",
     "fuse",
     "is_fused",
-    "parity_images",
+    "parity_items",
     "read_model_bytes",
     "read_record",
-    "sample_images",
+    "sampled_items",
     "seal",
     "with_record",
 ]

@@ -7,33 +7,39 @@ images are embedded again and compared before anything is served.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from compatctl.core.arrays import Pixels, Vectors
-from compatctl.data import Dataset, Item
-from compatctl.encoder.images import SYNTHETIC_SIZES, synthetic_image
+from compatctl.core.arrays import Vectors
+from compatctl.data import Dataset, Item, ItemVectors, Source
 from compatctl.encoder.runtime import Encoder
+from compatctl.encoder.synthetic import synthetic_item
 from compatctl.errors import DamagedError, InputError
 from compatctl.files.npz import read_npz
 
 LIMIT = 1e-3
 """The largest L2 distance between the unit rows of then and now; a cosine of 0.9999995."""
 
+ITEMS = 4
+"""How many items a canary has."""
+
 _MAX_BYTES = 64 << 20
+_VECTOR = re.compile(r"vector_(\d+)_(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Canary:
-    """``images``: n arrays (H, W, 3) uint8; ``rows`` (n, D) float32: their embeddings; ``runtime``:
-    the versions of the libraries, for people; ``free`` (n, D_free) float32: their free vectors, if
-    the model gives them."""
+    """``items``: n images (H, W, 3) uint8, texts, or vectors; ``rows`` (n, D) float32: their
+    embeddings; ``runtime``: the versions of the libraries, for people; ``free`` (n, D_free)
+    float32: their free vectors, if the model gives them."""
 
-    images: tuple[Pixels, ...]
+    items: tuple[Source, ...]
     rows: Vectors
     runtime: str
     free: Vectors | None = None
@@ -45,13 +51,15 @@ class Canary:
         Raises:
             InputError: the encoder does not give finite unit rows.
         """
-        images = tuple(synthetic_image(i, *size) for i, size in enumerate(SYNTHETIC_SIZES))
-        rows, free = _embed(encoder, images)
-        return cls(images=images, rows=rows, runtime=_runtime(), free=free)
+        items = tuple(synthetic_item(encoder.inputs, number) for number in range(ITEMS))
+        rows, free = _embed(encoder, items)
+        return cls(items=items, rows=rows, runtime=_runtime(), free=free)
 
     def write(self, path: Path) -> None:
         """Write an npz to a new file."""
-        arrays: dict[str, Any] = {f"image_{i}": image for i, image in enumerate(self.images)}
+        arrays: dict[str, Any] = {}
+        for number, item in enumerate(self.items):
+            arrays |= _arrays_of(number, item)
         if self.free is not None:
             arrays["free"] = self.free
         with path.open("xb") as file:
@@ -67,23 +75,22 @@ class Canary:
         arrays = read_npz(path, max_bytes=_MAX_BYTES, error=DamagedError)
         rows, runtime = arrays.pop("rows", np.zeros(0)), arrays.pop("runtime", None)
         free = arrays.pop("free", None)
-        images = tuple(arrays.get(f"image_{i}", np.zeros(0)) for i in range(len(arrays)))
+        items = _items_of(arrays)
         valid = (
-            len(images) > 0
-            and all(image.dtype == np.uint8 and image.size for image in images)
-            and all(image.shape[2:] == (3,) for image in images)
-            and _are_rows(rows, len(images))
-            and (free is None or _are_rows(free, len(images)))
+            items is not None
+            and len(items) > 0
+            and _are_rows(rows, len(items))
+            and (free is None or _are_rows(free, len(items)))
             and runtime is not None
         )
-        if not valid:
+        if not valid or items is None:
             tip = "restore the file from a backup"
             raise DamagedError(f"{path} is not a model's canary", tip=tip)
-        return cls(images=images, rows=rows, runtime=str(runtime), free=free)
+        return cls(items=items, rows=rows, runtime=str(runtime), free=free)
 
     def difference(self, encoder: Encoder) -> float:
         """The largest L2 distance between the stored rows, free ones included, and those of
-        ``encoder`` now, with the images embedded together and each alone.
+        ``encoder`` now, with the items embedded together and each alone.
 
         Raises:
             InputError: the encoder has another dimension, or gives rows that are not finite and
@@ -97,8 +104,8 @@ class Canary:
                 f"{encoder.name} has free vectors of {encoder.free_dim} dimensions; its canary has "
                 f"{free_dim}"
             )
-        batch = _embed(encoder, self.images)
-        alone = zip(*(_embed(encoder, (image,)) for image in self.images), strict=True)
+        batch = _embed(encoder, self.items)
+        alone = zip(*(_embed(encoder, (item,)) for item in self.items), strict=True)
         now = [*batch, *(np.concatenate(rows) if rows[0] is not None else None for rows in alone)]
         pairs = zip((self.rows, self.free) * 2, now, strict=True)
         return max(_distance(a, b) for a, b in pairs if a is not None and b is not None)
@@ -128,11 +135,41 @@ def _distance(first: Vectors, second: Vectors) -> float:
     return float(np.linalg.norm(first - second, axis=1).max())
 
 
-def _embed(encoder: Encoder, images: tuple[Pixels, ...]) -> tuple[Vectors, Vectors | None]:
+def _arrays_of(number: int, item: Source) -> dict[str, NDArray[Any]]:
+    """The arrays that a canary's file has of an item."""
+    if isinstance(item, str):
+        return {f"text_{number}": np.array(item)}
+    if isinstance(item, ItemVectors):
+        return {f"vector_{number}_{space}": item.take(space) for space in item.spaces}
+    return {f"image_{number}": np.asarray(item)}
+
+
+def _items_of(arrays: dict[str, NDArray[Any]]) -> tuple[Source, ...] | None:
+    """The items that ``_arrays_of`` described; None if the arrays are others."""
+    items: dict[int, Any] = {}
+    for name, array in arrays.items():
+        kind, _, number = name.partition("_")
+        image = array.dtype == np.uint8 and array.size and array.shape[2:] == (3,)
+        if kind == "image" and number.isdecimal() and image:
+            items[int(number)] = array
+        elif kind == "text" and number.isdecimal() and array.dtype.kind == "U":
+            items[int(number)] = str(array)
+        elif (match := _VECTOR.fullmatch(name)) and array.dtype == np.float32 and array.ndim == 1:
+            items.setdefault(int(match[1]), {})[match[2]] = array
+        else:
+            return None
+    kinds = {type(item) for item in items.values()}
+    if len(kinds) != 1 or sorted(items) != [*range(len(items))]:
+        return None
+    ordered = [items[number] for number in range(len(items))]
+    return tuple(ItemVectors.single(item) if isinstance(item, dict) else item for item in ordered)
+
+
+def _embed(encoder: Encoder, sources: tuple[Source, ...]) -> tuple[Vectors, Vectors | None]:
     items = tuple(
-        Item(id=f"canary {i}", label="", split="test", role="query") for i in range(len(images))
+        Item(id=f"canary {i}", label="", split="test", role="query") for i in range(len(sources))
     )
-    embedded = encoder.embed(Dataset(items=items, sources=images), free=encoder.has_free)
+    embedded = encoder.embed(Dataset(items=items, sources=sources), free=encoder.has_free)
     return embedded.features, embedded.free
 
 

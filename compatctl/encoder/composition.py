@@ -10,7 +10,6 @@ from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from compatctl.core.adapters import Adapter
 from compatctl.core.arrays import AnyFloats
-from compatctl.data import Preprocessing
 from compatctl.encoder.graphs import (
     graph_inputs,
     inline_functions,
@@ -18,8 +17,8 @@ from compatctl.encoder.graphs import (
     prefixed_graph,
     prune,
 )
-from compatctl.encoder.images import BATCH, IMAGE, EncoderInput
 from compatctl.encoder.import_onnx import read_model_bytes
+from compatctl.encoder.inputs import BATCH, EncoderInput
 from compatctl.encoder.metadata import FREE, OUTPUT, Contract
 from compatctl.encoder.onnx_safety import opset_version, parse_model
 from compatctl.encoder.sealing import sealed_bytes
@@ -54,7 +53,7 @@ def bridge(data: bytes, path: Path, adapter: Adapter) -> bytes:
 def fuse(old: Path, new: Path, weight: float, out: Path) -> None:
     """Write one file whose embedding is the unit of ``(1 - weight) old + weight new``.
 
-    Inputs with the same preprocessing become one input. Either file may itself be fused. The
+    Inputs that take the same of an item become one. Either file may itself be fused. The
     output ``free`` of ``new`` stays, so that its answers can be re-scored.
 
     Raises:
@@ -124,11 +123,11 @@ def is_fused(data: bytes, path: Path) -> bool:
 
 
 class _Composition:
-    """The graph of a new encoder, and its input for each distinct preprocessing."""
+    """The graph of a new encoder, and its input for all that take the same of an item."""
 
     def __init__(self) -> None:
         self.graph = onnx.GraphProto(name="encoder")
-        self._inputs: dict[Preprocessing, EncoderInput] = {}
+        self._inputs: dict[EncoderInput, EncoderInput] = {}
         self._free_dim: int | None = None
 
     def node(self, operator: str, inputs: list[str], output: str) -> None:
@@ -143,16 +142,23 @@ class _Composition:
         graph = prefixed_graph(model, f"{name}/")
         for source in contract.inputs:
             number = len(self._inputs) + 1
-            fresh = IMAGE if number == 1 else f"{IMAGE}_{number}"
-            shared = self._inputs.setdefault(
-                source.preprocessing, EncoderInput(name=fresh, preprocessing=source.preprocessing)
-            )
+            fresh = source.MODALITY if number == 1 else f"{source.MODALITY}_{number}"
+            shared = self._inputs.setdefault(source.renamed(""), source.renamed(fresh))
+            self._refuse_mixed()
             self.node("Identity", [shared.name], f"{name}/{source.name}")
         for node in graph.node:  # unnamed nodes must not all be called by the prefix alone
             node.ClearField("name")
         self.graph.node.extend(graph.node)
         self.graph.initializer.extend(graph.initializer)
         self.graph.sparse_initializer.extend(graph.sparse_initializer)
+
+    def _refuse_mixed(self) -> None:
+        kinds = sorted({source.MODALITY for source in self._inputs.values()})
+        if len(kinds) > 1:
+            raise InputError(
+                f"one model takes {kinds[0]}s, the other {kinds[1]}s: no item has both",
+                tip="compose models that take the same",
+            )
 
     def append_adapter(self, value: str, adapter: Adapter) -> str:
         """Append the adapter's layers after ``value``; the name of their output, not normalised."""

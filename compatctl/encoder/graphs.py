@@ -9,7 +9,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import inliner
 
-from compatctl.encoder.images import BATCH
+from compatctl.encoder.inputs import BATCH
 from compatctl.encoder.metadata import Contract, read_contract
 from compatctl.encoder.onnx_safety import iter_messages, parse_model
 from compatctl.errors import InputError

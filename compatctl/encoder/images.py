@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
-from onnx import TensorProto, ValueInfoProto, helper
+from onnx import TensorProto
 
 from compatctl.core.arrays import Pixels
-from compatctl.data import WHITE, Preprocessing
+from compatctl.data import WHITE, Content, ItemVectors, Preprocessing, Role, prepare
+from compatctl.encoder.inputs import EncoderInput
 from compatctl.errors import InputError
 
 IMAGE = "image"
-"""The name of an encoder's first input."""
-
-BATCH = "batch"
-"""The name of the free first axis."""
+"""The name of the first input of images."""
 
 SYNTHETIC_SIZES = ((96, 128), (131, 97), (64, 64), (240, 180))
 """Height and width of synthetic images: not those of any model, so that they must be resized."""
@@ -27,21 +27,22 @@ _OPTIONAL = {"crop_share": 1.0, "crop_offset": None, "border": WHITE}
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderInput:
-    """A named input of the graph, uint8 NHWC, and the preprocessing that makes its pixels."""
+class ImageInput(EncoderInput):
+    """Pixels (batch, H, W, 3) uint8, and the preprocessing that makes them."""
 
-    name: str
+    MODALITY = "image"
+    ELEMENT = TensorProto.UINT8
+
     preprocessing: Preprocessing
 
     @classmethod
-    def from_json(cls, entry: object) -> Self:
+    def from_json(cls, entry: Mapping[str, Any]) -> Self:
         """The input that ``to_json`` describes.
 
         Raises:
             InputError: an entry is missing, unknown or out of range.
         """
-        whole = isinstance(entry, dict) and _KEYS <= set(entry) <= _KEYS | set(_OPTIONAL)
-        if not isinstance(entry, dict) or not whole or type(entry["name"]) is not str:
+        if not _KEYS <= set(entry) <= _KEYS | set(_OPTIONAL) or type(entry["name"]) is not str:
             raise InputError(f"an input in its metadata must have {sorted(_KEYS)}")
         size = {key: value for key, value in entry.items() if key != "name"}
         if isinstance(size.get("border"), list):
@@ -49,7 +50,6 @@ class EncoderInput:
         return cls(name=entry["name"], preprocessing=Preprocessing(**size))
 
     def to_json(self) -> dict[str, Any]:
-        """The entry in an encoder's metadata."""
         entries = asdict(self.preprocessing)
         written = {
             key: entry
@@ -64,16 +64,15 @@ class EncoderInput:
         return self.preprocessing.height, self.preprocessing.width, 3
 
     @property
-    def signature(self) -> str:
-        """Type and shape of a batch, as ``graphs.check_signature`` describes them."""
-        height, width, channels = self.shape
-        return f"uint8 ({BATCH}, {height}, {width}, {channels})"
+    def item_bytes(self) -> int:
+        return math.prod(self.shape)
 
-    def value_info(self) -> ValueInfoProto:
-        """The input as a value of an ONNX graph."""
-        return helper.make_tensor_value_info(self.name, TensorProto.UINT8, [BATCH, *self.shape])
+    def prepare(self, content: Content, role: Role | None) -> tuple[Pixels, bool]:
+        if isinstance(content, str | ItemVectors):
+            raise self.refuse_other(content)
+        return prepare(content, self.preprocessing), False
 
-    def grey(self, n: int) -> Pixels:
+    def samples(self, n: int) -> Pixels:
         """``n`` grey images (n, H, W, 3) uint8."""
         return np.full((n, *self.shape), 128, np.uint8)
 

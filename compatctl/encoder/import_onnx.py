@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compatctl.data import WHITE, CropOffset, Fit, Preprocessing, Resize
 from compatctl.encoder.graphs import graph_inputs, inline_functions, prefixed_graph
-from compatctl.encoder.images import BATCH, IMAGE, EncoderInput
+from compatctl.encoder.images import IMAGE, ImageInput
+from compatctl.encoder.inputs import BATCH
 from compatctl.encoder.metadata import (
     OUTPUT,
     Contract,
@@ -174,7 +175,7 @@ def wrap(path: Path, model: onnx.ModelProto, spec: ImportSpec) -> bytes:
         graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
     if spec.channels == "BGR":
         graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0]), "order"))
-    image = EncoderInput(name=IMAGE, preprocessing=spec.preprocessing)
+    image = ImageInput(name=IMAGE, preprocessing=spec.preprocessing)
     graph.input.append(image.value_info())
     graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [BATCH, None]))
     wrapped = onnx.ModelProto(

@@ -1,7 +1,8 @@
 """What an encoder's file says about itself: its inputs and dimension, and its training record.
 
 Both are text in the metadata of the ONNX file, so that its digest covers them. Scaling, mean, std
-and the norm are inside the graph; resizing and cropping, which cannot be, are in the contract.
+and the norm are inside the graph; resizing and cropping, or the tokenizer, which cannot be, are in
+the contract and beside it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from typing import TypeGuard
 
 import onnx
 
-from compatctl.encoder.images import EncoderInput
+from compatctl.encoder.images import ImageInput
+from compatctl.encoder.inputs import EncoderInput
 from compatctl.encoder.onnx_safety import parse_model, read_bytes
+from compatctl.encoder.texts import MAX_TOKENIZER, TEXT, TextInput
+from compatctl.encoder.vectors import VECTOR, VectorInput
 from compatctl.errors import InputError
 from compatctl.files import parse_json
 
@@ -27,6 +31,9 @@ the same backbone, trained without regard to the gallery."""
 
 CONTRACT_KEY = "compatctl"
 RECORD_KEY = "compatctl.record"
+ATTACHMENT_KEY = "compatctl.attachment."
+"""Before the digest of a text that an input needs: a tokenizer."""
+
 FORMAT = 1
 MAX_CONTRACT = 1 << 16
 """The most characters of a contract."""
@@ -52,6 +59,11 @@ class Contract:
     dim: int
     inputs: tuple[EncoderInput, ...]
     free_dim: int | None = None
+
+    @property
+    def attachments(self) -> dict[str, str]:
+        """The texts that the inputs need, by their digest."""
+        return {key: text for source in self.inputs for key, text in source.attachments().items()}
 
     @property
     def outputs(self) -> dict[str, int]:
@@ -108,13 +120,43 @@ def read_contract(path: Path, model: onnx.ModelProto) -> Contract:
             f"{path}: its metadata has {dim} dimensions and {len(entries)} inputs; the limits are "
             f"{MAX_DIM} and {MAX_INPUTS}"
         )
+    attachments = _attachments(path, model)
     try:
-        inputs = tuple(EncoderInput.from_json(entry) for entry in entries)
+        inputs = tuple(_input(entry, attachments) for entry in entries)
     except InputError as error:
-        raise InputError(f"{path}: {error.message}") from None
+        raise InputError(f"{path}: {error.message}", tip=error.tip) from None
     if not inputs or len({source.name for source in inputs}) < len(inputs):
         raise InputError(f"{path}: its metadata names no input, or one twice")
     return Contract(dim=dim, inputs=inputs, free_dim=free_dim)
+
+
+def _input(entry: object, attachments: dict[str, str]) -> EncoderInput:
+    """The input that an entry of the contract describes."""
+    if not isinstance(entry, dict):
+        raise InputError("an input in its metadata must be an object")
+    kind = entry.get("kind")
+    if kind == TEXT:
+        return TextInput.from_json(entry, attachments)
+    if kind == VECTOR:
+        return VectorInput.from_json(entry)
+    if kind is not None:
+        raise InputError(
+            f"an input in its metadata is of the kind {kind!r:.40}; this version knows images, "
+            "texts and vectors",
+            tip="use the version of compatctl that made it, or a later one",
+        )
+    return ImageInput.from_json(entry)
+
+
+def _attachments(path: Path, model: onnx.ModelProto) -> dict[str, str]:
+    """The attached texts, by their digest."""
+    found: dict[str, str] = {}
+    for entry in model.metadata_props:
+        if entry.key.startswith(ATTACHMENT_KEY):
+            if len(entry.value) > MAX_TOKENIZER:
+                raise InputError(f"{path}: a text in its metadata is over {MAX_TOKENIZER}")
+            found[entry.key.removeprefix(ATTACHMENT_KEY)] = entry.value
+    return found
 
 
 def _is_dim(value: object) -> TypeGuard[int]:

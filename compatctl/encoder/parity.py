@@ -8,18 +8,18 @@ from compatctl.core.arrays import Vectors
 from compatctl.data import Dataset
 from compatctl.errors import InputError
 
-PARITY_IMAGES = 64
+PARITY_ITEMS = 64
 PARITY_LIMIT = 1e-3
 """The largest absolute difference of any component of an embedding."""
 
 
-def parity_images(data: Dataset) -> Dataset:
-    """At most ``PARITY_IMAGES`` items, evenly spaced over the data."""
-    return data.take(range(0, len(data), max(1, -(-len(data) // PARITY_IMAGES))))
+def parity_items(data: Dataset) -> Dataset:
+    """At most ``PARITY_ITEMS`` items, evenly spaced over the data."""
+    return data.take(range(0, len(data), max(1, -(-len(data) // PARITY_ITEMS))))
 
 
 def check_parity(actual: Vectors, expected: Vectors, mismatch: str, *, tip: str = "") -> float:
-    """The largest absolute difference between two embeddings (n, D) of the same images.
+    """The largest absolute difference between two embeddings (n, D) of the same items.
 
     ``mismatch`` begins the message of the error: which file differs from what.
 

@@ -1,8 +1,7 @@
-"""Running an encoder: threads decode images while ONNX Runtime computes."""
+"""Running an encoder: threads decode and prepare items while ONNX Runtime computes."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -14,15 +13,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.core.arrays import NORM_TOLERANCE, Pixels, Rows, Vectors
-from compatctl.data import Dataset, prepare
+from compatctl.core.arrays import NORM_TOLERANCE, Rows, Vectors
+from compatctl.data import Content, Dataset, Modality, Role
 from compatctl.encoder.graphs import parse_encoder
 from compatctl.encoder.import_onnx import read_model_bytes
+from compatctl.encoder.inputs import InputArray
 from compatctl.encoder.metadata import FREE, OUTPUT, Contract, record_in
 from compatctl.encoder.onnx_safety import node_count, operators
 from compatctl.encoder.session import Session
+from compatctl.encoder.texts import TextInput
 from compatctl.errors import InputError
 from compatctl.files import DIGEST_BYTES, sha256_bytes
+from compatctl.notices import notice
 from compatctl.progress import Progress, silent
 
 BATCH_SIZE = 64
@@ -30,7 +32,7 @@ AHEAD = 2
 """Batches decoded while one is computed."""
 
 BATCH_BYTES = 1 << 28
-"""The most bytes of the pixels of a batch; larger inputs make smaller batches."""
+"""The most bytes of the input of a batch; larger inputs make smaller batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,9 @@ class Embedded:
 
 
 class Encoder:
-    """A self-contained ONNX file: images in, unit rows (n, D) out, and maybe free ones (n, D_free).
+    """A self-contained ONNX file: items in, unit rows (n, D) out, and maybe free ones (n, D_free).
+
+    Items are of one ``modality``: images, texts or vectors.
 
     ``sha256`` (hex) of the file is its identity, ``dim`` its D, ``free_dim`` its D_free, or None if
     it has one output; ``dims`` has both by the output's name. ``inputs`` are those of the graph,
@@ -122,13 +126,37 @@ class Encoder:
             record=record_in(path, model),
         )
 
-    def run(self, images: Mapping[str, Pixels]) -> Vectors:
-        """Unchecked rows (n, D) float32 of prepared pixels (n, H, W, 3) uint8 of every input.
+    @property
+    def modality(self) -> Modality:
+        """What it takes: image, text or vector."""
+        return self.inputs[0].MODALITY
+
+    @property
+    def embeds_by_role(self) -> bool:
+        """Whether it embeds a query and a gallery item of the same text differently."""
+        return any(isinstance(part, TextInput) and part.by_role for part in self.inputs)
+
+    def prepare(self, content: Content, role: Role | None) -> tuple[tuple[InputArray, ...], bool]:
+        """An item's array for each input, and whether something of its content was cut off.
+
+        Raises:
+            InputError: the content is of another modality, or has not what an input takes.
+        """
+        parts = [source.prepare(content, role) for source in self.inputs]
+        return tuple(array for array, _ in parts), any(cut for _, cut in parts)
+
+    def batch(self, prepared: Sequence[tuple[InputArray, ...]]) -> dict[str, InputArray]:
+        """The batch (n, ...) of every input, of what ``prepare`` made of n items."""
+        columns = zip(self.inputs, zip(*prepared, strict=True), strict=True)
+        return {source.name: source.stack(arrays) for source, arrays in columns}
+
+    def run(self, batch: Mapping[str, InputArray]) -> Vectors:
+        """Unchecked rows (n, D) float32 of a batch (n, ...) of every input.
 
         Raises:
             InputError: ONNX Runtime fails on the batch.
         """
-        (rows,) = self._session.run([OUTPUT], images)
+        (rows,) = self._session.run([OUTPUT], batch)
         return rows
 
     @property
@@ -136,9 +164,9 @@ class Encoder:
         """Whether it has the second output, ``free``."""
         return self.free_dim is not None
 
-    def outputs(self, images: Mapping[str, Pixels]) -> tuple[Vectors, ...]:
+    def outputs(self, batch: Mapping[str, InputArray]) -> tuple[Vectors, ...]:
         """Unchecked rows of every output, (n, D) maybe (n, D_free), from one pass."""
-        return tuple(self._session.run(tuple(self.dims), images))
+        return tuple(self._session.run(tuple(self.dims), batch))
 
     def embed(
         self,
@@ -159,8 +187,9 @@ class Encoder:
         would be judged without the images that it cannot embed.
 
         Raises:
-            InputError: an image does not decode (unless ``skip_bad``), or its row is not finite or
-                not of unit norm; the message names the item. Or ``free``, and there is one output.
+            InputError: an item cannot be read or prepared (unless ``skip_bad``), or its row is not
+                finite or not of unit norm; the message names the item. Or the data are of another
+                modality; or ``free``, and there is one output.
         """
         if free and not self.has_free:
             raise InputError(
@@ -174,36 +203,26 @@ class Encoder:
 
     @property
     def largest_batch(self) -> int:
-        """The most images that are embedded at once, whatever the batch size."""
-        return max(1, BATCH_BYTES // sum(math.prod(source.shape) for source in self.inputs))
-
-    def unit_rows(
-        self, outputs: Sequence[str], ids: Sequence[str], pixels: Sequence[tuple[Pixels, ...]]
-    ) -> list[Vectors]:
-        """The rows (n, D) of each of these outputs, of images with these ids, from one pass.
-
-        ``pixels``: for each image one array an input.
-
-        Raises:
-            InputError: a row is not finite or not of unit norm; the message names the item.
-        """
-        outs = self.unchecked_rows(outputs, pixels)
-        self.check_unit(outputs, outs, ids)
-        return outs
+        """The most items that are embedded at once, whatever the batch size."""
+        return max(1, BATCH_BYTES // sum(source.item_bytes for source in self.inputs))
 
     def unchecked_rows(
-        self, outputs: Sequence[str], pixels: Sequence[tuple[Pixels, ...]]
+        self, outputs: Sequence[str], prepared: Sequence[tuple[InputArray, ...]]
     ) -> list[Vectors]:
-        """``unit_rows``, whatever their norms are."""
-        inputs = zip(self.inputs, zip(*pixels, strict=True), strict=True)
-        return self._session.run(
-            outputs, {source.name: np.stack(arrays) for source, arrays in inputs}
-        )
+        """The rows (n, D) of each of these outputs, whatever their norms are, from one pass.
+
+        ``prepared``: for each item one array an input.
+        """
+        return self._session.run(outputs, self.batch(prepared))
 
     def check_unit(
         self, outputs: Sequence[str], outs: Sequence[Vectors], ids: Sequence[str]
     ) -> None:
-        """Refuse rows (n, D) of items with these ids; errors as ``unit_rows``."""
+        """Refuse rows (n, D) of items with these ids that are not finite or not of unit norm.
+
+        Raises:
+            InputError: the message names the first such item.
+        """
         for output, rows in zip(outputs, outs, strict=True):
             self._check("free vector" if output == FREE else output, rows, ids)
 
@@ -231,7 +250,7 @@ def embed_together(
     free: bool = False,
     progress: Sequence[Progress],
 ) -> list[Embedded]:
-    """Embed ``rows`` (n,), ascending, with each of several encoders; an image is decoded once.
+    """Embed ``rows`` (n,), ascending, with each of several encoders; an item is read once.
 
     ``rows`` and ``progress``: one for each encoder. ``free``: those with a free output give it too.
     Results and errors as ``Encoder.embed``.
@@ -270,16 +289,20 @@ class _Run:
         self._digests = np.zeros((len(rows), DIGEST_BYTES), np.uint8)
         self._good: list[int] = []
         self._bad: list[BadItem] = []
-        self._pending: list[tuple[str, tuple[Pixels, ...]]] = []
+        self._pending: list[tuple[str, tuple[InputArray, ...]]] = []
+        self._cut: list[str] = []
 
     def take(self, row: int, decoded: _Decoded, taker: int) -> None:
-        """Take an image, or count a bad one; ``taker``: the position of the run's pixels."""
+        """Take an item, or count a bad one; ``taker``: the position of the run's arrays."""
         if decoded.error is not None:
             self._bad.append(BadItem(id=decoded.id, reason=decoded.error.message))
             return
         self._digests[len(self._good)] = np.frombuffer(decoded.digest, np.uint8)
         self._good.append(row)
-        self._pending.append((decoded.id, decoded.pixels[taker]))
+        arrays, cut = decoded.prepared[taker]
+        self._pending.append((decoded.id, arrays))
+        if cut:
+            self._cut.append(decoded.id)
         if len(self._pending) == self.batch_size:
             self._flush()
 
@@ -287,6 +310,14 @@ class _Run:
         """The result, after the last row."""
         if self._pending or self._bad:
             self._flush()
+        if self._cut:
+            notice(
+                "long-text",
+                self.encoder.name,
+                f"texts that are longer than its {_max_length(self.encoder)} tokens",
+                self._cut,
+                "only their beginning is embedded",
+            )
         n, free = len(self._good), self._rows_of.get(FREE)
         return Embedded(
             features=self._rows_of[OUTPUT][:n],
@@ -298,9 +329,9 @@ class _Run:
 
     def _flush(self) -> None:
         if self._pending:
-            ids, pixels = zip(*self._pending, strict=True)
+            ids, prepared = zip(*self._pending, strict=True)
             outputs = tuple(self._rows_of)
-            outs = self.encoder.unchecked_rows(outputs, pixels)
+            outs = self.encoder.unchecked_rows(outputs, prepared)
             if self._skip_empty:
                 ids, outs = self._without_empty(ids, outs)
             self.encoder.check_unit(outputs, outs, ids)
@@ -308,7 +339,9 @@ class _Run:
             for rows, out in zip(self._rows_of.values(), outs, strict=True):
                 rows[filled] = out
             self._pending.clear()
-        self._progress("images embedded", len(self._good) + len(self._bad), len(self.rows))
+        self._progress(
+            f"{self.encoder.modality}s embedded", len(self._good) + len(self._bad), len(self.rows)
+        )
 
     def _without_empty(
         self, ids: Sequence[str], outs: list[Vectors]
@@ -328,23 +361,31 @@ class _Run:
         return tuple(compress(ids, usable)), [rows[usable] for rows in outs]
 
 
+def _max_length(encoder: Encoder) -> int:
+    return min(part.max_length for part in encoder.inputs if isinstance(part, TextInput))
+
+
 def _embed(dataset: Dataset, runs: Sequence[_Run], *, skip_bad: bool, looks: bool) -> None:
-    """Decode each image once, in threads a few batches ahead, for all runs that take it."""
+    """Read each item once, in threads a few batches ahead, for all runs that take it."""
+    for run in runs:
+        _refuse_other_modality(run.encoder, dataset)
     rows = np.unique(np.concatenate([run.rows for run in runs]))
     takes = np.stack([np.isin(rows, run.rows) for run in runs], axis=1)
 
     def decode(position: int) -> _Decoded:
-        item_id = dataset.items[rows[position]].id
+        row = int(rows[position])
+        item = dataset.items[row]
         takers = [run for run, taken in zip(runs, takes[position], strict=True) if taken]
         try:
-            image, digest = dataset.read_hashed(int(rows[position]), look=looks)
+            content, digest = dataset.content_hashed(row, look=looks)
         except InputError as error:
-            return _Decoded(id=item_id, takers=takers, error=error)
-        pixels = [
-            tuple(prepare(image, source.preprocessing) for source in run.encoder.inputs)
-            for run in takers
-        ]
-        return _Decoded(id=item_id, takers=takers, pixels=pixels, digest=digest)
+            return _Decoded(id=item.id, takers=takers, error=error)
+        try:
+            prepared = [run.encoder.prepare(content, item.role) for run in takers]
+        except InputError as error:
+            named = InputError(f"item {item.id!r}: {error.message}", tip=error.tip)
+            return _Decoded(id=item.id, takers=takers, error=named)
+        return _Decoded(id=item.id, takers=takers, prepared=prepared, digest=digest)
 
     ahead = AHEAD * min(run.batch_size for run in runs)
     pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="compatctl-decode")
@@ -362,12 +403,21 @@ def _embed(dataset: Dataset, runs: Sequence[_Run], *, skip_bad: bool, looks: boo
         pool.shutdown(cancel_futures=True)
 
 
+def _refuse_other_modality(encoder: Encoder, dataset: Dataset) -> None:
+    """Refuse data that the encoder does not take, before anything is read."""
+    if len(dataset) and dataset.modality != encoder.modality:
+        raise InputError(
+            f"{encoder.name} takes {encoder.modality}s; the data has {dataset.modality}s",
+            tip="name data of the model's own kind, or another model",
+        )
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Decoded:
-    """The pixels of an image for each run that takes it, or an error."""
+    """What each run that takes an item gets of it, or an error."""
 
     id: str
     takers: list[_Run]
-    pixels: Sequence[tuple[Pixels, ...]] = ()
+    prepared: Sequence[tuple[tuple[InputArray, ...], bool]] = ()
     digest: bytes = b""
     error: InputError | None = None

@@ -14,8 +14,8 @@ from compatctl.encoder.graphs import (
     graph_inputs,
     inline_functions,
 )
-from compatctl.encoder.images import BATCH, EncoderInput
-from compatctl.encoder.metadata import CONTRACT_KEY, FREE, OUTPUT, Contract
+from compatctl.encoder.inputs import BATCH, EncoderInput
+from compatctl.encoder.metadata import ATTACHMENT_KEY, CONTRACT_KEY, FREE, OUTPUT, Contract
 from compatctl.encoder.onnx_safety import opset_version, parse_model
 from compatctl.errors import InputError
 from compatctl.files import write_atomic
@@ -69,4 +69,6 @@ def sealed_bytes(model: onnx.ModelProto, contract: Contract) -> bytes:
     for value in (*graph_inputs(clean.graph), *clean.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = BATCH
     clean.metadata_props.add(key=CONTRACT_KEY, value=contract.to_json())
+    for digest, text in sorted(contract.attachments.items()):
+        clean.metadata_props.add(key=ATTACHMENT_KEY + digest, value=text)
     return bytes(clean.SerializeToString(deterministic=True))

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from compatctl.core.arrays import Pixels, Vectors
-from compatctl.encoder.images import EncoderInput
+from compatctl.core.arrays import Vectors
+from compatctl.encoder.inputs import EncoderInput, InputArray
 from compatctl.encoder.metadata import MAX_DIM
 from compatctl.errors import InputError
 
@@ -23,11 +23,11 @@ FOLDED_BYTES = 4 << 30
 """The most bytes of constants that ONNX Runtime folds, outside that memory, on loading."""
 
 _FIXED = (1, 4, 8, 16, 32)
-"""Sizes of a fixed batch that are tried where two images fail."""
+"""Sizes of a fixed batch that are tried where two items fail."""
 
 _FREE_BATCH = (
     "export it with a free batch axis (torch.onnx.export: dynamic_axes or dynamic_shapes), and "
-    "without a number of images in a Reshape"
+    "without a number of items in a Reshape"
 )
 
 
@@ -77,28 +77,28 @@ class Session:
         except Exception as error:  # its errors share no base class
             raise InputError(f"{path}: ONNX Runtime refuses it: {error}") from error
 
-    def run(self, outputs: Sequence[str], images: Mapping[str, Pixels]) -> list[Vectors]:
-        """The rows (n, D) of each of these outputs, from one pass of a batch of every input,
-        (n, H, W, 3) uint8.
+    def run(self, outputs: Sequence[str], batch: Mapping[str, InputArray]) -> list[Vectors]:
+        """The rows (n, D) of each of these outputs, from one pass of a batch (n, ...) of every
+        input.
 
         Raises:
             InputError: ONNX Runtime fails on it.
         """
         try:
-            out: list[Vectors] = self._session.run(list(outputs), dict(images))
+            out: list[Vectors] = self._session.run(list(outputs), dict(batch))
         except Exception as error:  # its errors share no base class
             raise InputError(f"{self._path}: ONNX Runtime fails on a batch: {error}") from error
         return out
 
     def dims(self, outputs: Sequence[str], inputs: Sequence[EncoderInput]) -> tuple[int, ...]:
-        """D of each of these outputs, from running two grey images: the declared shape may be
+        """D of each of these outputs, from running two samples: the declared shape may be
         wrong.
 
         Raises:
             InputError: an output is not (2, D) float32, or the model takes batches of one size.
         """
         try:
-            rows = self.run(outputs, {source.name: source.grey(2) for source in inputs})
+            rows = self.run(outputs, {source.name: source.samples(2) for source in inputs})
         except InputError as error:
             self._refuse_fixed_batch(outputs, inputs, error)
             raise
@@ -110,12 +110,12 @@ class Session:
         """Raise an InputError that says so, if batches of some other size than two do run."""
         for size in _FIXED:
             try:
-                self.run(outputs, {source.name: source.grey(size) for source in inputs})
+                self.run(outputs, {source.name: source.samples(size) for source in inputs})
             except InputError:
                 continue
-            taken = "one image at a time" if size == 1 else f"{size} images at a time"
+            taken = "one item at a time" if size == 1 else f"{size} items at a time"
             raise InputError(
-                f"{self._path}: it takes {taken}, a fixed batch of {size}, and two images fail: "
+                f"{self._path}: it takes {taken}, a fixed batch of {size}, and two items fail: "
                 f"{cause.message}",
                 tip=_FREE_BATCH,
             ) from cause
@@ -125,8 +125,8 @@ class Session:
         if not valid or len(out) != 2 or not 1 <= out.shape[1] <= MAX_DIM:
             got = f"{out.shape} {out.dtype}" if isinstance(out, np.ndarray) else "no array"
             raise InputError(
-                f"{self._path}: two images came out as {got}, expected (2, D) float32 with D at "
+                f"{self._path}: two items came out as {got}, expected (2, D) float32 with D at "
                 f"most {MAX_DIM}",
-                tip=f"{_FREE_BATCH}, pooled to one vector an image",
+                tip=f"{_FREE_BATCH}, pooled to one vector an item",
             )
         return int(out.shape[1])

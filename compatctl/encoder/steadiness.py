@@ -1,9 +1,10 @@
-"""An embedding must depend on its image only.
+"""An embedding must depend on its item only.
 
-The gate embeds 64 images at once, a search one. A model whose output depends on the batch (batch
-norm in training mode, attention over the batch axis, one scale for the whole batch) or on chance
-(dropout left on) would be evaluated with other embeddings than those that it serves. So a few
-images are embedded alone, in batches of several sizes, in another order, and twice.
+The gate embeds 64 items at once, a search one. A model whose output depends on the batch (batch
+norm in training mode, attention over the batch axis, one scale for the whole batch, padding that
+is not masked) or on chance (dropout left on) would be evaluated with other embeddings than those
+that it serves. So a few items are embedded alone, in batches of several sizes, in another order,
+and twice.
 """
 
 from __future__ import annotations
@@ -13,23 +14,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compatctl.core.arrays import Pixels, Rows, Vectors
-from compatctl.data import Dataset, Item, prepare
-from compatctl.encoder.images import SYNTHETIC_SIZES, synthetic_image
+from compatctl.core.arrays import Rows, Vectors
+from compatctl.data import Dataset, Item
+from compatctl.encoder.inputs import InputArray
 from compatctl.encoder.runtime import BATCH_SIZE, Encoder
+from compatctl.encoder.synthetic import synthetic_item
 from compatctl.errors import InputError, UnsteadyError
 
 LIMIT = 1e-3
-"""The largest L2 distance between unit rows of one image; a cosine of 0.9999995. Kernels that add
+"""The largest L2 distance between unit rows of one item; a cosine of 0.9999995. Kernels that add
 in another order for another batch size differ by 1e-6 to 1e-4."""
 
-IMAGES, REAL = 32, 24
-"""The number of images, and the most of them from the data. The others are synthetic: a data set
-may consist of copies, which make a batch of equal images."""
+ITEMS, REAL = 32, 24
+"""The number of items, and the most of them from the data. The others are synthetic: a data set
+may consist of copies, which make a batch of equal items."""
 
 _SPLITS = (2, 3, 7)
 _TIPS = {
-    "DynamicQuantizeLinear": "DynamicQuantizeLinear takes one scale from all images of a batch: "
+    "DynamicQuantizeLinear": "DynamicQuantizeLinear takes one scale from all items of a batch: "
     "quantise with fixed scales (onnxruntime.quantization.quantize_static)",
 }
 _DEFAULT_TIP = (
@@ -37,88 +39,97 @@ _DEFAULT_TIP = (
 )
 
 
-def iter_differences(encoder: Encoder, images: Dataset) -> Iterator[tuple[str, float]]:
-    """Compare embeddings of the same images alone and in several batches.
+def iter_differences(encoder: Encoder, items: Dataset) -> Iterator[tuple[str, float]]:
+    """Compare embeddings of the same items alone and in several batches.
 
-    Yields how they were made, and the largest L2 distance between two of one image. A large batch
-    (64, or the most that the encoder takes) has every image twice; it runs twice and in reverse.
-    Images that do not decode are skipped; nothing is yielded where none is left.
+    Yields how they were made, and the largest L2 distance between two of one item. A large batch
+    (64, or the most that the encoder takes) has every item twice; it runs twice and in reverse.
+    Items that cannot be prepared are skipped; nothing is yielded where none is left.
     """
-    pixels = _pixels(encoder, images)
-    n = len(pixels[0])
+    prepared = _prepared(encoder, items)
+    n = len(prepared)
     if not n:
         return
-    alone = _embed(encoder, pixels, [np.array([row]) for row in range(n)])
-    again = _embed(encoder, pixels, [np.array([row]) for row in range(min(n, 4))])
+    alone = _embed(encoder, prepared, [np.array([row]) for row in range(n)])
+    again = _embed(encoder, prepared, [np.array([row]) for row in range(min(n, 4))])
     yield "alone, and alone again", _distance(again, alone[:4])
     size = max(1, min(BATCH_SIZE, encoder.largest_batch))
     order = np.concatenate([np.arange(n), np.random.default_rng(0).permutation(n)])
     batches = [order[start : start + size] for start in range(0, len(order), size)]
-    first, second = (_embed(encoder, pixels, batches) for _ in range(2))
+    first, second = (_embed(encoder, prepared, batches) for _ in range(2))
     yield "in one batch twice", _distance(first, second)
     size = len(batches[0])
     yield f"alone and in a batch of {size}", _distance(first, alone[order])
     reverse = [batch[::-1] for batch in batches]
-    turned = _embed(encoder, pixels, reverse)
+    turned = _embed(encoder, prepared, reverse)
     yield f"in two orders of a batch of {size}", _distance(turned, alone[np.concatenate(reverse)])
     small = [batch for batch in np.split(np.arange(n), np.cumsum(_SPLITS)) if len(batch)]
-    yield "alone and in a small batch", _distance(_embed(encoder, pixels, small), alone)
+    yield "alone and in a small batch", _distance(_embed(encoder, prepared, small), alone)
 
 
 def check_steady(encoder: Encoder, data: Dataset | None = None) -> float:
-    """Refuse an encoder that embeds one image in several ways; the largest difference (L2).
+    """Refuse an encoder that embeds one item in several ways; the largest difference (L2).
 
-    The images are synthetic, and up to ``REAL`` from all over ``data``.
+    The items are synthetic, and up to ``REAL`` from all over ``data``.
 
     Raises:
-        UnsteadyError: two embeddings of one image differ by more than ``LIMIT``; the message says
+        UnsteadyError: two embeddings of one item differ by more than ``LIMIT``; the message says
             how they were made, and by how much they differ.
     """
     largest = 0.0
-    for comparison, distance in iter_differences(encoder, sample_images(data)):
+    what = encoder.modality
+    for comparison, distance in iter_differences(encoder, _tested_items(encoder, data)):
         if np.isnan(distance):
             raise UnsteadyError(
-                f"{encoder.name} gives vectors that are not finite, or not one for every image: "
+                f"{encoder.name} gives vectors that are not finite, or not one for every {what}: "
                 f"{comparison}, nothing could be compared",
                 tip="look for weights that are not finite, and for a division by zero",
             )
         if not distance <= LIMIT:
             raise UnsteadyError(
-                f"{encoder.name} embeds one image in several ways: {comparison}, its "
+                f"{encoder.name} embeds one {what} in several ways: {comparison}, its "
                 f"vectors differ by {distance:.3g} (L2), the limit is {LIMIT:g}; they "
-                "depend on the other images of the batch, or are random",
+                f"depend on the other {what}s of the batch, or are random",
                 tip=next((_TIPS[op] for op in _TIPS if op in encoder.operators), _DEFAULT_TIP),
             )
         largest = max(largest, distance)
     return largest
 
 
-def sample_images(data: Dataset | None) -> Dataset:
-    """``IMAGES`` images: up to ``REAL`` items from all over the data, and synthetic ones."""
+def sampled_items(data: Dataset) -> Dataset:
+    """Up to ``REAL`` items from all over the data."""
+    return data.take(np.unique(np.linspace(0, len(data) - 1, min(REAL, len(data))).astype(int)))
+
+
+def _tested_items(encoder: Encoder, data: Dataset | None) -> Dataset:
+    """``ITEMS`` items: those sampled of the data, if it has the encoder's modality, and made ones.
+
+    Made images differ in contrast and brightness, too.
+    """
     real = Dataset(items=(), sources=())
-    if data is not None and len(data):
-        real = data.take(np.unique(np.linspace(0, len(data) - 1, REAL).astype(np.int64)))
-    numbers = range(IMAGES - len(real))
-    images = tuple(
-        synthetic_image(number, *SYNTHETIC_SIZES[number % 4]) // (1 + number % 3)
-        + 5 * (number % 16)
-        for number in numbers
+    if data is not None and len(data) and data.modality == encoder.modality:
+        real = sampled_items(data)
+    sources = []
+    for number in range(ITEMS - len(real)):
+        source = synthetic_item(encoder.inputs, number)
+        if isinstance(source, np.ndarray):
+            source = source // (1 + number % 3) + 5 * (number % 16)
+        sources.append(source)
+    items = tuple(
+        Item(id=f"made {number}", label="", split="test") for number in range(len(sources))
     )
-    items = tuple(Item(id=f"made {number}", label="", split="test") for number in numbers)
-    return Dataset(items=(*items, *real.items), sources=(*images, *real.sources))
+    return Dataset(items=(*items, *real.items), sources=(*sources, *real.sources))
 
 
-def _pixels(encoder: Encoder, images: Dataset) -> list[Pixels]:
-    """The pixels (n, H, W, 3) for each input of the images that decode."""
-    pixels: list[list[Pixels]] = [[] for _ in encoder.inputs]
-    for row in range(len(images)):
+def _prepared(encoder: Encoder, items: Dataset) -> list[tuple[InputArray, ...]]:
+    """The arrays for each input, of the items that can be prepared."""
+    prepared = []
+    for row, item in enumerate(items.items):
         try:
-            image = images.read(row)
+            prepared.append(encoder.prepare(items.content(row), item.role)[0])
         except InputError:
             continue
-        for part, source in zip(pixels, encoder.inputs, strict=True):
-            part.append(prepare(image, source.preprocessing))
-    return [np.array(part, np.uint8) for part in pixels]
+    return prepared
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,13 +142,11 @@ class _Outputs:
         return _Outputs(tuple(part[selected] for part in self.rows))
 
 
-def _embed(encoder: Encoder, pixels: list[Pixels], batches: list[Rows]) -> _Outputs:
+def _embed(
+    encoder: Encoder, prepared: list[tuple[InputArray, ...]], batches: list[Rows]
+) -> _Outputs:
     """The outputs for the batches, one after the other."""
-    inputs = [source.name for source in encoder.inputs]
-    outputs = [
-        encoder.outputs({name: part[rows] for name, part in zip(inputs, pixels, strict=True)})
-        for rows in batches
-    ]
+    outputs = [encoder.outputs(encoder.batch([prepared[row] for row in rows])) for rows in batches]
     return _Outputs(tuple(np.concatenate(parts) for parts in zip(*outputs, strict=True)))
 
 

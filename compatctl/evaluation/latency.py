@@ -1,4 +1,4 @@
-"""How long a query takes: both encoders on the same images, in turns."""
+"""How long a query takes: both encoders on the same items, in turns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from compatctl.core.arrays import Rows
 from compatctl.core.gate import Measurement
-from compatctl.data import Dataset, prepare
+from compatctl.data import Dataset
 from compatctl.encoder import Encoder
 from compatctl.report import Latency
 
@@ -17,13 +17,10 @@ ROUNDS = 7
 
 
 def measure_latency(data: Dataset, rows: Rows, old: Encoder, new: Encoder) -> Latency:
-    """Median milliseconds of a batch through each encoder; without decoding and resizing."""
-    images = [data.read(int(row)) for row in rows[:BATCH]]
+    """Median milliseconds of a batch through each encoder; without decoding and preparing."""
+    items = [(data.content(int(row)), data.items[int(row)].role) for row in rows[:BATCH]]
     batches = [
-        {
-            part.name: np.stack([prepare(image, part.preprocessing) for image in images])
-            for part in encoder.inputs
-        }
+        encoder.batch([encoder.prepare(content, role)[0] for content, role in items])
         for encoder in (old, new)
     ]
     times: tuple[list[float], list[float]] = ([], [])
@@ -34,7 +31,7 @@ def measure_latency(data: Dataset, rows: Rows, old: Encoder, new: Encoder) -> La
             if round_ >= 0:
                 times[side].append(time.perf_counter() - began)
     old_ms, new_ms = (1000 * float(np.median(seconds)) for seconds in times)
-    return Latency(old_ms=old_ms, new_ms=new_ms, batch=len(images), rounds=ROUNDS)
+    return Latency(old_ms=old_ms, new_ms=new_ms, batch=len(items), rounds=ROUNDS)
 
 
 def latency_measurement(latency: Latency) -> Measurement:
@@ -46,6 +43,6 @@ def latency_measurement(latency: Latency) -> Measurement:
         n=latency.rounds,
         n_queries=latency.batch,
         may_decide=True,
-        detail=f"A batch of {latency.batch} images takes {latency.new_ms:.3g} ms, after "
+        detail=f"A batch of {latency.batch} items takes {latency.new_ms:.3g} ms, after "
         f"{latency.old_ms:.3g} ms with the old encoder",
     )

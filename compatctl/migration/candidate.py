@@ -19,7 +19,7 @@ from compatctl.deployment.record_files import FILE, write_model
 from compatctl.deployment.rehearsal import rehearsal_items, write_memory
 from compatctl.deployment.training_inputs import TrainingInputs, embed_reference
 from compatctl.deployment.training_record import REGISTRY_FILE, TrainingRecord
-from compatctl.encoder import Encoder, EncoderInput, check_steady
+from compatctl.encoder import Encoder, ImageInput, check_steady
 from compatctl.evaluation.protocol import query_rows
 from compatctl.files import write_atomic
 from compatctl.migration.unlabelled import UnlabelledItems, unlabelled_items
@@ -188,10 +188,10 @@ def export(
     with tempfile.TemporaryDirectory() as scratch:
         raw, sealed = Path(scratch) / "raw.onnx", Path(scratch) / "sealed.onnx"
         export_onnx(trained.network, raw, image.height, image.width)
-        onnx_files.seal(raw, sealed, (EncoderInput(name="image", preprocessing=size),))
+        onnx_files.seal(raw, sealed, (ImageInput(name="image", preprocessing=size),))
         encoder = Encoder.load(sealed)
         check_steady(encoder, data)
-        sample = onnx_files.parity_images(data)
+        sample = onnx_files.parity_items(data)
         images = np.stack([prepare(sample.read(row), size) for row in range(len(sample))])
         pairs = zip(
             encoder.outputs({"image": images}), embed_outputs(trained.network, images), strict=True

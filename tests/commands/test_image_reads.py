@@ -16,8 +16,7 @@ from shop_kit import Shop
 from tiny_backbone import build
 
 from compatctl.data import Dataset, from_files, load, read_memory
-from compatctl.encoder import parity_images
-from compatctl.encoder.steadiness import sample_images
+from compatctl.encoder import parity_items, sampled_items
 from compatctl.errors import InputError
 
 RECIPE = """\
@@ -77,10 +76,10 @@ def test_opens_of_finetune_and_of_verify_with_looks(shop: Shop) -> None:
     recipe.write_text(RECIPE)
     torch.save({"state_dict": build().state_dict()}, shop.path("new.ckpt"))
     data = load(shop.data())
-    tried = _once(sample_images(data))
+    tried = _once(sampled_items(data))
     opens = _opens(shop, "finetune", "--base", shop.path("new.ckpt"), "--recipe", recipe)
     memory = read_memory(shop.path("build/candidate/memory.npz"))
-    extra = tried + _once(parity_images(data)) + _once(memory)
+    extra = tried + _once(parity_items(data)) + _once(memory)
     for item in data.items:
         used = item.split == "train" or (item.split, item.role) == ("validation", "query")
         assert opens[item.id] == 2 * used + extra[item.id], item

@@ -14,11 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from compatctl.data import Preprocessing
-from compatctl.encoder import EncoderInput
+from compatctl.encoder import ImageInput
 
 SIDE = 16
 DIM = 8
-SMALL = EncoderInput(name="image", preprocessing=Preprocessing(height=SIDE, width=SIDE))
+SMALL = ImageInput(name="image", preprocessing=Preprocessing(height=SIDE, width=SIDE))
 
 
 def draw(seed: int, side: int = 40) -> Image.Image:

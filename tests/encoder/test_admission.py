@@ -168,7 +168,7 @@ def test_a_model_that_does_not_run_on_a_batch_is_refused(tmp_path: Path) -> None
     single = by_hand([reshape, unit], {"shape": np.array([1, DIM])})
     refuses(save(single, tmp_path / "single.onnx"), "fails on a batch")
     merged = by_hand([reshape, unit], {"shape": np.array([-1, 2 * DIM])})
-    refuses(save(merged, tmp_path / "merged.onnx"), "ONNX Runtime|two images came out")
+    refuses(save(merged, tmp_path / "merged.onnx"), "ONNX Runtime|two items came out")
     slim = graph_model(
         [
             helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),

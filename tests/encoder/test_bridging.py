@@ -12,7 +12,7 @@ from onnx_models import DIM, SIDE, UNIT, by_hand, metadata, projection, save
 
 from compatctl.core.adapters import Adapter, Affine, Perceptron
 from compatctl.data import Dataset, Preprocessing
-from compatctl.encoder import Encoder, EncoderInput, bridge, fuse, read_model_bytes, seal
+from compatctl.encoder import Encoder, ImageInput, bridge, fuse, read_model_bytes, seal
 from compatctl.errors import InputError
 
 
@@ -39,7 +39,7 @@ def perceptron(dim: int = DIM, to: int = 12) -> Perceptron:
 def small(exports: tuple[Path, Path], out: Path, seed: int = 0, **change: object) -> Path:
     """The small network of a seed, exported by torch and sealed with a preprocessing."""
     size = {"height": SIDE, "width": SIDE, **change}
-    image = EncoderInput(name="image", preprocessing=Preprocessing(**size))  # type: ignore[arg-type]
+    image = ImageInput(name="image", preprocessing=Preprocessing(**size))  # type: ignore[arg-type]
     seal(exports[0] / f"small{seed}.onnx", out, (image,))
     return out
 

@@ -28,7 +28,7 @@ def test_a_canary_is_the_same_after_writing_and_reading(encoder: Encoder, tmp_pa
     canary.write(tmp_path / "c.npz")
     read = Canary.read(tmp_path / "c.npz")
     np.testing.assert_array_equal(read.rows, canary.rows)
-    assert all(np.array_equal(*both) for both in zip(read.images, canary.images, strict=True))
+    assert all(np.array_equal(*both) for both in zip(read.items, canary.items, strict=True))
     assert "onnxruntime" in read.runtime
     assert read.difference(encoder) <= 1e-6
     read.check_unchanged(encoder)
@@ -37,10 +37,10 @@ def test_a_canary_is_the_same_after_writing_and_reading(encoder: Encoder, tmp_pa
 def test_the_four_images_differ(encoder: Encoder) -> None:
     """They have many colours and sizes other than the input's, so that resizing is tested too."""
     canary = Canary.from_encoder(encoder)
-    assert len({image.shape for image in canary.images}) == len(canary.images) == 4
-    assert all(len(np.unique(image)) > 100 for image in canary.images)
+    assert len({image.shape for image in canary.items}) == len(canary.items) == 4
+    assert all(len(np.unique(image)) > 100 for image in canary.items)
     size = Preprocessing(height=16, width=16, resize="bilinear", fit="stretch")
-    small = [prepare(Image.fromarray(image), size).ravel() for image in canary.images]
+    small = [prepare(Image.fromarray(image), size).ravel() for image in canary.items]
     similarity = np.corrcoef(np.array(small, float))
     assert np.abs(similarity[~np.eye(4, dtype=bool)]).max() < 0.98
 
@@ -66,14 +66,14 @@ def test_files_that_are_not_canaries_are_refused(encoder: Encoder, tmp_path: Pat
     """A missing array, another type or length, rows of another dimension."""
     canary = Canary.from_encoder(encoder)
     whole = {"rows": canary.rows, "runtime": np.array("x")}
-    images = {f"image_{i}": image for i, image in enumerate(canary.images)}
+    images = {f"image_{i}": image for i, image in enumerate(canary.items)}
     broken = (
         whole,
         {**images, "rows": canary.rows},
         {**images, **whole, "rows": canary.rows[:-1]},
         {**images, **whole, "rows": canary.rows.astype(np.float64)},
-        {**images, **whole, "image_0": canary.images[0].astype(np.float32)},
-        {**images, **whole, "image_0": canary.images[0][..., :2]},
+        {**images, **whole, "image_0": canary.items[0].astype(np.float32)},
+        {**images, **whole, "image_0": canary.items[0][..., :2]},
     )
     for number, arrays in enumerate(broken):
         path = tmp_path / f"{number}.npz"

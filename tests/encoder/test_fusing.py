@@ -10,14 +10,14 @@ from onnx import helper
 from onnx_models import DIM, SIDE, SMALL, UNIT, by_hand, metadata, projection, save
 
 from compatctl.data import Dataset, Preprocessing
-from compatctl.encoder import Encoder, EncoderInput, fuse, seal
+from compatctl.encoder import Encoder, ImageInput, fuse, seal
 from compatctl.errors import InputError
 
 
 def small(exports: tuple[Path, Path], out: Path, seed: int, **change: object) -> Path:
     """The small network of a seed, sealed with a preprocessing."""
     size = {"height": SIDE, "width": SIDE, **change}
-    image = EncoderInput(name="image", preprocessing=Preprocessing(**size))  # type: ignore[arg-type]
+    image = ImageInput(name="image", preprocessing=Preprocessing(**size))  # type: ignore[arg-type]
     seal(exports[0] / f"small{seed}.onnx", out, (image,))
     return out
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from compatctl.data import Dataset, Item
-from compatctl.encoder import check_parity, parity_images
+from compatctl.encoder import check_parity, parity_items
 from compatctl.errors import InputError
 
 ROWS = np.eye(3, dtype=np.float32)
@@ -28,10 +28,10 @@ def test_a_difference_over_the_limit_is_refused(change: float) -> None:
 
 
 @pytest.mark.parametrize("n", [0, 1, 64, 65, 100, 1000])
-def test_parity_images_come_from_all_over_the_data(n: int) -> None:
+def test_parity_items_come_from_all_over_the_data(n: int) -> None:
     """At most 64 items are taken, and every item is near one of them."""
     items = tuple(Item(id=str(row), label="a", split="test") for row in range(n))
-    sample = parity_images(Dataset(items=items, sources=(b"",) * n))
+    sample = parity_items(Dataset(items=items, sources=(b"",) * n))
     rows = [int(item) for item in sample.ids]
     assert len(rows) <= 64
     assert all(min(abs(row - other) for other in rows) <= n / 32 for row in range(n))

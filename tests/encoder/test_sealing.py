@@ -12,7 +12,7 @@ from onnx import TensorProto
 from onnx_models import DIM, SIDE, SMALL, UNIT, by_hand, value
 
 from compatctl.data import Preprocessing
-from compatctl.encoder import Encoder, EncoderInput, seal
+from compatctl.encoder import Encoder, ImageInput, seal
 from compatctl.errors import InputError
 
 
@@ -53,9 +53,9 @@ def test_another_preprocessing_gives_another_identity(
     raw, digests = exports[0] / "small0.onnx", set()
     for fit in ("crop", "pad"):
         size = Preprocessing(height=SIDE, width=SIDE, fit=fit)  # type: ignore[arg-type]
-        seal(raw, tmp_path / "m.onnx", (EncoderInput(name="image", preprocessing=size),))
+        seal(raw, tmp_path / "m.onnx", (ImageInput(name="image", preprocessing=size),))
         encoder = Encoder.load(tmp_path / "m.onnx")
-        assert encoder.inputs == (EncoderInput(name="image", preprocessing=size),)
+        assert encoder.inputs == (ImageInput(name="image", preprocessing=size),)
         digests.add(encoder.sha256)
     assert len(digests) == 2
 

@@ -22,7 +22,7 @@ from compatctl.core.adapters import Affine
 from compatctl.data import Preprocessing, load
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.training_record import TrainingRecord
-from compatctl.encoder import Encoder, EncoderInput, seal
+from compatctl.encoder import Encoder, ImageInput, seal
 from compatctl.recipe import Project
 from compatctl.store import Store
 
@@ -120,7 +120,7 @@ def write_graph(
     onnx.save(model, raw)
     preprocessing = Preprocessing(height=side, width=side, resize="bilinear", fit="stretch")
     path.unlink(missing_ok=True)
-    seal(raw, path, (EncoderInput(name="image", preprocessing=preprocessing),))
+    seal(raw, path, (ImageInput(name="image", preprocessing=preprocessing),))
     raw.unlink()
 
 
