@@ -212,9 +212,7 @@ def test_a_model_with_a_fixed_batch_is_refused(tmp_path: Path) -> None:
         nodes, given=given, outputs=outputs, weights={"shape": np.array([1, 3, SIDE * SIDE])}
     )
     onnx.save(model, tmp_path / "m.onnx")
-    with pytest.raises(
-        InputError, match="takes one item at a time, a fixed batch of 1"
-    ) as refused:
+    with pytest.raises(InputError, match="takes one item at a time, a fixed batch of 1") as refused:
         Encoder.load(tmp_path / "m.onnx", write_spec(tmp_path / "m.json", PLAIN))
     assert "free batch axis" in refused.value.tip
 
