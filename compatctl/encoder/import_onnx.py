@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from compatctl.data import WHITE, CropOffset, Fit, Preprocessing, Resize
+from compatctl.encoder.fixed_batch import OLDEST_OPSET as SCAN_OPSET
+from compatctl.encoder.fixed_batch import any_batch, find_fixed_batch
 from compatctl.encoder.graphs import graph_inputs, inline_functions, prefixed_graph
 from compatctl.encoder.images import IMAGE, ImageInput
 from compatctl.encoder.inputs import BATCH
@@ -27,6 +29,7 @@ from compatctl.encoder.sealing import sealed_bytes
 from compatctl.encoder.session import Session
 from compatctl.errors import InputError
 from compatctl.files import read_json
+from compatctl.notices import notice
 
 MAX_SIDECAR_BYTES = 1 << 16
 OLDEST_OPSET = 7
@@ -47,9 +50,10 @@ _TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProt
 class ImportSpec:
     """A preprocessing file: ``(pixels * scale - mean) / std`` in the model's own layout.
 
-    Pixels are 0 .. 255; ``mean`` and ``std`` are in the order of ``channels``; ``output`` names the
-    embedding where there are several outputs; ``normalise``: divide each row by its norm, unless
-    the graph does so already; ``unusual``: accept values that look like a mistake.
+    Pixels are 0 .. 255; ``layout`` is where the model's input has the three channels, by default
+    where its shape has a 3; ``mean`` and ``std`` are in the order of ``channels``; ``output`` names
+    the embedding where there are several outputs; ``normalise``: divide each row by its norm,
+    unless the graph does so already; ``unusual``: accept values that look like a mistake.
 
     Raises:
         InputError: an entry of another type or range, or values that look like a mistake.
@@ -63,7 +67,7 @@ class ImportSpec:
     crop_share: float = 1.0
     crop_offset: CropOffset | None = None
     border: tuple[int, ...] = WHITE
-    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    layout: Literal["NCHW", "NHWC"] | None = None
     channels: Literal["RGB", "BGR"] = "RGB"
     scale: float = 1.0
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
@@ -75,7 +79,7 @@ class ImportSpec:
     def __post_init__(self) -> None:
         for name, valid, expected in (
             ("format", self.format == 1, "1, the one that this version reads"),
-            ("layout", self.layout in {"NCHW", "NHWC"}, "NCHW or NHWC"),
+            ("layout", self.layout in {None, "NCHW", "NHWC"}, "NCHW or NHWC"),
             ("channels", self.channels in {"RGB", "BGR"}, "RGB or BGR"),
             ("scale", _numbers((self.scale,), 1) and self.scale != 0, "a number, not 0"),
             ("mean", _numbers(self.mean, 3), "3 numbers"),
@@ -160,12 +164,15 @@ def wrap(path: Path, model: onnx.ModelProto, spec: ImportSpec) -> bytes:
             f"{path}: operator set {opset} is too old; it must be at least {OLDEST_OPSET}",
             tip="export it again, or raise its operator set with onnx.version_converter",
         )
-    feed, embedding = _input_and_output(path, model, spec)
+    feed = _image_input(path, model)
+    embedding = _embedding_output(path, model, spec)
+    spec = replace(spec, layout=_layout(path, feed, spec))
+    _check_feed(path, feed, spec)
     graph = prefixed_graph(model, _PREFIX)
     nodes = [
         *_preprocessing_nodes(spec, _PREFIX + feed.name, feed.type.tensor_type.elem_type),
         *graph.node,
-        *_output_nodes(spec, _PREFIX + embedding.name, embedding.type.tensor_type.elem_type),
+        *_output_nodes(spec, embedding),
     ]
     for field in ("node", "input", "output"):
         graph.ClearField(field)
@@ -181,46 +188,117 @@ def wrap(path: Path, model: onnx.ModelProto, spec: ImportSpec) -> bytes:
     wrapped = onnx.ModelProto(
         ir_version=model.ir_version, opset_import=model.opset_import, graph=graph
     )
-    data = wrapped.SerializeToString()
-    (dim,) = Session(path, data, nodes=node_count(path, wrapped)).dims([OUTPUT], [image])
-    wrapped.graph.output[0].type.tensor_type.shape.dim[1].dim_value = dim
+    wrapped = _for_any_batch(path, wrapped, image, declared=_sides(feed)[:1])
+    dim = wrapped.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     return sealed_bytes(wrapped, Contract(dim=dim, inputs=(image,)))
 
 
-def _input_and_output(
-    path: Path, model: onnx.ModelProto, spec: ImportSpec
-) -> tuple[onnx.ValueInfoProto, onnx.ValueInfoProto]:
-    """The model's input and its embedding."""
-    inputs, outputs = graph_inputs(model.graph), [value.name for value in model.graph.output]
-    if not (spec.output in outputs or (spec.output is None and len(outputs) == 1)):
-        raise InputError(
-            f"{path}: its outputs are {', '.join(outputs)}; the preprocessing file says "
-            f"{spec.output!r}",
-            tip='name the embedding: write "output": "..." into the preprocessing file',
+def _for_any_batch(
+    path: Path, wrapped: onnx.ModelProto, image: EncoderInput, declared: list[int | None]
+) -> onnx.ModelProto:
+    """The model with the dimension of its output, for any number of images.
+
+    One that takes batches of one size runs once for each block of so many, with a notice.
+
+    Raises:
+        InputError: it runs on no batch, or gives something else than a vector an image.
+    """
+    session = Session(path, wrapped.SerializeToString(), nodes=node_count(path, wrapped))
+    try:
+        (dim,) = session.dims([OUTPUT], [image])
+    except InputError:
+        fixed = find_fixed_batch(
+            lambda size: session.run([OUTPUT], {image.name: image.grey(size)})[0],
+            declared=next(iter(declared), None) or 0,
         )
+        if fixed is None or opset_version(wrapped) < SCAN_OPSET:
+            raise
+        what = "models that take a fixed number of images at once, which run block by block"
+        notice("fixed-batch", path, what, [f"{path.name}: {fixed.size}"])
+        return any_batch(wrapped, image, fixed)
+    wrapped.graph.output[0].type.tensor_type.shape.dim[1].dim_value = dim
+    return wrapped
+
+
+def _image_input(path: Path, model: onnx.ModelProto) -> onnx.ValueInfoProto:
+    """The one input of a model of images."""
+    inputs = graph_inputs(model.graph)
     if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type not in _TYPES:
         raise InputError(
             f"{path}: expected one input, images in float32, float16, float64 or uint8; it has "
             f"{', '.join(map(_typed_name, inputs)) or 'none'}",
             tip="export the part of it that takes images, with one of these types",
         )
-    untouched = (spec.scale, set(spec.mean), set(spec.std)) == (1.0, {0.0}, {1.0})
-    if inputs[0].type.tensor_type.elem_type == TensorProto.UINT8 and not untouched:
+    return inputs[0]
+
+
+def _embedding_output(path: Path, model: onnx.ModelProto, spec: ImportSpec) -> onnx.ValueInfoProto:
+    """The output that ``spec`` names, or the only one."""
+    outputs: dict[str, onnx.ValueInfoProto] = {value.name: value for value in model.graph.output}
+    name = next(iter(outputs)) if spec.output is None and len(outputs) == 1 else spec.output
+    if name not in outputs:
         raise InputError(
-            f"{path}: its input is {_typed_name(inputs[0])}, scaled pixels are no bytes",
+            f"{path}: its outputs are {', '.join(map(_shaped_name, outputs.values()))}; the "
+            f"preprocessing file says {spec.output!r}",
+            tip='name the embedding: write "output": "..." into the preprocessing file',
+        )
+    if len(_sides(outputs[name])) > 2 and not _is_flat(outputs[name]):
+        flat = [other for other, value in outputs.items() if len(_sides(value)) == 2]
+        named = f'name another output, as in "output": "{flat[0]}"; or ' if flat else ""
+        raise InputError(
+            f"{path}: its output {_shaped_name(outputs[name])} has more than one vector an image",
+            tip=f"{named}export it with pooling, so that the output has two axes: images, "
+            "dimensions",
+        )
+    return outputs[name]
+
+
+def _sides(value: onnx.ValueInfoProto) -> list[int | None]:
+    """The declared length of each axis, None for a free one; none for an undeclared shape."""
+    axes = value.type.tensor_type.shape.dim
+    return [axis.dim_value if axis.HasField("dim_value") else None for axis in axes]
+
+
+def _is_flat(value: onnx.ValueInfoProto) -> bool:
+    """Whether a map has one place, so that it is a vector: (n, D, 1, 1)."""
+    sides = _sides(value)
+    return len(sides) == 4 and sides[2:] == [1, 1]
+
+
+def _layout(path: Path, feed: onnx.ValueInfoProto, spec: ImportSpec) -> Literal["NCHW", "NHWC"]:
+    """The layout that ``spec`` says, or the one whose channels are 3 in the declared shape."""
+    if spec.layout is not None:
+        return spec.layout
+    sides = _sides(feed)
+    if len(sides) == 4 and sides[3] == 3 and sides[1] != 3:
+        what = "inputs read as NHWC, by their shape"
+        notice("layout", path, what, [_shaped_name(feed)], 'to say so, write "layout": "NHWC"')
+        return "NHWC"
+    return "NCHW"
+
+
+def _check_feed(path: Path, feed: onnx.ValueInfoProto, spec: ImportSpec) -> None:
+    """Refuse an input of another shape than ``spec`` says, or scaled pixels for bytes."""
+    untouched = (spec.scale, set(spec.mean), set(spec.std)) == (1.0, {0.0}, {1.0})
+    if feed.type.tensor_type.elem_type == TensorProto.UINT8 and not untouched:
+        raise InputError(
+            f"{path}: its input is {_typed_name(feed)}, scaled pixels are no bytes",
             tip='leave "scale", "mean" and "std" out of the preprocessing file',
         )
-    sides = {"C": 3, "H": spec.height, "W": spec.width}
-    axes = inputs[0].type.tensor_type.shape.dim
-    shape = [axis.dim_value if axis.HasField("dim_value") else None for axis in axes]
-    expected = [sides.get(letter) for letter in spec.layout]
-    fits = len(axes) == 4 and all(
-        a in {None, b} for a, b in zip(shape[1:], expected[1:], strict=True)
+    lengths = {"C": 3, "H": spec.height, "W": spec.width}
+    expected = [lengths.get(letter) for letter in spec.layout or ""]
+    sides = _sides(feed)
+    fits = len(sides) == 4 and all(
+        side in {None, length} for side, length in zip(sides[1:], expected[1:], strict=True)
     )
-    if axes and not fits:
+    if sides and not fits:
         layout = f"{spec.layout} {expected[1:]}"
-        raise InputError(f"{path}: its input is {shape}; the preprocessing file says {layout}")
-    return inputs[0], model.graph.output[outputs.index(spec.output or outputs[0])]
+        raise InputError(f"{path}: its input is {sides}; the preprocessing file says {layout}")
+
+
+def _shaped_name(value: onnx.ValueInfoProto) -> str:
+    sides = ", ".join("?" if side is None else str(side) for side in _sides(value))
+    return f"{value.name} ({sides})"
 
 
 def _typed_name(value: onnx.ValueInfoProto) -> str:
@@ -228,15 +306,17 @@ def _typed_name(value: onnx.ValueInfoProto) -> str:
     return f"{value.name} ({kind})"
 
 
-def _output_nodes(spec: ImportSpec, embedding: str, kind: int) -> list[onnx.NodeProto]:
-    """From the embedding of the wrapped graph, of the type ``kind``, to float32 unit rows."""
+def _output_nodes(spec: ImportSpec, embedding: onnx.ValueInfoProto) -> list[onnx.NodeProto]:
+    """From the embedding of the wrapped graph to float32 unit rows."""
+    nodes, last = [], _PREFIX + embedding.name
+    if _is_flat(embedding):
+        nodes.append(helper.make_node("Flatten", [last], ["flat"], axis=1))
+        last = "flat"
+    if embedding.type.tensor_type.elem_type in {TensorProto.FLOAT16, TensorProto.DOUBLE}:
+        nodes.append(helper.make_node("Cast", [last], ["single"], to=TensorProto.FLOAT))
+        last = "single"
     operator = "LpNormalization" if spec.normalise else "Identity"
-    if kind not in {TensorProto.FLOAT16, TensorProto.DOUBLE}:
-        return [helper.make_node(operator, [embedding], [OUTPUT])]
-    return [
-        helper.make_node("Cast", [embedding], ["single"], to=TensorProto.FLOAT),
-        helper.make_node(operator, ["single"], [OUTPUT]),
-    ]
+    return [*nodes, helper.make_node(operator, [last], [OUTPUT])]
 
 
 def _preprocessing_nodes(spec: ImportSpec, feed: str, kind: int) -> list[onnx.NodeProto]:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnx_models import DIM, SIDE, UNIT, by_hand, graph_model, projection, save, value
 
-from compatctl.encoder import Encoder, read_model_bytes
+from compatctl.encoder import Encoder, check_steady, fuse, read_model_bytes
 from compatctl.errors import InputError
+from compatctl.notices import DataWarning
 
 BARE = {
     "format": 1,
@@ -158,7 +159,7 @@ def test_the_preprocessing_of_a_sealed_file_cannot_be_replaced(tmp_path: Path) -
         ({"mean": 0.5}, "mean must be"),
         ({"std": [1.0, 0.0, 1.0]}, "std must be"),
         ({"output": 3}, "output must be"),
-        ({"output": "logits"}, "its outputs are features; .*'logits'"),
+        ({"output": "logits"}, r"its outputs are features \(\?, 8\); .*'logits'"),
         ({"normalise": 1}, "normalise must be"),
     ],
 )
@@ -184,7 +185,7 @@ def test_an_unreadable_preprocessing_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_models_that_cannot_be_imported_are_refused(tmp_path: Path) -> None:
-    """Ambiguous outputs, an int32 or second input, an old operator set, an output of four axes."""
+    """Ambiguous outputs, an int32 or second input, an old operator set, maps instead of vectors."""
     spec = write_spec(tmp_path / "m.json", PLAIN)
     pixels = value("pixels", TensorProto.FLOAT, ["n", SIDE, SIDE, 3])
     features = value("features", TensorProto.FLOAT, ["n", DIM])
@@ -193,28 +194,144 @@ def test_models_that_cannot_be_imported_are_refused(tmp_path: Path) -> None:
         (nhwc(given=[pixels, value("mask", TensorProto.FLOAT, ["n"])]), "expected one input"),
         (nhwc(given=[value("pixels", TensorProto.INT32, ["n", SIDE, SIDE, 3])]), "in float32"),
         (nhwc(opset=6), "operator set 6 is too old"),
-        (nhwc(outputs=[value("pixels", TensorProto.FLOAT, ["n", SIDE, SIDE, 3])]), "came out as"),
+        (nhwc(outputs=[value("pixels", TensorProto.FLOAT, ["n", SIDE, SIDE, 3])]), "one vector an"),
     ):
         onnx.save(model, tmp_path / "m.onnx")
         with pytest.raises(InputError, match=message):
             Encoder.load(tmp_path / "m.onnx", spec)
 
 
-def test_a_model_with_a_fixed_batch_is_refused(tmp_path: Path) -> None:
-    """It is refused when it is imported, not at the first real batch."""
+def fixed(size: int, *, declared: bool, opset: int = 17) -> onnx.ModelProto:
+    """A model that a Reshape, and maybe its input, binds to batches of ``size``."""
     nodes = [
         helper.make_node("Reshape", ["pixels", "shape"], ["flat"]),
-        helper.make_node("ReduceMean", ["flat"], ["features"], axes=[2], keepdims=0),
+        helper.make_node("MatMul", ["flat", "weight"], ["features"]),
     ]
-    given = [value("pixels", TensorProto.FLOAT, [1, SIDE, SIDE, 3])]
-    outputs = [value("features", TensorProto.FLOAT, [1, 3])]
-    model = graph_model(
-        nodes, given=given, outputs=outputs, weights={"shape": np.array([1, 3, SIDE * SIDE])}
+    batch = size if declared else "n"
+    return graph_model(
+        nodes,
+        given=[value("pixels", TensorProto.FLOAT, [batch, SIDE, SIDE, 3])],
+        outputs=[value("features", TensorProto.FLOAT, [batch, DIM])],
+        weights={
+            "shape": np.array([size, SIDE * SIDE * 3]),
+            "weight": projection(3, SIDE * SIDE * 3),
+        },
+        opset=opset,
     )
-    onnx.save(model, tmp_path / "m.onnx")
-    with pytest.raises(InputError, match="takes one item at a time, a fixed batch of 1") as refused:
-        Encoder.load(tmp_path / "m.onnx", write_spec(tmp_path / "m.json", PLAIN))
-    assert "free batch axis" in refused.value.tip
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize(("size", "opset"), [(1, 11), (1, 17), (4, 17), (5, 13)])
+def test_a_fixed_batch_runs_block_by_block(
+    tmp_path: Path, size: int, opset: int, declared: bool
+) -> None:
+    """Any number of images gives the rows of one image after the other; a notice says so."""
+    size = size if declared or size != 5 else 8  # 5 is found only where the model declares it
+    onnx.save(fixed(size, declared=declared, opset=opset), tmp_path / "m.onnx")
+    spec = write_spec(tmp_path / "m.json", PLAIN)
+    with pytest.warns(DataWarning, match=f"block by block.*m.onnx: {size}"):
+        encoder = Encoder.load(tmp_path / "m.onnx", spec)
+    weight = projection(3, SIDE * SIDE * 3)
+    for count in (1, 2, 3, 4, 9):
+        images = np.random.default_rng(count).integers(0, 256, (count, SIDE, SIDE, 3), np.uint8)
+        for image, row in zip(images, encoder.run({"image": images}), strict=True):
+            raw = image.reshape(-1).astype(np.float64) @ weight
+            assert np.abs(row - raw / np.linalg.norm(raw)).max() < 1e-6
+
+
+def test_a_fixed_batch_is_fused_and_checked_as_any_other(tmp_path: Path) -> None:
+    """The sealed file is deterministic, steady, and a part of a fused file."""
+    onnx.save(fixed(1, declared=True), tmp_path / "one.onnx")
+    onnx.save(nhwc(), tmp_path / "any.onnx")
+    spec = write_spec(tmp_path / "m.json", PLAIN)
+    with pytest.warns(DataWarning):
+        sealed, again = (read_model_bytes(tmp_path / "one.onnx", spec) for _ in range(2))
+    assert sealed == again
+    (tmp_path / "sealed.onnx").write_bytes(sealed)
+    (tmp_path / "other.onnx").write_bytes(read_model_bytes(tmp_path / "any.onnx", spec))
+    one, other = (Encoder.load(tmp_path / name) for name in ("sealed.onnx", "other.onnx"))
+    check_steady(one)
+    fuse(tmp_path / "sealed.onnx", tmp_path / "other.onnx", 0.5, tmp_path / "fused.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
+    fused = Encoder.load(tmp_path / "fused.onnx").run({"image": images})
+    mean = one.run({"image": images}) + other.run({"image": images})
+    assert np.abs(fused - mean / np.linalg.norm(mean, axis=1, keepdims=True)).max() < 1e-5
+
+
+def test_a_model_that_fails_on_every_batch_is_refused(tmp_path: Path) -> None:
+    """And so is one of an operator set that cannot run block by block, before the first batch."""
+    spec = write_spec(tmp_path / "m.json", PLAIN)
+    for model in (fixed(3, declared=False), fixed(1, declared=True, opset=10)):
+        onnx.save(model, tmp_path / "m.onnx")
+        with pytest.raises(InputError, match=r"fails on a batch|fixed batch of 1") as refused:
+            Encoder.load(tmp_path / "m.onnx", spec)
+        assert "free batch axis" in refused.value.tip or "Reshape" in refused.value.message
+
+
+def test_the_layout_is_that_of_the_declared_shape(tmp_path: Path) -> None:
+    """Three channels last are read as NHWC with a notice; the rows are those of the layout."""
+    onnx.save(nhwc(), tmp_path / "m.onnx")
+    silent = {key: entry for key, entry in PLAIN.items() if key != "layout"}
+    told = read_model_bytes(tmp_path / "m.onnx", write_spec(tmp_path / "told.json", PLAIN))
+    with pytest.warns(DataWarning, match=r"read as NHWC, by their shape: 1 \(pixels"):
+        guessed = read_model_bytes(tmp_path / "m.onnx", write_spec(tmp_path / "m.json", silent))
+    assert guessed == told
+
+
+def test_the_embedding_is_the_output_that_the_file_names(tmp_path: Path) -> None:
+    """With several outputs one is named; a map is refused with the vectors beside it; a map of
+    one place is a vector."""
+    nodes = [
+        helper.make_node("Transpose", ["pixels"], ["map"], perm=[0, 3, 1, 2]),
+        helper.make_node("GlobalAveragePool", ["map"], ["place"]),
+        helper.make_node("Flatten", ["place"], ["vector"], axis=1),
+    ]
+    shapes = {"map": ["n", 3, SIDE, SIDE], "place": ["n", 3, 1, 1], "vector": ["n", 3]}
+    outputs = [value(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    given = [value("pixels", TensorProto.FLOAT, ["n", SIDE, SIDE, 3])]
+    onnx.save(graph_model(nodes, given=given, outputs=outputs), tmp_path / "m.onnx")
+
+    def read(name: str | None) -> NDArray[np.float32]:
+        spec = write_spec(tmp_path / "m.json", {**PLAIN, **({"output": name} if name else {})})
+        images = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
+        return Encoder.load(tmp_path / "m.onnx", spec).run({"image": images})
+
+    assert np.array_equal(read("place"), read("vector"))
+    with pytest.raises(InputError, match=r"map \(\?, 3, 16, 16\), place .*vector \(\?, 3\)"):
+        read(None)
+    with pytest.raises(InputError, match="more than one vector an image") as refused:
+        read("map")
+    assert '"output": "vector"' in refused.value.tip
+
+
+def test_a_quantised_model_is_read(tmp_path: Path) -> None:
+    """int8 weights behind DequantizeLinear, activations through QuantizeLinear: the rows are those
+    of the same arithmetic in numpy."""
+    whole = np.random.default_rng(2).integers(-127, 128, (3, DIM)).astype(np.int8)
+    nodes = [
+        helper.make_node("ReduceMean", ["pixels"], ["mean"], axes=[1, 2], keepdims=0),
+        helper.make_node("QuantizeLinear", ["mean", "step", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["mean2"]),
+        helper.make_node("DequantizeLinear", ["whole", "unit", "none"], ["weight"]),
+        helper.make_node("MatMul", ["mean2", "weight"], ["features"]),
+    ]
+    weights = {
+        "whole": whole, "step": np.float32(2), "zero": np.uint8(0), "unit": np.float32(0.01),
+        "none": np.int8(0),
+    }  # fmt: skip
+    given = [value("pixels", TensorProto.FLOAT, ["n", SIDE, SIDE, 3])]
+    outputs = [value("features", TensorProto.FLOAT, ["n", DIM])]
+    arrays = {name: np.asarray(array) for name, array in weights.items()}
+    onnx.save(
+        graph_model(nodes, given=given, outputs=outputs, weights=arrays, opset=13),
+        tmp_path / "m.onnx",
+    )
+    images = np.random.default_rng(0).integers(0, 256, (4, SIDE, SIDE, 3), np.uint8)
+    encoder = Encoder.load(tmp_path / "m.onnx", write_spec(tmp_path / "m.json", PLAIN))
+    mean = np.clip(np.rint(images.mean((1, 2), dtype=np.float32) / 2), 0, 255) * 2
+    raw = mean @ (whole * np.float32(0.01))
+    expected = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+    assert np.abs(encoder.run({"image": images}) - expected).max() < 1e-5
 
 
 def typed(kind: int, out: int = TensorProto.FLOAT) -> onnx.ModelProto:
