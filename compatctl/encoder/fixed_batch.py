@@ -14,7 +14,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from compatctl.core.arrays import Vectors
-from compatctl.encoder.images import BATCH, IMAGE, EncoderInput
+from compatctl.encoder.images import IMAGE, ImageInput
+from compatctl.encoder.inputs import BATCH
 from compatctl.encoder.metadata import OUTPUT
 from compatctl.errors import InputError
 
@@ -52,7 +53,7 @@ def find_fixed_batch(run: Callable[[int], Vectors], declared: int) -> FixedBatch
     return None
 
 
-def any_batch(model: onnx.ModelProto, image: EncoderInput, batch: FixedBatch) -> onnx.ModelProto:
+def any_batch(model: onnx.ModelProto, image: ImageInput, batch: FixedBatch) -> onnx.ModelProto:
     """``model``, which takes ``batch.size`` images at once, as one that takes any number.
 
     It has the input ``image``, the output ``embedding`` (batch, D) and at least the operator set
@@ -99,7 +100,7 @@ def any_batch(model: onnx.ModelProto, image: EncoderInput, batch: FixedBatch) ->
     return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
 
 
-def _body(model: onnx.ModelProto, image: EncoderInput, batch: FixedBatch) -> onnx.GraphProto:
+def _body(model: onnx.ModelProto, image: ImageInput, batch: FixedBatch) -> onnx.GraphProto:
     """The model's graph from a block of images to its rows; no name is one of the outer graph's."""
     graph = onnx.GraphProto()
     graph.CopyFrom(model.graph)

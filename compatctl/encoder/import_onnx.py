@@ -194,7 +194,7 @@ def wrap(path: Path, model: onnx.ModelProto, spec: ImportSpec) -> bytes:
 
 
 def _for_any_batch(
-    path: Path, wrapped: onnx.ModelProto, image: EncoderInput, declared: list[int | None]
+    path: Path, wrapped: onnx.ModelProto, image: ImageInput, declared: list[int | None]
 ) -> onnx.ModelProto:
     """The model with the dimension of its output, for any number of images.
 
@@ -208,7 +208,7 @@ def _for_any_batch(
         (dim,) = session.dims([OUTPUT], [image])
     except InputError:
         fixed = find_fixed_batch(
-            lambda size: session.run([OUTPUT], {image.name: image.grey(size)})[0],
+            lambda size: session.run([OUTPUT], {image.name: image.samples(size)})[0],
             declared=next(iter(declared), None) or 0,
         )
         if fixed is None or opset_version(wrapped) < SCAN_OPSET:
