@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     from compatctl.recipe import Project
 
 
-MODEL_OPTIONS = {"project_store", "project_data", "project_data_root", "skip_bad", "allow_seen"}
+MODEL_OPTIONS = {
+    "project_store",
+    "project_data",
+    "project_data_root",
+    "column",
+    "skip_bad",
+    "allow_seen",
+}
 """Parameters of verify that need models, images or a store."""
 
 

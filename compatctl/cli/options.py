@@ -1,8 +1,8 @@
 """Every option that several commands share, once; a command's own are in its signature.
 
 ``@with_project("store", "data")`` adds ``--project`` and the named options to a command, which
-receives the ``Project`` that they make; with ``data`` also ``--strict``. The other options are
-annotated types.
+receives the ``Project`` that they make; with ``data`` also ``--column`` and ``--strict``. The other
+options are annotated types.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ PROJECT_OPTIONS: dict[str, Any] = {
     "store": Annotated[Path | None, _setting("--store", "Folder of the store.")],
     "data": Annotated[
         Path | None,
-        _setting("--data", "A folder of class folders, a .csv or .jsonl table, or an .npz file."),
+        _setting(
+            "--data", "Images: a folder, a table or an archive; docs/data.md lists the forms."
+        ),
     ],
     "data_root": Annotated[
         Path | None,
@@ -113,6 +115,15 @@ Strict = Annotated[
     ),
 ]
 
+Column = Annotated[
+    list[str] | None,
+    _setting(
+        "--column",
+        "NAME=COLUMN: the column of the data that holds NAME (id, path, label, split or role); "
+        "repeatable.",
+    ),
+]
+
 Rescore = Annotated[
     int | None,
     _setting(
@@ -138,13 +149,15 @@ def with_project(*names: str) -> Callable[[Callable[..., Any]], Callable[..., An
 
             file = arguments.pop("project_file")
             flags = {name: arguments.pop(f"project_{name}") for name in names}
+            columns = arguments.pop("column", None)
             with refused(strict=arguments.pop("strict", False)):
-                return function(project=project_for(file, **flags), **arguments)
+                return function(project=project_for(file, columns=columns, **flags), **arguments)
 
         options: dict[str, tuple[Any, Any]] = {
             f"project_{name}": (PROJECT_OPTIONS[name], None) for name in names
         }
         if "data" in names:
+            options["column"] = (Column, None)
             options["strict"] = (Strict, False)
         add_parameters(run, function, {"project_file": (ProjectFile, None), **options}, "project")
         return run

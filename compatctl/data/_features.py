@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from compatctl.core.arrays import Bools, Floats, Vectors
 from compatctl.core.similarity import SIMILARITIES
-from compatctl.data._columns import known_names
+from compatctl.data._columns import Fields
 from compatctl.data._near import warn_of_near_equal
 from compatctl.errors import InputError
 from compatctl.files.npz import read_npz
@@ -21,7 +21,11 @@ _BLOCK = 65_536
 SPREAD = 1e-3
 """Norms that differ by less carry no information: half precision rounds them by less."""
 
-_REQUIRED = ("ids", "labels", "features")
+_FIELDS = Fields(
+    required=("ids", "labels", "features"),
+    optional=("role", "similarity"),
+    advice="a feature table has the arrays ids (N,), labels (N,) and features (N, D)",
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,14 +66,8 @@ def load_features(path: Path, similarity: str | None = None) -> FeatureTable:
             similarity; or a similarity that contradicts the file's.
     """
     arrays = read_npz(path)
-    renamed = known_names(tuple(arrays), _REQUIRED, ("role", "similarity"), path, "arrays")
+    renamed = _FIELDS.rename(tuple(arrays), path, "arrays")
     arrays = {renamed.get(name, name): array for name, array in arrays.items()}
-    missing = [name for name in _REQUIRED if name not in arrays]
-    if missing:
-        raise InputError(
-            f"{path}: there is no array {', '.join(missing)}; its arrays are {', '.join(arrays)}",
-            tip="a feature table has the arrays ids (N,), labels (N,) and features (N, D)",
-        )
     similarity = _similarity(arrays, path, similarity)
     features = _rows(arrays.pop("features"), path)
     columns = {name: _text(path, name, column, len(features)) for name, column in arrays.items()}

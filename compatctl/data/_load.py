@@ -6,18 +6,26 @@ import codecs
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast, get_args
 
 import numpy as np
 
 from compatctl.core.arrays import Pixels
-from compatctl.data._columns import known_names, warn_of_hidden_words
+from compatctl.data._columns import (
+    NAME_TIP,
+    UNREAD,
+    Fields,
+    LineKeys,
+    check_mapping,
+    warn_of_hidden_words,
+)
 from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule
 from compatctl.data._folders import class_records, image_files, warn_of_empty_folders
 from compatctl.data._near import warn_of_near_equal
 from compatctl.data._roots import AllowedRoots
-from compatctl.data._tables import CellBudget, csv_rows, open_table, raw_lines
+from compatctl.data._tables import CellBudget, field_rows, open_table, raw_lines
 from compatctl.errors import InputError
 from compatctl.files import parse_json
 from compatctl.files.npz import read_npz
@@ -25,9 +33,9 @@ from compatctl.files.npz import read_npz
 _REQUIRED = ("id", "path", "label")
 _WITHOUT_LABEL = ("id", "path")
 _OPTIONAL = ("split", "role")
-_RESERVED = frozenset((*_REQUIRED, *_OPTIONAL))
-_TABLE_TIP = "a table has the columns id, path and label, and optionally split and role"
-_TABLE_TIP_WITHOUT_LABEL = "a table of images without labels has the columns id and path"
+_RESERVED = frozenset((*_REQUIRED, *_OPTIONAL, UNREAD))
+_ARRAYS = {"id": "ids", "label": "labels", "path": "images"}
+"""Name of a field -> name of its array in an .npz file, where they differ."""
 _EXPECTED = {
     "id": (
         "an id that no other item has",
@@ -47,42 +55,57 @@ _WITHOUT = {
 }
 """Field that an item may lack -> what holds then."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_FORMS = "a folder of class folders, a .csv or .jsonl table, or an .npz file"
-_FORMS_WITHOUT_LABELS = "a folder, a .csv or .jsonl table, or an .npz file"
+_FORMS = "a folder of class folders, a .csv, .tsv or .jsonl table, or an .npz file"
+_FORMS_WITHOUT_LABELS = "a folder, a .csv, .tsv or .jsonl table, or an .npz file"
 
 Record = Mapping[str, object]
 
 
-def load(path: Path, rule: SplitRule | None = None, *, data_root: Path | None = None) -> Dataset:
+def load(
+    path: Path,
+    rule: SplitRule | None = None,
+    *,
+    data_root: Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    partial: bool = False,
+) -> Dataset:
     """Load the data set at ``path``; no image file is opened. It has one of these forms:
 
     - a folder of class folders: the label is the sub-folder's name, the id the path in the folder;
       or a folder of train, val, test, query or gallery, each of which has class folders;
-    - a CSV or JSONL table with the columns id, path and label, and optionally split and role. Every
-      other column is a slice. Paths are relative to the table's folder;
+    - a CSV, TSV or JSONL table with the columns id, path and label, and optionally split and role.
+      Every other column is a slice. Paths are relative to the table's folder;
     - an .npz file with the arrays images (N, H, W, 3) or (N, H, W) uint8, ids and labels, and
       optionally split, role, and slices.
 
     ``rule`` splits items without a split. Images lie in the data's own folder or in ``data_root``.
+    ``columns`` (id, path, label, split or role -> column) names columns that have other names. With
+    ``partial`` they name those of other data, too: here only the needed ones must exist.
 
     Raises:
         InputError: there is nothing, or no item; the form is unknown; an id is repeated; an id or
-            label is empty; a split or role is unknown; or an image lies outside both folders. The
-            message names the line.
+            label is empty; a split or role is unknown; a column is missing; a form without columns
+            has ``columns``; or an image lies outside both folders. The message names the line.
     """
     rule = rule or SplitRule()
     roots = AllowedRoots(path if path.is_dir() else path.parent, data_root)
-    rows = _whole(_rows(path, roots, _REQUIRED, _FORMS), _REQUIRED)
+    check_mapping(columns or {})
+    fields = Fields(required=_REQUIRED, mapped=columns or {}, partial=partial)
+    rows = _whole(_rows(path, roots, fields, _FORMS), _REQUIRED)
     return _read(((row.item(rule), row) for row in rows), path, roots, _FORMS)
 
 
-def load_unlabelled(path: Path, *, data_root: Path | None = None) -> tuple[Dataset, int]:
+def load_unlabelled(
+    path: Path, *, data_root: Path | None = None, columns: Mapping[str, str] | None = None
+) -> tuple[Dataset, int]:
     """Load images whose labels do not count; no image file is opened. The forms are those of
     ``load``, with two differences:
 
     - in a folder the images may lie anywhere, and the id begins with the folder's name, so that it
       is no other item's id by chance;
     - a table needs no label, and an .npz file no labels.
+
+    ``columns`` may name columns that these data do not have, if they are not needed here.
 
     Returns the items, and how many had a label or lay in a sub-folder. Their label is empty. Their
     split is that of the table, else train.
@@ -92,10 +115,12 @@ def load_unlabelled(path: Path, *, data_root: Path | None = None) -> tuple[Datas
     """
     roots = AllowedRoots(path if path.is_dir() else path.parent, data_root)
     labelled = 0
+    check_mapping(columns or {})
 
     def described() -> Iterator[tuple[Item, _Row]]:
         nonlocal labelled
-        rows = _rows(path, roots, _WITHOUT_LABEL, _FORMS_WITHOUT_LABELS)
+        fields = Fields(required=_WITHOUT_LABEL, mapped=columns or {}, partial=True)
+        rows = _rows(path, roots, fields, _FORMS_WITHOUT_LABELS)
         for row in _whole(rows, _WITHOUT_LABEL):
             labelled += bool(row.text("label"))
             yield row.unlabelled_item(), row
@@ -209,12 +234,19 @@ def _count(rows: Iterator[_Row], key: str) -> int:
     return count
 
 
-def _rows(path: Path, roots: AllowedRoots, required: tuple[str, ...], forms: str) -> Iterator[_Row]:
-    """The rows of a data set of any form; its records have the ``required`` fields."""
+def _rows(path: Path, roots: AllowedRoots, fields: Fields, forms: str) -> Iterator[_Row]:
+    """The rows of a data set of any form; its records have the required ``fields``."""
     if path.is_dir():
-        return _folder(path, roots, labelled="label" in required)
-    readers: dict[str, Callable[[Path, tuple[str, ...]], Iterator[_Row]]] = {
+        if fields.mapped and not fields.partial:
+            raise InputError(
+                f"{path}: a folder of images has no columns; the names of columns are given for "
+                f"{', '.join(fields.mapped)}",
+                tip="leave --column out, and columns: of compatctl.yaml",
+            )
+        return _folder(path, roots, labelled="label" in fields.required)
+    readers: dict[str, Callable[[Path, Fields], Iterator[_Row]]] = {
         ".csv": _csv,
+        ".tsv": _csv,
         ".jsonl": _jsonl,
         ".npz": _npz,
     }
@@ -223,7 +255,7 @@ def _rows(path: Path, roots: AllowedRoots, required: tuple[str, ...], forms: str
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path}: an unknown form of data", tip=f"data is {forms}")
-    return reader(path, required)
+    return reader(path, fields)
 
 
 def _read(
@@ -277,19 +309,18 @@ def _folder(path: Path, roots: AllowedRoots, *, labelled: bool) -> Iterator[_Row
         yield _Row(str(file), {"id": "/".join((*above, *parts)), **record}, file)
 
 
-def _csv(path: Path, required: tuple[str, ...]) -> Iterator[_Row]:
-    tip = _TABLE_TIP if "label" in required else _TABLE_TIP_WITHOUT_LABEL
+def _csv(path: Path, fields: Fields) -> Iterator[_Row]:
     checked = False
-    for where, record in csv_rows(path, required, _OPTIONAL, tip=tip):
+    for where, record in field_rows(path, fields):
         if not checked and "" in record:
             raise InputError(f"{path}: a column without a name", tip="name it, or leave it out")
         checked = True
         yield _Row(where, record)
 
 
-def _jsonl(path: Path, required: tuple[str, ...]) -> Iterator[_Row]:
+def _jsonl(path: Path, fields: Fields) -> Iterator[_Row]:
     cells_left = CellBudget(path)
-    renamed_of: dict[tuple[str, ...], dict[str, str]] = {}
+    keys = LineKeys(path, fields)
     with open_table(path) as file:
         for number, line in enumerate(raw_lines(file, path), 1):
             if not line.strip():
@@ -298,30 +329,24 @@ def _jsonl(path: Path, required: tuple[str, ...]) -> Iterator[_Row]:
             parsed = parse_json(line.removeprefix(codecs.BOM_UTF8), where)
             if not isinstance(parsed, dict):
                 raise InputError(f"{where}: not a JSON object")
-            record: dict[str, object] = parsed
-            names = tuple(record)
-            if names not in renamed_of:
-                renamed_of[names] = known_names(names, required, _OPTIONAL, path, "keys")
-            if renamed := renamed_of[names]:
-                record = {renamed.get(name, name): value for name, value in record.items()}
-            missing = [name for name in required if name not in record]
-            if missing:
-                found = ", ".join(map(repr, names)) or "none"
-                raise InputError(f"{where}: there is no {', '.join(missing)}; its keys are {found}")
+            record = keys.renamed(parsed, where)
             cells_left.take(len(record))
             yield _Row(where, record)
+    keys.refuse_unseen()
 
 
-def _npz(path: Path, required: tuple[str, ...]) -> Iterator[_Row]:
+def _npz(path: Path, fields: Fields) -> Iterator[_Row]:
     arrays = read_npz(path)
-    needed = ("images", "ids", *(["labels"] if "label" in required else []))
-    renamed = known_names(tuple(arrays), needed, _OPTIONAL, path, "arrays")
+    needed = tuple(_ARRAYS[name] for name in ("path", "id", "label") if name in fields.required)
+    arrays_of = replace(
+        fields,
+        required=needed,
+        mapped={_ARRAYS.get(name, name): column for name, column in fields.mapped.items()},
+        advice=f"an .npz file has the arrays {', '.join(needed)}; {NAME_TIP}",
+    )
+    renamed = arrays_of.rename(tuple(arrays), path, "arrays")
     arrays = {renamed.get(name, name): array for name, array in arrays.items()}
-    missing = [name for name in needed if name not in arrays]
-    if missing:
-        raise InputError(
-            f"{path}: there is no array {', '.join(missing)}; its arrays are {', '.join(arrays)}"
-        )
+    arrays.pop(UNREAD, None)
     images = arrays.pop("images")
     grey, colour = images.ndim == 3, images.ndim == 4 and images.shape[-1] == 3
     if images.dtype != np.uint8 or not (grey or colour) or 0 in images.shape[1:]:
@@ -334,7 +359,7 @@ def _npz(path: Path, required: tuple[str, ...]) -> Iterator[_Row]:
             raise InputError(
                 f"{path}: {key} must be {len(images)} strings, got {column.shape} {column.dtype}"
             )
-    names = {"ids": "id", "labels": "label"}
+    names = {array: name for name, array in _ARRAYS.items()}
     columns = {names.get(key, key): column.tolist() for key, column in arrays.items()}
     for row in range(len(images)):
         record = {key: column[row] for key, column in columns.items()}

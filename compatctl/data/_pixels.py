@@ -30,7 +30,7 @@ MAX_PIXELS = 89_478_485
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that are decoded, whatever a file's name. Pillow would run EPS in Ghostscript."""
 
-GREY_BITS = (8, 12, 16)
+GREY_BITS = (8, 10, 12, 16)
 """Depths of a pixel that a grey image of more than 8 bits a pixel may use."""
 
 MAX_SIDE = 4096
@@ -38,6 +38,9 @@ MAX_SIDE = 4096
 
 DOUBTFUL_BITS = 14
 """An image of 16 bits that uses no more may be one of 14, or a dark one."""
+
+DARK_COLOUR_BITS = 12
+"""A 16-bit colour image that uses no more may be one of as many, or a dark one."""
 
 MIN_CROP_SHARE = 0.1
 """Smallest crop_share; a smaller one would enlarge an image beyond reason."""
@@ -157,8 +160,8 @@ def _resized_centre(
 def decode(file: BinaryIO, name: str) -> Image.Image:
     """Decode the first frame to RGB: upright by its EXIF, transparency on white.
 
-    Deep grey is scaled to 8 bits, from 16, 12 or 8 bits: the fewest that hold its brightest pixel.
-    There is a notice of any but 16. Texts and profiles of a PNG are not read, however long.
+    Deep grey is scaled to 8 bits, from 16, 12, 10 or 8 bits: the fewest that hold its brightest
+    pixel. There is a notice of any but 16. Texts and profiles of a PNG are not read, however long.
 
     Raises:
         InputError: it does not decode, has more than ``MAX_PIXELS``, or pixels without a known
@@ -247,7 +250,7 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _eight_bits(deep: NDArray[np.int64], name: str) -> NDArray[np.uint8]:
-    """Grey pixels (H, W) of 8, 12 or 16 bits, in 8 bits, rounded."""
+    """Grey pixels (H, W) of ``GREY_BITS``, in 8 bits, rounded."""
     low, high = int(deep.min()), int(deep.max())
     bits = next((bits for bits in GREY_BITS if high < 1 << bits), 0)
     if low < 0 or not bits:
@@ -269,7 +272,7 @@ def _warn_of_dark_colour(image: Image.Image, name: str) -> None:
     """Warn of 16-bit colours, of which pillow reads the upper 8 bits, if these are nearly 0."""
     colours = image.convert("RGB").getextrema()
     brightest = max(int(high) for _, high in colours)  # type: ignore[misc]
-    if 0 < brightest < 1 << (GREY_BITS[1] - 8):
+    if 0 < brightest < 1 << (DARK_COLOUR_BITS - 8):
         what = "16-bit colour images that are nearly black"
-        result = "if they have 12 bits, save them as 8 bits"
+        result = f"if they have {DARK_COLOUR_BITS} bits, save them as 8 bits"
         notice("pixel-depth", "images", what, [name], result)

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import AnyStr, BinaryIO
 
-from compatctl.data._columns import folded, known_names, refuse_missing
+from compatctl.data._columns import Fields, folded
 from compatctl.errors import InputError
 from compatctl.files.npz import open_regular
 from compatctl.notices import notice
@@ -98,30 +98,44 @@ class CellBudget:
 
 
 def csv_rows(
-    path: Path, needed: Sequence[str], optional: Sequence[str] = (), *, tip: str = ""
+    path: Path,
+    needed: Sequence[str],
+    optional: Sequence[str] = (),
+    *,
+    tip: str = "",
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """(position for messages, column -> cell) of every row of a CSV that is not empty.
-
-    Cells are separated by commas; or by semicolons, tabs or bars, if only so the header has the
-    columns ``needed``, or by what a first line ``sep=;`` says. Columns with a similar name are
-    read as the ``needed`` or ``optional`` ones. Of either there is a notice.
+    """(position for messages, column -> cell) of every row of a CSV, as ``field_rows``.
 
     Raises:
-        InputError: no such file, or no CSV; a missing column of ``needed``; two columns of one of
-            these names; a row with more or fewer cells than the header; or over the limits.
+        InputError: as ``field_rows``.
+    """
+    fields = Fields(required=tuple(needed), optional=tuple(optional), advice=tip)
+    return field_rows(path, fields)
+
+
+def field_rows(path: Path, fields: Fields) -> Iterator[tuple[str, dict[str, str]]]:
+    """(position for messages, name -> cell) of every row of a CSV that is not empty.
+
+    Cells are separated by commas; or by semicolons, tabs or bars, if only so the header has the
+    required columns, or by what a first line ``sep=;`` says; in a .tsv file by tabs. Of a separator
+    that is guessed there is a notice, and of columns that are (see ``Fields.rename``).
+
+    Raises:
+        InputError: no such file, or no CSV; a missing column; two columns of one field; a row with
+            more or fewer cells than the header; or over the limits.
     """
     cells_left = CellBudget(path)
     number = 0
     try:
         with open_table(path) as file:
             lines = text_lines(file, path)
-            separator, header, before = _header(lines, path, needed)
+            columns = [*map(fields.column, fields.required)]
+            separator, header, before = _header(lines, path, columns)
             reader = csv.reader(chain([header], lines), strict=True, delimiter=separator)
             names = next(reader, [])
-            renamed = known_names(names, needed, optional, path)
+            renamed = fields.rename(names, path)
             names = [renamed.get(name, name) for name in names]
-            refuse_missing(names, needed, path, tip)
-            if any(names.count(name) > 1 for name in (*needed, *optional)):
+            if any(names.count(name) > 1 for name in fields.known):
                 raise InputError(f"{path}: two columns of one name: {', '.join(names)}")
             number = before + 1
             for cells in reader:
@@ -154,7 +168,8 @@ def header_of(path: Path, needed: Sequence[str]) -> bool:
         first = next(text_lines(file, path), "")
         if _SAYS_SEPARATOR.fullmatch(first):
             return True
-        return any(_has(first, separator, needed) for separator in SEPARATORS)
+        names = {folded(name) for name in needed}
+        return any(_count_of(first, sep, needed) == len(names) for sep in SEPARATORS)
 
 
 def _header(lines: Iterator[str], path: Path, needed: Sequence[str]) -> tuple[str, str, int]:
@@ -162,11 +177,13 @@ def _header(lines: Iterator[str], path: Path, needed: Sequence[str]) -> tuple[st
     first = next(lines, "")
     if said := _SAYS_SEPARATOR.fullmatch(first):
         return said[1], next(lines, ""), 1
-    fitting = [separator for separator in SEPARATORS if _has(first, separator, needed)]
-    if not fitting or fitting[0] == ",":
-        return ",", first, 0
-    notice("separator", path, "separators of cells that are no comma", [repr(fitting[0])])
-    return fitting[0], first, 0
+    if path.suffix.lower() == ".tsv":
+        return "\t", first, 0
+    counts = [_count_of(first, separator, needed) for separator in SEPARATORS]
+    separator = SEPARATORS[counts.index(max(counts))]  # without all of them an error follows
+    if separator != ",":
+        notice("separator", path, "separators of cells that are no comma", [repr(separator)])
+    return separator, first, 0
 
 
 def _bytes_at(error: UnicodeDecodeError) -> str:
@@ -174,13 +191,13 @@ def _bytes_at(error: UnicodeDecodeError) -> str:
     return repr(error.object[max(0, error.start - 20) : error.end])
 
 
-def _has(header: str, separator: str, needed: Sequence[str]) -> bool:
-    """Whether the header has every column ``needed``, or one of a similar name."""
+def _count_of(header: str, separator: str, needed: Sequence[str]) -> int:
+    """How many of the columns ``needed`` the header has, by name or a similar one."""
     try:
         cells = next(csv.reader([header], delimiter=separator, strict=True), [])
     except csv.Error:
-        return False
-    return {folded(name) for name in needed} <= {folded(cell) for cell in cells}
+        return 0
+    return len({folded(name) for name in needed} & {folded(cell) for cell in cells})
 
 
 def _uneven(where: str, cells: list[str], names: list[str], separator: str) -> InputError:

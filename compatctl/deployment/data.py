@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from compatctl.data import Dataset, SplitRule, load
 from compatctl.deployment.project import require
 from compatctl.recipe import Project
@@ -9,7 +11,21 @@ from compatctl.recipe import Project
 
 def load_data(project: Project) -> Dataset:
     """Load the project's data. The project's split rule applies to items without a split."""
-    return load(require(project.data, "data"), split_rule(project), data_root=project.data_root)
+    return load(
+        require(project.data, "data"),
+        split_rule(project),
+        data_root=project.data_root,
+        columns=project.columns,
+    )
+
+
+def load_named(project: Project, path: Path) -> Dataset:
+    """Load other data of the project, in its own folder. Columns that it lacks need not be there.
+
+    Raises:
+        InputError: as ``load``.
+    """
+    return load(path, split_rule(project), columns=project.columns, partial=True)
 
 
 def split_rule(project: Project) -> SplitRule:

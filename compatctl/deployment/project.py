@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,16 +14,38 @@ from compatctl.recipe import PROJECT_FILE, Project
 from compatctl.store import Store
 
 
-def project_for(file: Path | None, **flags: Any) -> Project:
+def project_for(
+    file: Path | None, *, columns: Iterable[str] | None = None, **flags: Any
+) -> Project:
     """The project of ``file`` (default: ./compatctl.yaml, if it exists). Flags override it.
+
+    ``columns`` are of the form NAME=COLUMN, and override the project's of the same name.
 
     Raises:
         InputError: the named file does not exist, or has an unknown or badly typed entry.
+        UsageError: one of ``columns`` has another form, or a name is there twice.
     """
     if file is not None and not file.is_file():
         raise InputError(f"no project file at {file}", tip="compatctl init writes one")
     project = Project.load(file) if file else Project.find(Path())
-    return replace(project, **{key: value for key, value in flags.items() if value is not None})
+    named = {**project.columns, **_named_columns(columns or ())}
+    given = {key: value for key, value in flags.items() if value is not None}
+    return replace(project, columns=named, **given)
+
+
+def _named_columns(given: Iterable[str]) -> dict[str, str]:
+    """Name -> column, of texts NAME=COLUMN."""
+    named: dict[str, str] = {}
+    for text in given:
+        name, _, column = text.partition("=")
+        if not name or not column:
+            raise UsageError(
+                f"--column is NAME=COLUMN, got {text!r}", tip="for example --column label=category"
+            )
+        if name in named:
+            raise UsageError(f"--column names {name} twice: {named[name]!r} and {column!r}")
+        named[name] = column
+    return named
 
 
 def require(value: Path | None, entry: str) -> Path:

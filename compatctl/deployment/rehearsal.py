@@ -7,13 +7,12 @@ from pathlib import Path
 
 from compatctl.data import (
     Dataset,
-    load,
     memory_bytes,
     merge_items,
     read_memory,
     sample_per_class,
 )
-from compatctl.deployment.data import split_rule
+from compatctl.deployment.data import load_named
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.project import find_store
 from compatctl.deployment.training_record import MEMORY_FILE, TrainingRecord
@@ -60,7 +59,7 @@ def rehearsal_items(
         )
     parts, training = [], set(data.filter(split="train").ids)
     if named is not None:
-        parts.append(load(named, split_rule(project)).filter(split="train"))
+        parts.append(load_named(project, named).filter(split="train"))
         if training.issuperset(parts[0].ids):
             raise InputError(f"the memory {named} holds nothing but items that train anyway")
     store = gallery.store if gallery else find_store(project)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,7 @@ SCAFFOLD = """\
 format: 1
 store: {store}
 data: {data}
-policy: default              # or strict, lenient, or a file
+{columns}policy: default              # or strict, lenient, or a file
 # recipe: recipe.yaml        # how finetune trains
 candidate: build/candidate   # where finetune writes the model and its training record
 output: new.onnx             # where finetune copies the model
@@ -178,7 +179,12 @@ def _scaffold(project: Project) -> None:
     if path.exists() or Path(PROJECT_FILE).exists():
         return
     data = require(project.data, "data").resolve()
-    text = SCAFFOLD.format(store=project.store.name, data=_relative(data, path.parent.resolve()))
+    names = json.dumps(project.columns, ensure_ascii=False)  # JSON is YAML
+    text = SCAFFOLD.format(
+        store=project.store.name,
+        data=_relative(data, path.parent.resolve()),
+        columns=f"columns: {names}\n" if project.columns else "",
+    )
     write_atomic(path, text.encode())
 
 

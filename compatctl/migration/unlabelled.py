@@ -120,7 +120,9 @@ def unlabelled_items(
     if recipe.unlabelled is None or gallery is None:
         return None
     folder = require(project.recipe, "recipe").parent / recipe.unlabelled
-    items, labels_ignored = load_unlabelled(folder, data_root=project.data_root)
+    items, labels_ignored = load_unlabelled(
+        folder, data_root=project.data_root, columns=project.columns
+    )
     items, skipped = items.readable() if skip_bad else (items, ())
     known = _KnownItems(data=data, memory=memory, gallery=gallery)
     kept, left_out = known.choose(items, progress)

@@ -60,13 +60,14 @@ class Project:
     """Content of ``compatctl.yaml``, with paths resolved relative to the file.
 
     ``data_root`` is a second folder that may hold the images of the data; ``policy`` is the name of
-    a shipped policy or a path. Columns of the data: ``slices`` are judged value by value,
-    ``cluster`` values are resampled as units (in addition to classes), and a gallery item that
-    shares an ``ignore_same`` value with the query is no match for it. ``threshold`` is the cosine
-    from which the deployed system accepts a match; ``calibrate`` keeps its meaning by a map of the
-    scores. ``rescore`` answers of a query are ranked again by free vectors; a query embeds at most
-    ``passes`` of them (default: all), and none more after ``max_ms`` milliseconds. ``junit``,
-    ``markdown``, ``metrics`` and ``queries`` are optional outputs of verify.
+    a shipped policy or a path. ``columns`` (id, path, label, split or role -> column) says which
+    columns of the data have other names. Columns of the data: ``slices`` are judged value by
+    value, ``cluster`` values are resampled as units (in addition to classes), and a gallery item
+    that shares an ``ignore_same`` value with the query is no match for it. ``threshold`` is the
+    cosine from which the deployed system accepts a match; ``calibrate`` keeps its meaning by a map
+    of the scores. ``rescore`` answers of a query are ranked again by free vectors; a query embeds
+    at most ``passes`` of them (default: all), and none more after ``max_ms`` milliseconds.
+    ``junit``, ``markdown``, ``metrics`` and ``queries`` are optional outputs of verify.
     ``max_gallery_pass`` is the largest share of the gallery's rows, labelled training items aside,
     that may go through a new model to make a candidate; every command keeps it or refuses.
     ``factories`` lists the modules and callables that a recipe may name. ``old_model_gone`` says
@@ -77,6 +78,7 @@ class Project:
     store: Path = Path("store")
     data: Path | None = None
     data_root: Path | None = None
+    columns: dict[str, str] = field(default_factory=dict)
     recipe: Path | None = None
     policy: str = "default"
     candidate: Path = Path("build/candidate")

@@ -145,7 +145,7 @@ def _convert(hint: Any, value: Any, where: str, meta: dict[str, Any]) -> Any:  #
     if origin is tuple:
         return _sequence(get_args(hint), value, where, meta)
     if origin is dict:
-        return _mapping(value, where)
+        return _mapping(get_args(hint), value, where)
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type[Any], hint), value, where)
     if hint is Path:
@@ -189,9 +189,11 @@ def _sequence(members: tuple[Any, ...], value: Any, where: str, meta: dict[str, 
     return tuple(_convert(kind, member, f"{where}[{i}]", meta) for i, (kind, member) in pairs)
 
 
-def _mapping(value: Any, where: str) -> dict[str, Any]:
+def _mapping(members: tuple[Any, ...], value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise InputError(f"{where}: expected a mapping with text keys, got {_shown(value)}")
+    if members[1:] == (str,):
+        return {key: _text(entry, f"{where}: {key}") for key, entry in value.items()}
     return dict(value)
 
 

@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compatctl.data import csv_rows, load, load_features, read_pairs, read_traffic_log
+from compatctl.data import (
+    csv_rows,
+    load,
+    load_features,
+    load_unlabelled,
+    read_pairs,
+    read_traffic_log,
+)
 from compatctl.errors import InputError
 from compatctl.notices import DataWarning, Notices, collected
 
@@ -165,3 +172,95 @@ def test_without_a_command_line_a_notice_is_a_warning_of_python(tmp_path: Path) 
     """A program sees it, and can turn it into an error."""
     with pytest.warns(DataWarning, match="'Role' as role"):
         load(table(tmp_path, "id,path,label,Role,split"))
+
+
+SHOP = ["sku;kind;image_url;fold", "a;x;a.png;test", "b;x;b.png;train"]
+NAMES = {"id": "sku", "label": "kind", "path": "image_url", "split": "fold"}
+
+
+def named_forms(folder: Path) -> list[Path]:
+    """The same two items under other names: CSV, TSV, JSON lines, and arrays."""
+    head, *rows = (line.split(";") for line in SHOP)
+    forms = [
+        written(folder, "\n".join(",".join(line) for line in [head, *rows]), "shop.csv"),
+        written(folder, "\n".join(SHOP), "semicolons.csv"),
+        written(folder, "\n".join("\t".join(line) for line in [head, *rows]), "shop.tsv"),
+        written(
+            folder,
+            "\n".join(json.dumps(dict(zip(head, row, strict=True))) for row in rows),
+            "shop.jsonl",
+        ),
+    ]
+    arrays = dict(zip(head, np.array(rows).T, strict=True))
+    images = np.zeros((2, 4, 4), np.uint8)
+    np.savez(folder / "shop.npz", **{**arrays, "image_url": images})
+    return [*forms, folder / "shop.npz"]
+
+
+def test_columns_of_other_names_are_read_as_the_project_says(tmp_path: Path) -> None:
+    """Every form with columns, keys or arrays gives the items of the usual names, and no slices."""
+    for path in named_forms(tmp_path):
+        with collected() as notices:
+            data = load(path, columns=NAMES)
+        assert [(i.id, i.label, i.split, i.slices) for i in data.items] == [
+            ("a", "x", "test", {}),
+            ("b", "x", "train", {}),
+        ], path
+        assert {kind for kind, _ in kinds(notices)} <= {"separator"}, path
+
+
+@pytest.mark.parametrize("name", ["id", "label", "path", "split"])
+def test_a_mapped_column_that_is_not_there_is_refused_with_those_found(
+    tmp_path: Path, name: str
+) -> None:
+    """Optional ones too, in every form; only lines of JSON may each lack an optional key."""
+    for path in named_forms(tmp_path):
+        with pytest.raises(InputError, match=r"there is no (column|key|array) 'gone' for") as error:
+            load(path, columns={**NAMES, name: "gone"})
+        assert "'sku'" in error.value.message, path
+        assert "--column" in error.value.tip, path
+    lines = ['{"id": "a", "path": "a", "label": "x", "fold": "test"}']
+    lines.append('{"id": "b", "path": "b", "label": "x"}')
+    data = load(written(tmp_path, "\n".join(lines), "some.jsonl"), columns={"split": "fold"})
+    assert data.items[0].split == "test"
+
+
+def test_other_data_of_a_project_need_only_the_columns_that_every_item_has(tmp_path: Path) -> None:
+    """With ``partial`` an optional mapped column may be missing, and unlabelled data need none."""
+    path = written(tmp_path, "sku,path\na,a.png\n")
+    names = {"id": "sku", "label": "kind", "split": "fold"}
+    assert load_unlabelled(path, columns=names)[0].ids == ("a",)
+    labelled = written(tmp_path, "sku,kind,path\na,x,a.png\n")
+    assert load(labelled, columns=names, partial=True).labels == ("x",)
+    with pytest.raises(InputError, match="'fold' for split"):
+        load(labelled, columns=names)
+
+
+def test_a_column_has_one_meaning(tmp_path: Path) -> None:
+    """Two names for a column, a column that is another field, and an unknown name are refused."""
+    path = written(tmp_path, "id,path,label,split\na,a.png,x,test\n")
+    for names, message in (
+        ({"id": "path", "path": "path"}, "'path' is mapped to two names"),
+        ({"id": "label"}, "'label' is mapped to id, and is label by its own name"),
+        ({"ids": "label"}, "'ids' is no name of a field"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load(path, columns=names)
+    swapped = load(path, columns={"id": "label", "label": "id"})
+    assert (swapped.ids, swapped.labels) == (("x",), ("a",))
+
+
+def test_a_column_whose_name_is_mapped_away_is_said(tmp_path: Path) -> None:
+    """The column ``id`` beside a mapped one is read as nothing, with a notice."""
+    path = written(tmp_path, "id,sku,path,label\n1,a,a.png,x\n")
+    with collected() as notices:
+        data = load(path, columns={"id": "sku"})
+    assert (data.ids, data.items[0].slices) == (("a",), {})
+    assert kinds(notices) == [("column-not-read", 1)]
+
+
+def test_a_folder_has_no_columns(tmp_path: Path) -> None:
+    """Names of columns for class folders are refused, not ignored."""
+    (tmp_path / "a").mkdir()
+    with pytest.raises(InputError, match="a folder of images has no columns"):
+        load(tmp_path, columns={"id": "sku"})

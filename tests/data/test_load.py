@@ -130,7 +130,10 @@ def test_a_bad_csv_is_refused_by_line(tmp_path: Path, text: str, message: str) -
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"id": "x", "path": "img/0.png"}', "line 1: there is no label"),
+        (
+            '{"id": "x", "path": "img/0.png"}',
+            "line 1: there is no key label; its keys are 'id', 'path'",
+        ),
         ("\n[1]", "line 2: not a JSON object"),
         ('{"id": "x",', "line 1: not JSON"),
         ('{"id": "x", "id": "y", "path": "p", "label": "l"}', "the key 'id' is there twice"),

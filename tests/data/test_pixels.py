@@ -81,9 +81,12 @@ def test_16_bit_grey_is_scaled_not_clipped() -> None:
     assert np.asarray(image)[..., 0].tolist() == [[0, 100], [200, 255]]
 
 
-@pytest.mark.parametrize(("bits", "kind"), [(8, "png"), (12, "png"), (12, "tiff"), (8, "tiff")])
+@pytest.mark.parametrize(
+    ("bits", "kind"),
+    [(8, "png"), (10, "png"), (12, "png"), (12, "tiff"), (10, "tiff"), (8, "tiff")],
+)
 def test_grey_of_fewer_bits_than_its_file_is_scaled_by_them(bits: int, kind: str) -> None:
-    """8 and 12 bits in a file of 16 or 32: as bright as the same in 8 bits, and said."""
+    """8, 10 and 12 bits in a file of 16 or 32: as bright as the same in 8 bits, and said."""
     grey = np.asarray(gradient(20, 16).convert("L"), np.int64)
     grey = grey * 255 // grey.max()
     deep = (grey * ((1 << bits) - 1) + 127) // 255
