@@ -27,7 +27,7 @@ class Line:
     group: str
     model: str
     queries: int
-    recall: float
+    hit_rate: float
     gain: float
     """Over the deployed model's own queries"""
     low: float
@@ -38,12 +38,12 @@ class Line:
     over_low: float
     over_high: float
     own: float
-    """recall@1 on a gallery that this model embedded itself"""
+    """hit@1 on a gallery that this model embedded itself"""
 
 
 def table(lines: Sequence[Line]) -> list[str]:
     """Means over the seeds; in brackets how many seeds' intervals lie above and below 0."""
-    rows = [*head("classes", "query model", "recall@1, deployed gallery",
+    rows = [*head("classes", "query model", "hit@1, deployed gallery",
                   "gain over old on old", "shown to gain, to lose", 'over "deployed"',
                   "shown to gain, to lose", "on a gallery of its own")]  # fmt: skip
     seeds = len({line.seed for line in lines})
@@ -63,7 +63,7 @@ def table(lines: Sequence[Line]) -> list[str]:
                 row(
                     group,
                     model,
-                    shares([result.recall for result in matching]),
+                    shares([result.hit_rate for result in matching]),
                     "" if model == FIRST[0] else f"{mean(result.gain for result in matching):+.3f}",
                     "" if model == FIRST[0] else shown[0],
                     ""
@@ -82,12 +82,12 @@ def page(lines: Sequence[Line]) -> str:
 
 
 def _each(lines: Sequence[Line]) -> Iterable[str]:
-    yield from head("classes", "seed", "query model", "queries", "recall@1", "gain, 95%",
+    yield from head("classes", "seed", "query model", "queries", "hit@1", "gain, 95%",
                     'over "deployed", 95%')  # fmt: skip
     for line in lines:
         if line.model in ARMS:
             yield row(
-                line.group, str(line.seed), line.model, str(line.queries), f"{line.recall:.3f}",
+                line.group, str(line.seed), line.model, str(line.queries), f"{line.hit_rate:.3f}",
                 f"{line.gain:+.3f} [{line.low:+.3f}, {line.high:+.3f}]",
                 "" if line.model == "deployed" else
                 f"{line.over_deployed:+.3f} [{line.over_low:+.3f}, {line.over_high:+.3f}]",
@@ -147,7 +147,7 @@ FINDINGS = """\
 Over three seeds, cross-entropy alone loses in every group (shown in 8 of 9), so a shared simplex
 alone does not make a replaced backbone compatible. With **deployed** no loss is shown in any seed
 and any group. With **itself** seen classes gain more, and a gallery that is re-embedded later is
-better by a tenth, but in one seed the recall of unseen characters is below the old model's. So the
-deployed gallery is the safe reference while it stays, and the model itself is the better one if the
-gallery will be re-embedded soon.
+better by a tenth, but in one seed the hit rate of unseen characters is below the old model's. So
+the deployed gallery is the safe reference while it stays, and the model itself is the better one if
+the gallery will be re-embedded soon.
 """

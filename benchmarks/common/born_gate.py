@@ -37,8 +37,8 @@ class Judge:
     old: Vectors
 
     def groups(self, new: Vectors) -> dict[str, dict[str, Any]]:
-        """Of new features (N, D), for each group and all seen classes: recall@1 on the deployed
-        gallery, its gain, the 95% interval of that, the gate, and recall on a gallery of its own.
+        """Of new features (N, D), for each group and all seen classes: hit@1 on the deployed
+        gallery, its gain, the 95% interval of that, the gate, and hit rate on a gallery of its own.
         Where new classes are not stored, each model adds its vectors of them, their gate is
         ``none``, and seen classes are the deployed model's.
         """
@@ -51,9 +51,9 @@ class Judge:
         return {name: self._judged(rows[name], new) for name in (*GROUPS, SEEN)}
 
     def validation(self, new: Vectors) -> float:
-        """recall@1 of validation queries, by which a frame or a weight is chosen."""
+        """hit@1 of validation queries, by which a frame or a weight is chosen."""
         gallery = np.concatenate([self.images.gallery, self.images.validation_gallery])
-        return self._recall(self.images.validation, gallery, new, self.old)
+        return self._hit_rate(self.images.validation, gallery, new, self.old)
 
     def fused(self, new: Vectors) -> tuple[float, Vectors]:
         """The weight of the new feature that validation classes choose, and the fused features."""
@@ -68,12 +68,12 @@ class Judge:
         )
         result = compare(DECIDING_GROUP, self._truth(rows, gallery), embeddings, policy)
         verdict = adaptive_verdict(policy, [result], (), (), sampling(policy, 0, 0, 0))
-        (gain,) = (check for check in verdict.checks if check.name == "recall_gain")
+        (gain,) = (check for check in verdict.checks if check.name == "hit_gain")
         interval = [nan if end is None else end for end in (gain.estimate, gain.low, gain.high)]
         figures = {
-            "recall": self._recall(rows, gallery, new, self.old),
+            "hit_rate": self._hit_rate(rows, gallery, new, self.old),
             **dict(zip(("gain", "low", "high"), interval, strict=True)),
-            "own": self._recall(rows, gallery, new, new),
+            "own": self._hit_rate(rows, gallery, new, new),
         }
         rounded = {name: round(figure, 4) for name, figure in figures.items()}
         return rounded | {"gate": verdict.outcome}
@@ -84,9 +84,9 @@ class Judge:
         gallery = np.concatenate([self.images.gallery, later])
         grown = self.old.copy()
         grown[later] = new[later]
-        recall = self._recall(rows, gallery, new, grown)
-        gain = recall - self._recall(rows, gallery, self.old, self.old)
-        return {"recall": round(recall, 4), "gain": round(gain, 4), "gate": "none"}
+        hit_rate = self._hit_rate(rows, gallery, new, grown)
+        gain = hit_rate - self._hit_rate(rows, gallery, self.old, self.old)
+        return {"hit_rate": round(hit_rate, 4), "gain": round(gain, 4), "gate": "none"}
 
     def _truth(self, rows: Rows, gallery: Rows) -> GroundTruth:
         ids, labels = self.images.everything.ids, self.images.everything.labels
@@ -97,9 +97,9 @@ class Judge:
             gallery_labels=[labels[i] for i in gallery],
         )
 
-    def _recall(self, rows: Rows, gallery: Rows, queries: Vectors, stored: Vectors) -> float:
+    def _hit_rate(self, rows: Rows, gallery: Rows, queries: Vectors, stored: Vectors) -> float:
         truth = self._truth(rows, gallery)
-        return retrieval(truth, queries[rows], stored[gallery], (1,), map_k=1).recall[1]
+        return retrieval(truth, queries[rows], stored[gallery], (1,), map_k=1).hit_rate[1]
 
 
 def table(lines: Sequence[dict[str, Any]]) -> Iterable[str]:

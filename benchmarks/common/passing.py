@@ -66,8 +66,8 @@ class Line:
     """Of the rows that are passed; empty where none or all are"""
     passed: float
     """Share of the gallery, beside labelled training items"""
-    recall: float
-    """recall@1"""
+    hit_rate: float
+    """hit@1"""
     gain: float
     """Over old queries on the stored gallery"""
     low: float
@@ -78,9 +78,9 @@ class Line:
     flips: float
     """Share of queries that the old model answered and this does not"""
     touched: float | None
-    """recall@1 of queries with a passed row of their class; None: there is no such query"""
+    """hit@1 of queries with a passed row of their class; None: there is no such query"""
     untouched: float | None
-    """recall@1 of the others"""
+    """hit@1 of the others"""
     trained: float
     """Share of first answers that are rows of training classes, which are all wrong"""
     encoders: int
@@ -102,9 +102,9 @@ class Result:
     labelled: float
     """Share of the gallery that is labelled training items"""
     old: float
-    """recall@1 of old queries on the stored gallery"""
+    """hit@1 of old queries on the stored gallery"""
     free: float
-    """recall@1 of the free model, everything re-embedded"""
+    """hit@1 of the free model, everything re-embedded"""
     lines: tuple[Line, ...]
 
     def line(self, route: str, passed: float, order: str = "") -> Line | None:
@@ -385,7 +385,7 @@ def _baselines(exam: Exam, free: FreeModels, shares: Sequence[float]) -> Iterato
 
 
 def lines(exam: Exam, answers: Sequence[Answers]) -> list[Line]:
-    """Recalls and gains, query by query; the first answers are the old model's, the last the free
+    """Hit rates and gains, query by query; the first answers are the old model's, the last the free
     model's on everything."""
     gallery = exam.inputs.truth.gallery_labels
     trained = {item.label for item in exam.inputs.data.items if item.split == "train"}
@@ -406,7 +406,7 @@ def lines(exam: Exam, answers: Sequence[Answers]) -> list[Line]:
                 route=each.route,
                 order=each.order,
                 passed=each.passed,
-                recall=float(right.mean()),
+                hit_rate=float(right.mean()),
                 gain=gain,
                 low=low,
                 high=high,

@@ -106,7 +106,7 @@ def walk(
     base: Sequence[Network],
     report_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, NDArray[np.float64]]:
-    """M (T, T) of each test: recall@1 of queries of version i on the gallery of version j <= i.
+    """M (T, T) of each test: hit@1 of queries of version i on the gallery of version j <= i.
 
     ``base``: the first model and its replacements. ``report_progress`` is called after each task.
     """
@@ -327,7 +327,7 @@ def templates(setup: SequenceSetup, network: Network, images: Images) -> Floats:
 
 
 def found(queries: Floats, gallery: Floats, test: Test) -> float:
-    """recall@1 of queries (Q, D) among the templates (C, D) of as many classes as are searched."""
+    """hit@1 of queries (Q, D) among the templates (C, D) of as many classes as are searched."""
     labels, C = test.queries.labels, len(gallery)
     ways = test.ways or C
     hits = 0

@@ -261,16 +261,16 @@ shared vertices. *What is searched has to be coarse*: among ten classes nearly e
 replacement is compatible; among all, a query must fall nearest to one of hundreds of classes that
 have no vertex, and some of the same pairs are not.
 
-HOC costs self-test recall: lambda .1 against the model at the start of a task keeps a version
+HOC costs self-test hit rate: lambda .1 against the model at the start of a task keeps a version
 close to it, and the last one has .85 (7 tasks) where ER's has .96. So its AA is 1.7
 times ER's at 7 tasks and not 1.8 (models from elsewhere that were trained longer lift both alike),
 and BCT-ER has the higher AA there (about .77) although fewer than half of its cross-tests pass: AA
-measures recall, AC whether it rises. ER and learnable HOC pass between
+measures the hit rate, AC whether it rises. ER and learnable HOC pass between
 replacements and nowhere else; the authors' ER fails there too (AC .00 in their notebooks), with
 seventy epochs a task. The fixed simplex without HOC loses across a replacement as well:
 cross-entropy moves classes without a vertex, and each model moves them in its own way. Against the
-deployed model HOC has a lower recall at 7 tasks (AA .65 against .74); at 31, where only two small
-tasks have it as their reference, recall is equal and more is compatible (AC .97 against .90).
+deployed model HOC has a lower hit rate at 7 tasks (AA .65 against .74); at 31, where only two small
+tasks have it as their reference, the hit rate is equal and more is compatible (AC .97 against .90).
 
 The loss of the default recipe (**defaults deployed**) has a higher AA and the same AC:
 [experiments.md](experiments.md#a-sequence-of-versions-by-the-loss-of-the-default-recipe).

@@ -48,7 +48,7 @@ Passing gallery items through the new model is what an upgrade costs. Here every
 galleries of ordinary models with the same settings (`recipes/default.yaml`), and every figure
 stands beside the share of the gallery that was passed. The old model, a head on a frozen
 EfficientNet-lite0 or a small CNN, was trained on about half of the training classes. Figures are
-recall@1 on test classes, which no model saw, in the whole gallery. The seed draws the weights and
+hit@1 on test classes, which no model saw, in the whole gallery. The seed draws the weights and
 the old model's classes; validation classes choose every setting. A full run takes hours: the tables
 hold the cases that were run, and say with how many seeds.
 
@@ -143,13 +143,13 @@ def page(results: Sequence[Result], picture: str) -> str:
         NOTES,
         "## 0% passed, by case",
         "",
-        "Means over the seeds of recall@1; in brackets how many of them pass the default gate.",
+        "Means over the seeds of hit@1; in brackets how many of them pass the default gate.",
         "",
         *_by_case(_real(results)),
         "",
         "## Rows that were passed, and the others",
         "",
-        "10% passed. recall@1 of queries with a passed row of their class, and of the others;",
+        "10% passed. hit@1 of queries with a passed row of their class, and of the others;",
         "means over seeds. *trained*: share of first answers that are rows of training classes.",
         "",
         *_by_part(_real(results)),
@@ -177,12 +177,12 @@ def _by_case(results: Sequence[Result]) -> Iterable[str]:
     for case in _names(results):
         same = [result for result in results if result.case == case]
         whole = _lines(same, WHOLE_FREE, 1.0)
-        cells = [share(mean(line.recall for line in whole)) if whole else ""]
+        cells = [share(mean(line.hit_rate for line in whole)) if whole else ""]
         for route in NOTHING_PASSED:
             found = _lines(same, route, 0.0)
             passing = sum(line.gate == "pass" for line in found)
-            recall = share(mean(line.recall for line in found)) if found else ""
-            cells.append(f"{recall} ({passing})" if found else "")
+            hit_rate = share(mean(line.hit_rate for line in found)) if found else ""
+            cells.append(f"{hit_rate} ({passing})" if found else "")
         yield row(
             "0%",
             f"{title(case)}, {same[0].rows:,} rows, seeds: {len(same)}",
@@ -211,7 +211,7 @@ def _controls(results: Sequence[Result]) -> Iterable[str]:
     for passed in SHARES:
         for result in results:
             found = [_lines([result], route, passed, order) for route, order in SERIES[:10]]
-            cells = [share(lines[0].recall) if lines else "" for lines in found]
+            cells = [share(lines[0].hit_rate) if lines else "" for lines in found]
             yield row(f"{passed:.0%}", title(result.case), str(result.seed), share(result.old),
                       *cells)  # fmt: skip
 

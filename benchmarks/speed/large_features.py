@@ -4,7 +4,7 @@
 
 Writes two feature tables of gallery items and queries, runs ``compatctl verify old.npz new.npz`` on
 them as a process of its own, and prints its seconds and its peak memory against the bytes of both
-tables' features. Means, resampling, and exact recall@10 of every pair of models and of the mixed
+tables' features. Means, resampling, and exact hit@10 of every pair of models and of the mixed
 gallery are in it.
 """
 
@@ -77,7 +77,7 @@ def main() -> None:
         "peak_gib": usage.ru_maxrss / 2**20,
         "ratio": usage.ru_maxrss * 1024 / features,
         "verdict": report["verdict"]["outcome"],
-        "recall": report["groups"][0]["recall"],
+        "hit_rate": report["groups"][0]["hit_rate"],
         "exit": os.waitstatus_to_exitcode(status),
     }
     if given.json:
@@ -88,7 +88,7 @@ def main() -> None:
         f"{measured['seconds']:.0f} s, peak {measured['peak_gib']:.2f} GiB, features "
         f"{measured['features_gib']:.2f} GiB, ratio {measured['ratio']:.2f}"
     )
-    print(f"verdict {measured['verdict']}, recall {measured['recall']}")
+    print(f"verdict {measured['verdict']}, hit rate {measured['hit_rate']}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
                                           [--kanji FILE] [--characters FILE] [--work DIR]
                                           [--threads N] [--json FILE] [--docs docs/ablation.md]
 
-It measures recall@1 on the deployed gallery of the fine-tuned query and of its mean with the old
+It measures hit@1 on the deployed gallery of the fine-tuned query and of its mean with the old
 one, on the VALIDATION classes of ``common/cases.py``'s cases; test classes are not used. Gains are
 paired, query by query, with 95% intervals over classes; seeds are pooled.
 """
@@ -134,7 +134,7 @@ class Row:
     seeds: tuple[int, ...]
     queries: int
     old: float
-    recall: float
+    hit_rate: float
     gain: float
     """Over the shipped recipe, paired; with ``low`` and ``high``"""
     low: float
@@ -190,7 +190,7 @@ def ablate(
         measured[name] = [_kept(shop, inputs, change(inputs.recipe)) for inputs in runs]
         rows.append(_row(case, name, runs, (measured[name], next(iter(measured.values())))))
         run = rows[-1]
-        print(f"{case:20s} {name:36s} {run.recall:.4f} {run.gain:+.4f} "
+        print(f"{case:20s} {name:36s} {run.hit_rate:.4f} {run.gain:+.4f} "
               f"[{run.low:+.4f}, {run.high:+.4f}]  fused {run.fused:.4f}", flush=True)  # fmt: skip
     return rows
 
@@ -271,7 +271,7 @@ def _row(
         seeds=tuple(run.recipe.seed for run in runs),
         queries=len(classes),
         old=float(old.mean()),
-        recall=float(matching[0].mean()),
+        hit_rate=float(matching[0].mean()),
         gain=gains[0][0],
         low=gains[0][1],
         high=gains[0][2],
@@ -291,7 +291,7 @@ INTRO = """\
 # What each part of the objective earns
 
 Each row is the shipped recipe (`recipes/default.yaml`) with one change, on the upgrades of
-`benchmarks/common/cases.py`: recall@1 of new queries on the deployed gallery, on validation
+`benchmarks/common/cases.py`: hit@1 of new queries on the deployed gallery, on validation
 classes; test classes are not used. No gallery row passes the new model but labelled training items.
 A gain is over the shipped recipe, query by query, with its 95% interval over
 classes; seeds are pooled. *Fused* is the unit mean of the old feature and the new one. Characters,
@@ -321,7 +321,7 @@ def page(rows: Sequence[Row]) -> str:
             f"{matching[0].queries} queries of {len(matching[0].seeds)} seeds; old queries: "
             f"{matching[0].old:.3f}.",
             "",
-            row("setting", "recall@1", "gain", "95% interval", "fused", "gain"),
+            row("setting", "hit@1", "gain", "95% interval", "fused", "gain"),
             "|---|---|---|---|---|---|",
         ]
         for run in matching:
@@ -329,7 +329,7 @@ def page(rows: Sequence[Row]) -> str:
             gain = "" if same else f"{run.gain:+.3f}"
             between = "" if same else f"{run.low:+.3f} to {run.high:+.3f}"
             fused_gain = "" if same else f"{run.fused_gain:+.3f}"
-            numbers = f"{run.recall:.3f}", gain, between, f"{run.fused:.3f}", fused_gain
+            numbers = f"{run.hit_rate:.3f}", gain, between, f"{run.fused:.3f}", fused_gain
             lines.append(row(run.setting, *numbers))
     return "\n".join(lines) + "\n"
 

@@ -39,14 +39,14 @@ OPEN["min_slice_gain"] = None
 def coverage_rows(runs: int, seed: int) -> Iterator[Row]:
     """Coverage of the intervals of outcomes of queries."""
     kinds: list[tuple[str, simulate.Draw, Sequence[float]]] = [
-        ("recall gain", simulate.hit_changes, (0.0, 0.1)),
+        ("hit gain", simulate.hit_changes, (0.0, 0.1)),
         ("negative flips", simulate.flips, (0.002, 0.02, 0.05)),
         ("mAP gain", simulate.precision_changes, (0.0, 0.1)),
     ]
     for statistic, draw, truths in kinds:
         for truth in truths:
             for kind in SIZES:
-                for classes in (6, *CLASSES) if statistic == "recall gain" else CLASSES:
+                for classes in (6, *CLASSES) if statistic == "hit gain" else CLASSES:
                     name = f"{statistic} {truth:g}"
                     rng = simulate.generator(seed, f"{name} {kind} {classes}")
                     sizes = simulate.class_sizes(kind, (runs, classes), rng)
@@ -107,24 +107,26 @@ def group(
 def _retrieval(hits: simulate.Numbers) -> Retrieval:
     first = np.where(hits, 1, NEVER)
     precision = np.where(hits, 1.0, 0.1)
-    recall = {k: float(hits.mean()) for k in (1, 5)}
+    hit_rate = {k: float(hits.mean()) for k in (1, 5)}
     return Retrieval(
         n_queries=len(hits),
         n_without_match=0,
-        recall=recall,
+        hit_rate=hit_rate,
         map_at_k=float(precision.mean()),
         map_k=100,
         first_hit=first,
         average_precision=precision,
+        recall={10: precision},
+        ndcg={10: precision},
     )
 
 
-LOSS: Row = {"min_recall_gain": -0.02}
+LOSS: Row = {"min_hit_gain": -0.02}
 ALONE = {"flips": 0.0, "spread": 0.0}
 LIMITS: list[tuple[str, str, Row, float, dict[str, float]]] = [
-    ("no gain", "recall_gain", {"min_recall_gain": 0.0}, 0.0, {}),
-    ("a loss of the margin .02", "recall_gain", LOSS, -0.02, {}),
-    ("the same, and nothing improves", "recall_gain", LOSS, -0.02, ALONE),
+    ("no gain", "hit_gain", {"min_hit_gain": 0.0}, 0.0, {}),
+    ("a loss of the margin .02", "hit_gain", LOSS, -0.02, {}),
+    ("the same, and nothing improves", "hit_gain", LOSS, -0.02, ALONE),
     *(
         (
             f"negative flips at the limit {most:g}",
@@ -166,7 +168,7 @@ def false_pass_rows(runs: int, seed: int) -> Iterator[Row]:
 def family(runs: int, seed: int, slices: int = 10) -> Row:
     """200 classes of 10 queries, the gain and all slices exactly at their limit of -.1."""
     rng = simulate.generator(seed, "family")
-    policy = Policy(**{**OPEN, "min_recall_gain": -0.1, "min_slice_gain": -0.1})
+    policy = Policy(**{**OPEN, "min_hit_gain": -0.1, "min_slice_gain": -0.1})
     limit, nominal = policy.rules["slice_gain"].limit, policy.alpha / 2
     wrong = np.zeros(4)
     for _ in range(runs):
@@ -178,7 +180,7 @@ def family(runs: int, seed: int, slices: int = 10) -> Row:
         alone = [
             (cell.estimate.p_above(limit) <= nominal, cell.estimate.p_below(limit) <= nominal)
             for cell in cells
-            if cell.name in ("recall_gain", "slice_gain") and isinstance(cell.estimate, Estimate)
+            if cell.name in ("hit_gain", "slice_gain") and isinstance(cell.estimate, Estimate)
         ]
         wrong += ["pass" in outcomes, "fail" in outcomes, *map(any, zip(*alone, strict=True))]
     names = ("any_passes", "any_fails", "any_passes_unadjusted", "any_fails_unadjusted")
@@ -186,13 +188,13 @@ def family(runs: int, seed: int, slices: int = 10) -> Row:
 
 
 def decided(found: Sequence[Estimate], policy: Policy, queries: int) -> list[Check]:
-    """The recall gain's check of each run."""
+    """The hit gain's check of each run."""
     return [
         judge(
             policy,
             [
                 Measurement(
-                    name="recall_gain",
+                    name="hit_gain",
                     group="unseen",
                     estimate=cell,
                     n=queries,
@@ -209,7 +211,7 @@ def decided(found: Sequence[Estimate], policy: Policy, queries: int) -> list[Che
 def gains(
     gain: float, kind: str, classes: int, runs: int, rng: simulate.Generator
 ) -> list[Estimate]:
-    """Estimates of a recall gain."""
+    """Estimates of a hit gain."""
     sizes = simulate.class_sizes(kind, (runs, classes), rng)
     return simulate.estimates(simulate.hit_changes(sizes, gain, rng), rng)
 
@@ -270,8 +272,8 @@ def _settled(
 def compare_rows(runs: int, seed: int) -> Iterator[Row]:
     """Coverage and length of other intervals of the same data."""
     kinds: list[tuple[str, simulate.Draw, float, str]] = [
-        ("recall gain 0", simulate.hit_changes, 0.0, "equal"),
-        ("recall gain 0", simulate.hit_changes, 0.0, "heavy"),
+        ("hit gain 0", simulate.hit_changes, 0.0, "equal"),
+        ("hit gain 0", simulate.hit_changes, 0.0, "heavy"),
         ("negative flips 0.05", simulate.flips, 0.05, "equal"),
     ]
     for what, draw, truth, kind in kinds:

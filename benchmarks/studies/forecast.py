@@ -1,9 +1,9 @@
-"""Does the forecast of ``plan`` hold? Recall predicted from few labelled classes, and measured.
+"""Does the forecast of ``plan`` hold? Hit rate predicted from few labelled classes, and measured.
 
 The cases are those of ``share_passed.py``, with unseen classes in the whole gallery and nothing of
 it passed. The recipe is trained on a sixteenth to all of the training classes. Three successive
 shares predict the larger ones, twice and four times the largest of the three. Their intervals of
-80% should contain the measured recall in at least 8 of 10 cases.
+80% should contain the measured hit rate in at least 8 of 10 cases.
 
     python -m benchmarks.studies.forecast [--cases emoji-lite0-lite2] [--seeds 0,1,2] [--work DIR]
 
@@ -87,7 +87,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     inside: dict[int, list[bool]] = defaultdict(list)
-    print("| case | seed | classes | times | predicted recall@1 (interval) | measured | inside |")
+    print("| case | seed | classes | times | predicted hit@1 (interval) | measured | inside |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:
         workshop = Workshop(

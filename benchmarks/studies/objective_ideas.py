@@ -6,7 +6,7 @@
 
 Heads are trained by ``benchmarks/common/heads.py``, so that an idea is one change of loss, items
 or features. Nothing of the gallery passes the new model. The measure is
-recall@1 on the deployed gallery of the VALIDATION queries, for the new query alone and for its unit
+hit@1 on the deployed gallery of the VALIDATION queries, for the new query alone and for its unit
 mean with the old one; test classes are not used. Gains over the shipped recipe are paired, query by
 query, with 95% intervals over classes; seeds are pooled.
 
@@ -279,9 +279,9 @@ AGAINST = {"their labels hidden": LEFT_OUT, "hidden, none of the gallery": LEFT_
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """A recall@1, and what it has over another, with a 95% interval."""
+    """A hit@1, and what it has over another, with a 95% interval."""
 
-    recall: float
+    hit_rate: float
     gain: float
     low: float
     high: float
@@ -352,7 +352,7 @@ def _gain(classes: Rows, matching: Bools, other: Bools) -> Gain:
         [hit_change(classes, other, matching)], REPLICATES, np.random.default_rng(0)
     )[0]
     low, high = estimate.interval(0.95)
-    return Gain(recall=float(matching.mean()), gain=estimate.value, low=low, high=high)
+    return Gain(hit_rate=float(matching.mean()), gain=estimate.value, low=low, high=high)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -363,7 +363,7 @@ def table(rows: Sequence[Row]) -> str:
             text
             for part in (entry.alone, entry.fused)
             for text in (
-                f"{part.recall:.3f}",
+                f"{part.hit_rate:.3f}",
                 "" if entry.idea == SHIPPED else
                 f"{part.gain:+.3f} ({part.low:+.3f} to {part.high:+.3f})",
             )

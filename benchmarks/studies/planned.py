@@ -90,7 +90,7 @@ class Trained:
         old, stored = inputs.old_queries.queries[queries], inputs.reference.gallery_features
         result = route.select_queries(queries).compare(truth, old, stored, policy)
         verdict = adaptive_verdict(policy, [result], (), (), sampling(policy, 0, 0, 0))
-        gain = next(check for check in verdict.checks if check.name == "recall_gain")
+        gain = next(check for check in verdict.checks if check.name == "hit_gain")
         assert gain.estimate is not None
         assert gain.low is not None
         assert gain.high is not None
@@ -100,7 +100,7 @@ class Trained:
             gallery_passed=route.rewritten,
             rows=len(stored),
             queries=int(queries.sum()),
-            recall=result.evidence.new_old.recall[1],
+            hit_rate=result.evidence.new_old.hit_rate[1],
             gain=gain.estimate,
             low=gain.low,
             high=gain.high,

@@ -90,7 +90,7 @@ def validation_rows(inputs: RouteInputs) -> Rows:
 
 
 def interval(classes: Rows, before: Bools, after: Bools) -> str:
-    """The gain in recall@1 with its 95% interval, by class."""
+    """The gain in hit@1 with its 95% interval, by class."""
     estimate = estimate_ratio(
         hit_change(classes, before, after), REPLICATES, np.random.default_rng(0)
     )
@@ -103,12 +103,12 @@ def table(name: str, classes: Rows, runs: Sequence[Mapping[tuple[str, float], Bo
     hits = {key: np.concatenate([run[key] for run in runs]) for key in runs[0]}
     lines = []
     for model in MODELS:
-        recall = (f"{hits[model, factor].mean():.3f}" for factor in FACTORS)
+        hit_rate = (f"{hits[model, factor].mean():.3f}" for factor in FACTORS)
         gains = (
             interval(classes, before, hits[model, 0.5])
             for before in (hits[model, 0.0], hits["old", 0.0], hits["old", 0.5])
         )
-        lines.append(row(name, model, *recall, *gains))
+        lines.append(row(name, model, *hit_rate, *gains))
     return lines
 
 

@@ -126,7 +126,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Lived:
-    """A life: its steps, and the recall@1 of every version's queries on every version's gallery."""
+    """A life: its steps, and the hit@1 of every version's queries on every version's gallery."""
 
     life: str
     seed: int
@@ -316,11 +316,11 @@ def _version(  # noqa: PLR0917
     deploy(project, forced_reason=None if passed else f"the gate said {report.verdict.outcome}")
     shutil.copy(folder / "candidate" / "weights.safetensors", folder / "deployed.safetensors")
     add(replace(project, data=characters.write(folder / "more.npz", characters.gallery(version))))
-    recall = report.groups[0].recall
+    hit_rate = report.groups[0].hit_rate
     return Step(
         version=version, trained_items=tuned.items, rehearsed=tuned.rehearsed,
         classes=tuned.classes,
-        old_old=recall["old_old"]["1"], new_old=recall["new_old"]["1"],
+        old_old=hit_rate["old_old"]["1"], new_old=hit_rate["new_old"]["1"],
         gate=report.verdict.outcome, links=_links(report, project.store),
         rows=Store.open(project.store).manifest.index.count, **_memory(project),
         seconds=time.monotonic() - start,

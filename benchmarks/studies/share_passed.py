@@ -94,8 +94,8 @@ def run_case(inputs: RouteInputs, case: Case, shares: Sequence[float] = SHARES) 
         classes=len(np.unique(inputs.truth.classes[test])),
         rows=len(inputs.gallery_rows),
         labelled=float(np.mean(labelled)),
-        old=lines[0].recall,
-        free=lines[-1].recall,
+        old=lines[0].hit_rate,
+        free=lines[-1].hit_rate,
         lines=tuple(lines),
     )
 
@@ -105,7 +105,7 @@ def shown(result: Result) -> str:
     rows = [
         f"{result.case}, seed {result.seed}: {result.queries} queries, {result.classes} classes, "
         f"{result.rows} rows, {result.labelled:.0%} of them labelled training items",
-        f"{'passed':>7s}  {'route':20s}{'order':12s}{'recall@1':>8s}{'gain':>8s}  "
+        f"{'passed':>7s}  {'route':20s}{'order':12s}{'hit_rate@1':>8s}{'gain':>8s}  "
         f"{'95% interval':17s}{'kept':>6s}{'flips':>7s}  gate",
     ]
     for line in result.lines:
@@ -116,7 +116,7 @@ def shown(result: Result) -> str:
             if value is not None
         )
         rows.append(
-            f"{line.passed:7.1%}  {line.route:20s}{line.order:12s}{line.recall:8.3f}"
+            f"{line.passed:7.1%}  {line.route:20s}{line.order:12s}{line.hit_rate:8.3f}"
             f"{line.gain:+8.3f}  [{line.low:+.3f}, {line.high:+.3f}] {kept:>6s}{line.flips:7.3f}  "
             f"{line.gate or '':12s} {line.setting}{parts}"
         )

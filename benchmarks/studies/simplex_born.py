@@ -16,7 +16,7 @@ same simplex, and is then fine-tuned on the local ones, and on half as many new 
               both networks begin with the checkpoint that was downloaded (repository
               miccunifi/iamcl2r, ``src/iamcl2r/main.py``)
 
-What is asked is recall@1 of new queries on the deployed gallery, which nobody re-embeds: for
+What is asked is hit@1 of new queries on the deployed gallery, which nobody re-embeds: for
 classes that trained (held-out images) and for characters that trained nobody. Intervals are over
 classes. Everything is trained by ``compatctl.train.train``.
 """
@@ -140,19 +140,19 @@ def score_group(
             group=group,
             model=name,
             queries=len(rows),
-            recall=result.recall[1],
-            gain=result.recall[1] - results["old on old"].recall[1],
+            hit_rate=result.hit_rate[1],
+            gain=result.hit_rate[1] - results["old on old"].hit_rate[1],
             low=low,
             high=high,
-            over_deployed=result.recall[1] - results["deployed"].recall[1],
+            over_deployed=result.hit_rate[1] - results["deployed"].hit_rate[1],
             over_low=over[0],
             over_high=over[1],
-            own=found(name, name).recall[1],
+            own=found(name, name).hit_rate[1],
         )
 
 
 def _interval(classes: NDArray[np.int64], old: Retrieval, new: Retrieval) -> tuple[float, float]:
-    """Of the gain in recall@1 from one to the other, 95%, over classes."""
+    """Of the gain in hit@1 from one to the other, 95%, over classes."""
     gain = hit_change(classes, old.hit1, new.hit1, old.has_match)
     return estimate_ratios([gain], REPLICATES, np.random.default_rng(0))[0].interval(0.95)
 

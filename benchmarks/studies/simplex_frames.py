@@ -19,8 +19,8 @@ Three settings, with images and queries as in ``simplex_born.py``:
 ``--born default``: the deployed model has stage taps, a residual junction and softmax scale 32, as
 the default recipe has; ``linear``: the papers' linear junction and raw products. Each variant is
 fine-tuned from the same weights against the stored vectors. For each group of classes there is
-recall@1 on the deployed gallery, its gain over the deployed model's queries with a 95% interval
-over classes, what the default gate says, and recall on a gallery of its own; and the same of
+hit@1 on the deployed gallery, its gain over the deployed model's queries with a 95% interval
+over classes, what the default gate says, and hit rate on a gallery of its own; and the same of
 queries fused with the deployed model's, by a weight that validation classes choose. With --json,
 what the file holds already is not measured again.
 """

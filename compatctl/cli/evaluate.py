@@ -195,7 +195,7 @@ def power(
     gains: Annotated[
         list[float] | None,
         typer.Option(
-            "--gain", help="A gain in recall to detect; repeatable. Default: .01, .02, .05."
+            "--gain", help="A gain in hit rate to detect; repeatable. Default: .01, .02, .05."
         ),
     ] = None,
     report_file: Annotated[

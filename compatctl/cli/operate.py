@@ -129,7 +129,7 @@ def backfill(
         int | None,
         typer.Option(
             "--forecast",
-            help="Embed only a sample of at most this many rows, print the recall to expect at "
+            help="Embed only a sample of at most this many rows, print the hit rate to expect at "
             "every share, and write nothing.",
         ),
     ] = None,

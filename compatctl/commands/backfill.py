@@ -1,7 +1,8 @@
 """backfill: re-embed a share of the gallery with the query model and build a new index.
 
-The gain on held-out queries is measured first, because a mixed gallery can have lower recall than
-one left alone: the query model's own rows attract its queries whether they are relevant or not.
+The gain on held-out queries is measured first, because a mixed gallery can have a lower hit rate
+than one left alone: the query model's own rows attract its queries whether they are relevant or
+not.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class Backfilled(RewriteOutcome):
     whose image does not decode. ``measured`` is None where there was nothing to measure.
     ``gallery_pass`` is what of the gallery went through the query model, these rows included; None
     where there was nothing to do. ``warnings`` say that the score calibration is of the rows that
-    were replaced, where recall dips on the way, or that re-scoring will embed less.
+    were replaced, where the hit rate dips on the way, or that re-scoring will embed less.
     """
 
     gallery_pass: GalleryPass | None = None
@@ -192,7 +193,7 @@ def backfill(
 
 @dataclass(frozen=True, kw_only=True)
 class BackfillForecast:
-    """Recall at each share, forecast from few passes; nothing is written.
+    """Hit rate at each share, forecast from few passes; nothing is written.
 
     The query model embedded ``share_before`` of the ``rows``. ``forecast`` is None where there is
     nothing left to embed. ``skipped`` are ids of the sample whose image does not decode.
@@ -207,7 +208,7 @@ class BackfillForecast:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Where recall is forecast to fall below the start."""
+        """Where the hit rate is forecast to fall below the start."""
         return self.forecast.warnings if self.forecast else ()
 
 
@@ -218,7 +219,7 @@ def forecast_backfill(
     options: BackfillOptions | None = None,
     progress: Progress = silent,
 ) -> BackfillForecast:
-    """Embed a sample of at most ``passes`` rows and forecast recall at every share.
+    """Embed a sample of at most ``passes`` rows and forecast the hit rate at every share.
 
     Of the options, order, traffic and skip_bad count.
 

@@ -94,7 +94,7 @@ def bridge(
     fitted = fit_adapter(
         alignment.source,
         alignment.target,
-        score=lambda adapter: alignment.recall(adapter(alignment.queries)),
+        score=lambda adapter: alignment.hit_rate(adapter(alignment.queries)),
         kind=kind,
         seed=seed,
         progress=progress,
@@ -164,7 +164,7 @@ def _details(result: Bridged, new_sha256: str, before: TrainingRecord | None) ->
         "kind": result.kind,
         "setting": result.setting,
         "trials": [asdict(trial) for trial in result.trials],
-        "validation_recall_at_1": result.recall,
+        "validation_hit_at_1": result.hit_rate,
         "validation_queries": result.validation_queries,
         "new": {
             "sha256": new_sha256,

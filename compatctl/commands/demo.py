@@ -3,7 +3,7 @@
 The old model is a head on EfficientNet-lite0, trained on some of the classes without regard to
 compatibility. The new one is EfficientNet-lite2, fine-tuned against the old model's gallery. There
 are two routes: the fine-tuned model alone, or fused with the old one. The route with the better
-recall on validation classes goes to the gate; the demo shows the held-out results of both.
+hit rate on validation classes goes to the gate; the demo shows the held-out results of both.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ UNSEEN = "unseen"
 
 @dataclass(frozen=True, kw_only=True)
 class Route:
-    """Recall@1 of one route on the unseen classes, and the gate's verdict.
+    """Hit@1 of one route on the unseen classes, and the gate's verdict.
 
     ``passed`` is the share of the gallery that went through the new model to make the route's
     model, labelled training items aside.
@@ -65,7 +65,7 @@ class Served:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    """Recall@1 on unseen classes.
+    """Hit@1 on unseen classes.
 
     ``new_old`` and ``new_new`` belong to the deployed route, or to the last one if none passed.
     """
@@ -117,7 +117,7 @@ def demo(
             progress=progress,
         )
         routes, chosen = _routes(
-            project, folder, tuned.validation_recall, sabotage=sabotage, progress=progress
+            project, folder, tuned.validation_hit_rate, sabotage=sabotage, progress=progress
         )
         served, index_after, restored = None, before.index.sha256, before.query_model
         if chosen.verdict.outcome == "pass":
@@ -159,7 +159,7 @@ def _routes(
 ) -> tuple[list[Route], Report]:
     """The results of all routes, and the report of the chosen one, which alone stays on disk.
 
-    ``validation``: recall@1 of the fine-tuned model on validation classes; the fused model is
+    ``validation``: hit@1 of the fine-tuned model on validation classes; the fused model is
     chosen only if it is better. A sabotaged candidate is verified alone.
     """
     old, new, fused = (folder / name for name in ("old.onnx", "new.onnx", "fused.onnx"))
@@ -169,7 +169,7 @@ def _routes(
         return routes, alone
     fusion = fuse(project, old=old, new=new, output=fused, progress=progress)
     assert fusion.search is not None
-    enough = (validation or 0.0) >= max(trial.recall for trial in fusion.search.trials)
+    enough = (validation or 0.0) >= max(trial.hit_rate for trial in fusion.search.trials)
     fused_report = verify(
         project, old=old, new=fused, options=VerifyOptions(dry_run=enough), progress=progress
     )
@@ -230,8 +230,8 @@ def _route(name: str, report: Report) -> Route:
     return Route(
         passed=report.gallery_pass.share,
         name=name,
-        new_old=group.recall["new_old"]["1"],
-        new_new=group.recall["new_new"]["1"],
+        new_old=group.hit_rate["new_old"]["1"],
+        new_new=group.hit_rate["new_new"]["1"],
         negative_flips=group.negative_flips,
         verdict=report.verdict.outcome,
     )
@@ -265,7 +265,7 @@ def _result(
     if kept is not None:
         story.append(f"the project folder is {kept}")
     return DemoResult(
-        old_old=group.recall["old_old"]["1"],
+        old_old=group.hit_rate["old_old"]["1"],
         new_old=chosen.new_old,
         new_new=chosen.new_new,
         verdict=report.verdict.outcome,

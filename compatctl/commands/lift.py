@@ -200,7 +200,7 @@ class _Work:
         fitted = fit_adapter(
             alignment.target,
             alignment.source,
-            score=alignment.lifted_recall,
+            score=alignment.lifted_hit_rate,
             kind=options.kind,
             seed=options.seed,
             progress=progress,

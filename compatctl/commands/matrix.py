@@ -42,7 +42,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class CompatibilityMatrix:
-    """``values[i][j]``, i >= j: recall@1 of version i's queries on version j's gallery.
+    """``values[i][j]``, i >= j: hit@1 of version i's queries on version j's gallery.
 
     Intervals have 95% confidence: ``intervals[i][j]`` of values[i][j], ``gain_intervals[i][j]``,
     i > j, of values[i][j] - values[j][j]. ``ac`` and ``aca`` are None for a single version.
@@ -68,7 +68,7 @@ class CompatibilityMatrix:
     """Gallery items whose images the data have: the cells are measured on these."""
     stored_rows: int = 0
     on_store: tuple[float, ...] = ()
-    """recall@1 of each version's queries on all ``stored_rows`` of the store as they are; empty if
+    """hit@1 of each version's queries on all ``stored_rows`` of the store as they are; empty if
     there is no store of their dimension."""
 
 
@@ -82,8 +82,8 @@ def compatibility_matrix(
     store: DeployedGallery | None = None,
     progress: Progress = silent,
 ) -> CompatibilityMatrix:
-    """The matrix of encoders, oldest first, on the held-out items of ``data``, and their recall on
-    every row of ``store``.
+    """The matrix of encoders, oldest first, on the held-out items of ``data``, and their hit
+    rate on every row of ``store``.
 
     Raises:
         InputError: no model, no held-out query with anything to find, or models of different
@@ -152,13 +152,13 @@ def _on_store(
     queries: Sequence[Vectors],
     ignore_same: Sequence[str],
 ) -> tuple[float, ...]:
-    """recall@1 of each version's queries (Q, D) on every stored row."""
+    """hit@1 of each version's queries (Q, D) on every stored row."""
     empty = np.zeros((0, store.manifest.index.dim), np.float32)
     gallery = EvaluationGallery.build(data, store, EmbeddedRows(rows=as_rows(()), features=empty))
     truth = gallery.ground_truth(data, group)
     truth = with_ignored_rows(truth, gallery.shared(data, group, ignore_same))
     tests = [retrieval(truth, version, gallery.vectors, (1,), map_k=1) for version in queries]
-    return tuple(float(test.recall[1]) for test in tests)
+    return tuple(float(test.hit_rate[1]) for test in tests)
 
 
 def _cells(

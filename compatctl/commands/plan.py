@@ -230,7 +230,8 @@ def _gone_warning(project: Project) -> tuple[str, ...]:
         return ()
     return (
         f"{' and '.join(routes.NEEDS_OLD_MODEL)} are left out, and so is backfill by fuse: queries "
-        "can no longer run the old model (old_model_gone: true); here it measures recall today",
+        "can no longer run the old model (old_model_gone: true); here it measures the hit rate of "
+        "today",
     )
 
 
@@ -343,8 +344,8 @@ def _estimates(
     resampling = sampling(strict, 0, 0, 0)
     before_whole, before_part = whole.retrieval(keep), part.retrieval(keep)
     part_results = {result.name: part.retrieval(result) for result in results}
-    recalls = {name: result.recall[1] for name, result in part_results.items()}
-    ceiling = recalls[Route.REEMBED] - recalls[Route.KEEP]
+    hit_rates = {name: result.hit_rate[1] for name, result in part_results.items()}
+    ceiling = hit_rates[Route.REEMBED] - hit_rates[Route.KEEP]
     estimates = []
     for result in results:
         tried, after, gallery, before = result, part_results[result.name], part, before_part
@@ -352,7 +353,7 @@ def _estimates(
             tried, gallery, before = on_whole, whole, before_whole
             after = whole.retrieval(tried)
         low, high = _interval(gallery.truth, before, after, strict, resampling)
-        gain_at_hand = recalls[result.name] - recalls[Route.KEEP]
+        gain_at_hand = hit_rates[result.name] - hit_rates[Route.KEEP]
         estimates.append(
             RouteEstimate(
                 name=Route(result.name),
@@ -360,8 +361,8 @@ def _estimates(
                 gallery_passed=cost.gallery_passed(result),
                 rows=len(gallery.stored),
                 queries=before.n_with_match,
-                recall=after.recall[1],
-                gain=after.recall[1] - before.recall[1],
+                hit_rate=after.hit_rate[1],
+                gain=after.hit_rate[1] - before.hit_rate[1],
                 low=low,
                 high=high,
                 gain_retained=gain_at_hand / ceiling if ceiling > 0.0 else None,
@@ -405,7 +406,7 @@ def _forecast(  # noqa: PLR0917
         truth=whole.truth,
         stored=whole.stored,
         old_hits=whole.retrieval(results[0]).hit1,
-        margin=policy.min_recall_gain + tuned.gain - tuned.low,
+        margin=(policy.min_hit_gain or 0.0) + tuned.gain - tuned.low,
         ceiling=ceiling.gain if ceiling.low > 0.0 else None,
     )
     variant = next(result.variant for result in results if result.name == Route.FINETUNE)
@@ -433,7 +434,7 @@ def _verdict(
 def _interval(
     truth: GroundTruth, old: Retrieval, new: Retrieval, policy: Policy, resampling: Sampling
 ) -> tuple[float, float]:
-    """The interval of the gain in recall@1, at the policy's level."""
+    """The interval of the gain in hit@1, at the policy's level."""
     gain = hit_change(truth.classes, old.hit1, new.hit1, old.has_match)
     estimate = estimate_ratios([gain], resampling.replicates, resampling.draw())[0]
     return estimate.interval(1 - policy.alpha)

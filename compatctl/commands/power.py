@@ -41,14 +41,14 @@ CHANGED = (0.05, 0.15, 0.3)
 """Shares of queries whose hit changes, if not measured."""
 ICCS = (0.0, 0.1, 0.3)
 """Intraclass correlations of the change, if not measured."""
-OLD_RECALL = 0.5
-"""Recall of the old model, if not measured."""
+OLD_HIT_RATE = 0.5
+"""Hit rate of the old model, if not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PowerOptions:
     """``tables``: up to two feature tables instead of the project's data. Two tables, or an earlier
-    ``report``, give the share of queries that change. ``gains``: of recall, above the policy's
+    ``report``, give the share of queries that change. ``gains``: of hit rate, above the policy's
     limit; ``cluster``: columns whose values are resampled as well as classes."""
 
     tables: tuple[Path, ...] = ()
@@ -95,7 +95,7 @@ class Power:
     limit: float
     alpha: float
     power: float
-    recall_at: int
+    hit_at: int
     n_queries: int
     """Queries that have something to find."""
     n_classes: int
@@ -103,7 +103,7 @@ class Power:
     """What is resampled; ``n_classes`` counts units of the kind with the fewest."""
     measured: bool
     """Whether the expected change is that of two models, and not assumed."""
-    old_recall: float
+    old_hit_rate: float
     rows: tuple[PowerRow, ...]
     too_few: str
     """Why the gate could decide nothing with this set; empty if it could."""
@@ -114,13 +114,13 @@ class _Sample:
     """The held-out set, and what was measured on it or elsewhere."""
 
     held_out: HeldOutSet
-    old_recall: float | None = None
+    old_hit_rate: float | None = None
     changed: float | None = None
     icc: Mapping[str, float] = field(default_factory=dict)
 
 
 def power(project: Project, options: PowerOptions | None = None) -> Power:
-    """Which gain in recall@``recall_at`` the held-out queries of the data or a table can show.
+    """Which gain in hit@``hit_at`` the held-out queries of the data or a table can show.
 
     No model runs. The figures are for this check alone.
 
@@ -136,27 +136,32 @@ def power(project: Project, options: PowerOptions | None = None) -> Power:
             "no held-out query has anything to find",
             tip="hold out whole classes, with at least two images each",
         )
-    rule = policy.rules["recall_gain"]
+    if (rule := policy.rules.get("hit_gain")) is None:
+        raise InputError(
+            f"power is of the gain in hits, by which policy {policy.name} does not decide: its "
+            "min_hit_gain is null",
+            tip="name another policy with --policy, such as default",
+        )
     target = PowerTarget(limit=rule.limit, level=policy.alpha / 2, power=policy.power)
-    recall = OLD_RECALL if sample.old_recall is None else sample.old_recall
+    hit_rate = OLD_HIT_RATE if sample.old_hit_rate is None else sample.old_hit_rate
     names = [kind.name for kind in sample.held_out.kinds]
     assumptions = (
-        [PowerAssumptions(changed=c, icc=dict.fromkeys(names, r), old_recall=recall)
+        [PowerAssumptions(changed=c, icc=dict.fromkeys(names, r), old_hit_rate=hit_rate)
          for c in CHANGED for r in ICCS]
         if sample.changed is None
-        else [PowerAssumptions(changed=sample.changed, icc=sample.icc, old_recall=recall)]
+        else [PowerAssumptions(changed=sample.changed, icc=sample.icc, old_hit_rate=hit_rate)]
     )  # fmt: skip
     return Power(
         policy=policy.name,
         limit=rule.limit,
         alpha=policy.alpha,
         power=policy.power,
-        recall_at=policy.recall_at,
+        hit_at=policy.hit_at,
         n_queries=sample.held_out.n_queries,
         n_classes=sample.held_out.n_units,
         unit=tuple(names),
         measured=sample.changed is not None,
-        old_recall=recall,
+        old_hit_rate=hit_rate,
         rows=tuple(
             _row(sample.held_out, expected, options.gains, target, policy)
             for expected in assumptions
@@ -207,7 +212,11 @@ def _too_few(held_out: HeldOutSet, policy: Policy) -> str:
 
 def _sample(project: Project, policy: Policy, options: PowerOptions) -> _Sample:
     cluster = options.cluster or project.cluster
-    earlier = None if options.report is None else _report_sample(read_report(options.report).report)
+    earlier = (
+        None
+        if options.report is None
+        else _report_sample(read_report(options.report, earlier=True).report)
+    )
     if options.tables:
         return _table_sample(options.tables, policy, cluster, earlier)
     if earlier is not None and project.data is None:
@@ -232,10 +241,10 @@ def _table_sample(
     queries, gallery = table_rows(tables[0], paths[0])
     truth = table_truth(tables[0], queries, gallery, None, VerifyOptions(cluster=cluster))
     query_rows, searched = rank_equivalent(tables, queries, gallery, similarity, galleries=1)
-    tests = [retrieval(truth, rows, searched[0], (policy.recall_at,), 1) for rows in query_rows]
-    old, k = tests[0], policy.recall_at
+    tests = [retrieval(truth, rows, searched[0], (policy.hit_at,), 1) for rows in query_rows]
+    old, k = tests[0], policy.hit_at
     sample = _with_earlier(HeldOutSet.from_codes(truth.classes, truth.unit, old.has_match), earlier)
-    sample = replace(sample, old_recall=old.recall[k], changed=sample.changed or None)
+    sample = replace(sample, old_hit_rate=old.hit_rate[k], changed=sample.changed or None)
     if len(tests) < 2 or not old.has_match.any():
         return sample
     change = (tests[1].hit(k).astype(np.float64) - old.hit(k))[old.has_match]
@@ -255,7 +264,7 @@ def _iccs(change: np.ndarray, truth: GroundTruth, has_match: Bools) -> dict[str,
 
 
 def _report_sample(report: Report) -> _Sample:
-    """The deciding group of an earlier report, at recall@1 whatever ``recall_at`` is."""
+    """The deciding group of an earlier report, at hit@1 whatever ``hit_at`` is."""
     group = report.groups[0]
     iccs = {column.column: column.icc for column in group.dependence}
     size = group.n_queries / max(group.n_classes, 1)
@@ -264,7 +273,7 @@ def _report_sample(report: Report) -> _Sample:
             n_queries=group.n_queries,
             kinds=tuple(UnitKind(name=name, n=group.n_classes, size=size) for name in group.unit),
         ),
-        old_recall=group.recall["old_old"]["1"],
+        old_hit_rate=group.hit_rate["old_old"]["1"],
         changed=group.negative_flips + group.positive_flips or None,
         icc={name: iccs.get(name, 0.0) for name in group.unit} | iccs,
     )

@@ -1,7 +1,7 @@
 """Measurements of whether the searched gallery is good evidence.
 
 They are the gain of queries whose matches are untouched, the gain that is left if unknown answers
-count against the new model, the share of queries with a match, and the recall of old queries.
+count against the new model, the share of queries with a match, and the hit rate of old queries.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from compatctl.core.gate import Measurement
-from compatctl.core.measurements import DECIDING_GROUP, Draw, GroupEvidence
+from compatctl.core.measurements import DECIDING_GROUP, Draw, GroupEvidence, ranking_measures
 from compatctl.core.policy import Policy
-from compatctl.core.resampling import estimate_ratio, hit_change
+from compatctl.core.resampling import estimate_ratio, hit_change, query_ratio
 
 
 def add_gallery_checks(
@@ -29,21 +31,34 @@ def add_gallery_checks(
     if group.name != DECIDING_GROUP:
         return list(measurements)
     return [
-        *_add_best_case(group, measurements, draw, replicates),
+        *_add_best_cases(policy, group, measurements, draw, replicates),
         *_unjudged_gain(policy, group, draw, replicates),
         *_untouched_gain(policy, group, draw, replicates),
         *_match_checks(policy, group),
     ]
 
 
-def _add_best_case(
-    group: GroupEvidence, measurements: Sequence[Measurement], draw: Draw, replicates: int
+def _add_best_cases(
+    policy: Policy,
+    group: GroupEvidence,
+    measurements: Sequence[Measurement],
+    draw: Draw,
+    replicates: int,
 ) -> list[Measurement]:
-    if group.unjudged is None:
-        return list(measurements)
-    ratio = hit_change(group.classes, *group.unjudged.best, group.query_weights)
-    best = estimate_ratio(ratio, replicates, draw())
-    return [replace(m, best_case=best) if m.name == "recall_gain" else m for m in measurements]
+    """The measurements, those of gains with their estimate if unknown answers count for the new
+    model: hits as ``UnjudgedBounds.best``, other measures as 1 where there is such an answer."""
+    ratios = {}
+    if group.unjudged is not None:
+        ratios["hit_gain"] = hit_change(group.classes, *group.unjudged.best, group.query_weights)
+    ks = {"ndcg_gain": policy.ndcg_at, "mrr_gain": policy.mrr_at, "recall_gain": policy.recall_at}
+    values = ranking_measures(policy, group.new_old, group.old_old)
+    for name, k in ks.items():
+        if (unknown := group.unknown_found.get(k)) is not None and unknown.any():
+            _, after, before = values[name]
+            change = np.nan_to_num(np.where(unknown, 1.0, after) - before)
+            ratios[name] = query_ratio(group.classes, change, group.query_weights, (-1.0, 1.0), -1)
+    best = {name: estimate_ratio(ratio, replicates, draw()) for name, ratio in ratios.items()}
+    return [replace(m, best_case=best[m.name]) if m.name in best else m for m in measurements]
 
 
 def _unjudged_gain(
@@ -51,7 +66,7 @@ def _unjudged_gain(
 ) -> Iterator[Measurement]:
     if group.unjudged is None:
         return
-    k = policy.recall_at
+    k = policy.hit_at
     shares = group.unjudged.shares(group.old_old.has_match)
     ratio = hit_change(group.classes, *group.unjudged.worst, group.query_weights)
     yield group.measurement(
@@ -69,12 +84,12 @@ def _untouched_gain(
     overlap = group.training_overlap
     if overlap is None or overlap.of_gallery >= 1.0:
         return
-    old, new, k = group.old_old, group.new_old, policy.recall_at
+    old, new, k = group.old_old, group.new_old, policy.hit_at
     untouched = old.has_match & overlap.untouched
     n = int(untouched.sum())
     before, after = ((test.hit(k) & untouched).sum() / max(1, n) for test in (old, new))
     detail = (
-        f"Recall@{k} of the {n} queries all of whose matches are rows that training did not pass "
+        f"Hit@{k} of the {n} queries all of whose matches are rows that training did not pass "
         f"through the new model is {after:.4f} with new queries and {before:.4f} with old ones"
     )
     if not n:
@@ -88,7 +103,7 @@ def _untouched_gain(
 
 
 def _match_checks(policy: Policy, group: GroupEvidence) -> Iterator[Measurement]:
-    old, k = group.old_old, policy.recall_at
+    old, k = group.old_old, policy.hit_at
     n = old.n_queries if group.answerable is None else int(group.answerable.sum())
     yield group.measurement(
         "matched_share",
@@ -98,8 +113,8 @@ def _match_checks(policy: Policy, group: GroupEvidence) -> Iterator[Measurement]
         n_queries=n,
     )
     yield group.measurement(
-        "old_recall",
-        old.recall[k],
-        f"Recall@{k} of the old model on its own gallery is {old.recall[k]:.4f}; if it is close to "
+        "old_hit_rate",
+        old.hit_rate[k],
+        f"Hit@{k} of the old model on its own gallery is {old.hit_rate[k]:.4f}; if it is close to "
         "0, labels, preprocessing or index are not those of the gallery",
     )

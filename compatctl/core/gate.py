@@ -34,7 +34,7 @@ CHECKS_WITHOUT_INTERVAL = (
     "latency_ratio",
     "stored_share",
     "matched_share",
-    "old_recall",
+    "old_hit_rate",
     "proven_store",
     "design_effect",
     "training_record",
@@ -190,7 +190,7 @@ def settle(policy: Policy, checks: Sequence[Check], *, attempt: int = 1) -> Verd
         for check in settled
         if check.decides and (check.outcome == "fail" or check.name not in VETO_CHECKS)
     }
-    criterion = any(check.decides and check.name == "recall_gain" for check in settled)
+    criterion = any(check.decides and check.name == policy.criterion for check in settled)
     outcome: Outcome = "pass" if outcomes == {"pass"} and criterion else "inconclusive"
     return Verdict(outcome="fail" if "fail" in outcomes else outcome, checks=settled)
 

@@ -90,6 +90,8 @@ class GroupEvidence:
     """(Q,) queries that should have a match; None: all."""
     unjudged: UnjudgedBounds | None = None
     """Bounds for rows of unknown relevance; None: there are none."""
+    unknown_found: Mapping[int, Bools] = field(default_factory=dict)
+    """k -> (Q,) new queries with a row of unknown relevance among the first k; empty: none."""
     training_overlap: TrainingOverlap | None = None
     """None: unknown."""
     gallery_phrase: str = "on the old gallery"
@@ -175,7 +177,7 @@ def measure(
     """Every measurement of a group and its slices; ``only`` keeps these names and groups.
 
     Raises:
-        InputError: a recall that the policy names is missing, or the tests of the group are of
+        InputError: a hit rate that the policy names is missing, or the tests of the group are of
             different queries.
     """
     _check_group(policy, group)
@@ -214,12 +216,12 @@ def measure_chain(version: ChainEvidence, k: int, draw: Draw, replicates: int) -
     version with a handful of rows does not leave every verdict open.
 
     Raises:
-        InputError: recall@k is missing, or the two tests are of different queries.
+        InputError: hit@k is missing, or the two tests are of different queries.
     """
     _check_retrieval(f"version {version.name}", version.own, version.own, (k,))
     _check_retrieval(f"version {version.name}", version.new, version.own, (k,))
     gain = _gain(version.classes, version.own, version.new, k)
-    old, new = version.own.recall[k], version.new.recall[k]
+    old, new = version.own.hit_rate[k], version.new.hit_rate[k]
     return Measurement(
         name="chain_gain",
         group=version.name,
@@ -228,7 +230,7 @@ def measure_chain(version: ChainEvidence, k: int, draw: Draw, replicates: int) -
         n_queries=version.own.n_with_match,
         may_decide=True,
         unit=version.unit,
-        detail=f"On the rows which that version embedded, recall@{k} is {new:.4f} with new queries "
+        detail=f"On the rows which that version embedded, hit@{k} is {new:.4f} with new queries "
         f"and {old:.4f} with its own",
     )
 
@@ -243,12 +245,12 @@ def measure_mixed(
     replicates: int,
     unit: tuple[str, ...] = ("class",),
 ) -> Measurement:
-    """The gain in recall@k of one model's queries (Q,) if rows of the gallery are re-embedded.
+    """The gain in hit@k of one model's queries (Q,) if rows of the gallery are re-embedded.
 
     ``classes`` and ``unit`` are as in ``GroupEvidence``.
 
     Raises:
-        InputError: recall@k is missing, or the two tests are of different queries.
+        InputError: hit@k is missing, or the two tests are of different queries.
     """
     for retrieval in (before, after):
         _check_retrieval("the mixed gallery", retrieval, before, (k,))
@@ -260,25 +262,27 @@ def measure_mixed(
         n_queries=before.n_with_match,
         may_decide=True,
         unit=unit,
-        detail=f"Recall@{k} of the query model is {after.recall[k]:.4f} on the resulting gallery "
-        f"and {before.recall[k]:.4f} on the present one",
+        detail=f"Hit@{k} of the query model is {after.hit_rate[k]:.4f} on the resulting gallery "
+        f"and {before.hit_rate[k]:.4f} on the present one",
     )
 
 
 def _ratios(policy: Policy, group: GroupEvidence) -> dict[Key, Statistic]:
-    old, new, k = group.old_old, group.new_old, policy.recall_at
+    old, new, k = group.old_old, group.new_old, policy.hit_at
     n, weights, phrase = old.n_with_match, group.query_weights, group.gallery_phrase
     statistics: dict[Key, Statistic] = {}
-    for name, at_k in (("recall_gain", k), ("wide_recall_gain", policy.wide_recall_at)):
-        sentence = _compare(f"Recall@{at_k} {phrase}", new.recall[at_k], old.recall[at_k])
+    for name, at_k in (("hit_gain", k), ("wide_hit_gain", policy.wide_hit_at)):
+        sentence = _compare(f"Hit@{at_k} {phrase}", new.hit_rate[at_k], old.hit_rate[at_k])
         statistics[name, ""] = (_gain(group.classes, old, new, at_k, weights), n, sentence)
-    change = np.nan_to_num(new.average_precision - old.average_precision)
-    old_map = float(np.nan_to_num(old.map_at_k))
-    statistics["map_gain", ""] = (
-        query_ratio(group.classes, change, weights, (-1.0, 1.0), -1, (-old_map, 1 - old_map)),
-        n,
-        _compare(f"mAP@{old.map_k} {phrase}", new.map_at_k, old.map_at_k),
-    )
+    for name, (measure_name, after, before) in ranking_measures(policy, new, old).items():
+        means = new.mean(after), old.mean(before)
+        level = float(np.nan_to_num(means[1]))
+        change = np.nan_to_num(after - before)
+        statistics[name, ""] = (
+            query_ratio(group.classes, change, weights, (-1.0, 1.0), -1, (-level, 1 - level)),
+            n,
+            _compare(f"{measure_name} {phrase}", *means),
+        )
     flipped = (old.hit1 & ~new.hit1).astype(np.float64)
     most = _share(old.hit1, old.has_match)
     statistics["negative_flips", ""] = (
@@ -293,10 +297,24 @@ def _ratios(policy: Policy, group: GroupEvidence) -> dict[Key, Statistic]:
         statistics["slice_gain", name] = (
             _gain(group.classes, old, new, k, matched),
             int(matched.sum()),
-            f"Recall@{k} of the queries with {name} moves from "
+            f"Hit@{k} of the queries with {name} moves from "
             f"{_share(old.hit(k), matched):.4f} to {_share(new.hit(k), matched):.4f}",
         )
     return statistics
+
+
+def ranking_measures(
+    policy: Policy, new: Retrieval, old: Retrieval
+) -> dict[str, tuple[str, Floats, Floats]]:
+    """Check -> the measure's name, and its values (Q,) of new and of old queries, in [0, 1]; NaN
+    without a match."""
+    ndcg, mrr, recall = policy.ndcg_at, policy.mrr_at, policy.recall_at
+    return {
+        "ndcg_gain": (f"nDCG@{ndcg}", new.ndcg[ndcg], old.ndcg[ndcg]),
+        "mrr_gain": (f"MRR@{mrr}", new.reciprocal_rank(mrr), old.reciprocal_rank(mrr)),
+        "recall_gain": (f"Recall@{recall}", new.recall[recall], old.recall[recall]),
+        "map_gain": (f"mAP@{old.map_k}", new.average_precision, old.average_precision),
+    }
 
 
 def _rescored(group: GroupEvidence, k: int) -> dict[Key, Statistic]:
@@ -305,13 +323,13 @@ def _rescored(group: GroupEvidence, k: int) -> dict[Key, Statistic]:
     for name, share in (("half_warm", "half of"), ("warm", "all")):
         test = getattr(group, name)
         if test is not None:
-            recalls = test.recall[k], group.old_old.recall[k]
-            phrase = f"Recall@{k} {group.gallery_phrase}, {share} free vectors known,"
+            hit_rates = test.hit_rate[k], group.old_old.hit_rate[k]
+            phrase = f"Hit@{k} {group.gallery_phrase}, {share} free vectors known,"
             gain = _gain(group.classes, group.old_old, test, k)
             statistics[f"{name}_gain", ""] = (
                 gain,
                 group.old_old.n_with_match,
-                _compare(phrase, *recalls),
+                _compare(phrase, *hit_rates),
             )
     return statistics
 
@@ -326,17 +344,17 @@ def _other_galleries(group: GroupEvidence, k: int) -> dict[Key, Statistic]:
             _gain(group.classes, old, group.new_new, k),
             n,
             _compare(
-                f"Recall@{k} of each model on its own gallery",
-                group.new_new.recall[k],
-                old.recall[k],
+                f"Hit@{k} of each model on its own gallery",
+                group.new_new.hit_rate[k],
+                old.hit_rate[k],
             ),
         )
     if group.new_mixed is not None:
         statistics["mixed_gain", ""] = (
             _gain(group.classes, new, group.new_mixed, k),
             n,
-            f"With half of the gallery embedded by the new model, recall@{k} of new queries is "
-            f"{group.new_mixed.recall[k]:.4f}, after {new.recall[k]:.4f}",
+            f"With half of the gallery embedded by the new model, hit@{k} of new queries is "
+            f"{group.new_mixed.hit_rate[k]:.4f}, after {new.hit_rate[k]:.4f}",
         )
     if group.ann_recall is not None:
         searched = ~np.isnan(group.ann_recall)
@@ -371,7 +389,7 @@ def _compare(quantity: str, new: float, old: float) -> str:
 
 
 def _check_group(policy: Policy, group: GroupEvidence) -> None:
-    ks = (policy.recall_at, policy.wide_recall_at)
+    ks = (policy.hit_at, policy.wide_hit_at)
     whole = ("old_old", "new_old", "half_warm", "warm")
     for name in (*whole, "new_new", "old_new", "old_mixed", "new_mixed"):
         retrieval, baseline = getattr(group, name), group.old_old
@@ -379,16 +397,25 @@ def _check_group(policy: Policy, group: GroupEvidence) -> None:
             baseline = group.subset_baseline[0]
         if retrieval is not None:
             _check_retrieval(f"group {group.name}", retrieval, baseline, ks)
+    for retrieval in (group.old_old, group.new_old):
+        measures = {"nDCG": (policy.ndcg_at, retrieval.ndcg)}
+        measures["recall"] = policy.recall_at, retrieval.recall
+        for measure_name, (k, computed) in measures.items():
+            if k not in computed:
+                raise InputError(
+                    f"group {group.name}: the policy needs {measure_name}@{k}, but it was computed "
+                    f"at {', '.join(map(str, computed))}"
+                )
 
 
 def _check_retrieval(
     name: str, retrieval: Retrieval, baseline: Retrieval, ks: tuple[int, ...]
 ) -> None:
     for k in ks:
-        if k not in retrieval.recall:
-            computed = ", ".join(map(str, retrieval.recall))
+        if k not in retrieval.hit_rate:
+            computed = ", ".join(map(str, retrieval.hit_rate))
             raise InputError(
-                f"{name}: the policy needs recall@{k}, but recall was computed at {computed}"
+                f"{name}: the policy needs hit@{k}, but the hit rate was computed at {computed}"
             )
     if not np.array_equal(retrieval.has_match, baseline.has_match):
         raise InputError(f"{name}: the retrievals are of different queries")

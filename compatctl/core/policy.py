@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from compatctl.errors import InputError
 
-POLICY_FORMAT = 3
+POLICY_FORMAT = 4
 
-COUNTS = ("min_queries", "min_classes", "recall_at", "wide_recall_at", "slice_min_queries")
+RENAMED = {
+    "recall_at": "hit_at",
+    "wide_recall_at": "wide_hit_at",
+    "min_recall_gain": "min_hit_gain",
+    "min_wide_recall_gain": "min_wide_hit_gain",
+    "min_old_recall": "min_old_hit_rate",
+}
+"""Keys of format 3 -> keys of format 4, in which recall means another measure."""
+
+NEW_KEYS = ("ndcg_at", "min_ndcg_gain", "mrr_at", "min_mrr_gain", "recall_at", "min_recall_gain")
+"""Keys that format 3 lacks, or with another meaning."""
+
+
+def upgrade_policy(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a policy of format 3 as those of today."""
+    return {RENAMED.get(key, key): value for key, value in raw.items()} | {"format": POLICY_FORMAT}
+
+
+COUNTS = (
+    "min_queries",
+    "min_classes",
+    "hit_at",
+    "wide_hit_at",
+    "ndcg_at",
+    "mrr_at",
+    "recall_at",
+    "slice_min_queries",
+)
 FLAGS = ("require_proven_store", "require_training_record")
 RANGES = {
     "alpha": (0.0001, 0.5),
     "power": (0.5, 0.999),
+    "min_hit_gain": (-1.0, 1.0),
+    "min_wide_hit_gain": (-1.0, 1.0),
+    "min_ndcg_gain": (-1.0, 1.0),
+    "min_mrr_gain": (-1.0, 1.0),
     "min_recall_gain": (-1.0, 1.0),
-    "min_wide_recall_gain": (-1.0, 1.0),
     "min_map_gain": (-1.0, 1.0),
     "same_class_margin": (0.0, 2.0),
     "different_class_margin": (0.0, 2.0),
@@ -28,7 +59,7 @@ RANGES = {
     "min_unjudged_gain": (-1.0, 1.0),
     "min_stored_share": (0.0, 1.0),
     "min_matched_share": (0.0, 1.0),
-    "min_old_recall": (0.0, 1.0),
+    "min_old_hit_rate": (0.0, 1.0),
     "min_ann_recall": (0.0, 1.0),
     "max_far_ratio": (0.0, 1e6),
     "max_frr_increase": (0.0, 1.0),
@@ -42,7 +73,9 @@ RANGES = {
 }
 """Key -> smallest and largest value. Keys ``min_CHECK`` and ``CHECK_margin`` set a lower limit of
 the check, ``max_CHECK`` an upper one."""
-NEVER_NULL = ("alpha", "power", "min_recall_gain", "pair_far")
+NEVER_NULL = ("alpha", "power", "pair_far")
+CRITERIA = ("hit_gain", "ndcg_gain", "mrr_gain", "recall_gain")
+"""The empirical criterion is the first of these checks that the policy decides by."""
 MIN_REPLICATES, MAX_REPLICATES = 999, 1_000_000
 
 EVIDENCE_CHECKS = frozenset(
@@ -50,7 +83,7 @@ EVIDENCE_CHECKS = frozenset(
         "unjudged_gain",
         "stored_share",
         "matched_share",
-        "old_recall",
+        "old_hit_rate",
         "proven_store",
         "training_record",
         "near_copies",
@@ -84,13 +117,24 @@ class Policy:
     """Queries with a match, >= 1; a check with fewer is inconclusive."""
     min_classes: int = 20
     """Classes among the queries, >= 1; a check with fewer is inconclusive."""
-    recall_at: int = 1
-    """The k of the recall that decides, >= 1."""
-    min_recall_gain: float = 0.0
-    """recall(new, old) - recall(old, old) must exceed this, in [-1, 1)."""
-    wide_recall_at: int = 5
-    """The k of a second recall, >= 1."""
-    min_wide_recall_gain: float | None = None
+    hit_at: int = 1
+    """The k of the hit rate that decides, >= 1."""
+    min_hit_gain: float | None = 0.0
+    """hit rate(new, old) - hit rate(old, old) must exceed this, in [-1, 1); None only if another
+    of ``CRITERIA`` decides."""
+    wide_hit_at: int = 5
+    """The k of a second hit rate, >= 1."""
+    min_wide_hit_gain: float | None = None
+    ndcg_at: int = 10
+    """The k of nDCG, with the grades of judgments as gains, >= 1."""
+    min_ndcg_gain: float | None = None
+    """The gain in nDCG@k must exceed this, in [-1, 1); the same of the two below."""
+    mrr_at: int = 10
+    """The k of the mean reciprocal rank, >= 1."""
+    min_mrr_gain: float | None = None
+    recall_at: int = 10
+    """The k of recall, the share of a query's relevant items that are found, >= 1."""
+    min_recall_gain: float | None = None
     min_map_gain: float | None = None
     """The same of mAP@100."""
     same_class_margin: float | None = None
@@ -100,15 +144,15 @@ class Policy:
     max_negative_flips: float | None = None
     """Largest share of queries that turn from right to wrong, in [0, 1]."""
     min_self_test_gain: float | None = None
-    """recall(new, new) - recall(old, old) must exceed this."""
+    """hit rate(new, new) - hit rate(old, old) must exceed this."""
     slice_min_queries: int = 100
     """Slices, and versions in the gallery, with fewer queries are shown and do not decide, >= 1."""
     min_slice_gain: float | None = -0.1
-    """The gain in recall of every slice must exceed this."""
+    """The gain in hit rate of every slice must exceed this."""
     min_chain_gain: float | None = -0.05
     """The gain on the rows of every version in the gallery, over that version's own queries."""
     min_mixed_gain: float | None = None
-    """recall(new, half re-embedded) - recall(new, old) must exceed this."""
+    """hit rate(new, half re-embedded) - hit rate(new, old) must exceed this."""
     min_untouched_gain: float | None = -0.05
     """The gain of the queries all of whose matches are rows that no training passed through the new
     model must exceed this."""
@@ -119,8 +163,8 @@ class Policy:
     """Share of the searched rows that are the store's own; below it the verdict is inconclusive."""
     min_matched_share: float | None = 0.5
     """Share of the held-out queries with a match; below it the verdict is inconclusive."""
-    min_old_recall: float | None = 0.05
-    """recall(old, old); below it something is wrong, and the verdict is inconclusive."""
+    min_old_hit_rate: float | None = 0.05
+    """hit rate(old, old); below it something is wrong, and the verdict is inconclusive."""
     require_proven_store: bool = True
     """An imported index must agree with what its model returns for some images; without images the
     verdict is inconclusive."""
@@ -166,8 +210,17 @@ class Policy:
             value = getattr(self, name)
             if value is not None or name in NEVER_NULL:
                 _check_number(name, value, low, high)
-        if self.min_recall_gain >= 1:
-            raise InputError("policy: min_recall_gain must be below 1: no gain exceeds it")
+        for check in CRITERIA:
+            if (getattr(self, f"min_{check}") or 0.0) >= 1:
+                raise InputError(f"policy: min_{check} must be below 1: no gain exceeds it")
+        if all(getattr(self, f"min_{check}") is None for check in CRITERIA):
+            keys = ", ".join(f"min_{check}" for check in CRITERIA)
+            raise InputError(f"policy: one of {keys} must be a number, got null for all")
+
+    @property
+    def criterion(self) -> str:
+        """The check of ``CRITERIA`` without which nothing passes."""
+        return next(check for check in CRITERIA if getattr(self, f"min_{check}") is not None)
 
     @property
     def rules(self) -> dict[str, Rule]:
@@ -185,7 +238,7 @@ class Policy:
                 check = key.removeprefix("max_").removesuffix("_error")
                 rules[check] = Rule(threshold=float(value), margin=None, above=False)
         for check in ("half_warm_gain", "warm_gain"):
-            rules[check] = _gain(float(self.min_recall_gain))
+            rules[check] = _gain(float(self.min_hit_gain or 0.0))
         if self.require_proven_store:
             rules["proven_store"] = _gain(1.0)
         if self.require_training_record:

@@ -73,8 +73,8 @@ class PowerAssumptions:
     """Share of queries whose hit changes, either way, in (0, 1]; the gain is at most this."""
     icc: Mapping[str, float]
     """Intraclass correlation of the change by kind of unit, in [0, 1]."""
-    old_recall: float
-    """recall(old, old): what an unseen class could lose."""
+    old_hit_rate: float
+    """hit rate(old, old): what an unseen class could lose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def pass_probability(
     changed = max(expected.changed, abs(gain))
     variance = max(changed - gain**2, 1e-12) * held_out.design_effect(expected.icc) / n
     error = math.sqrt(variance)
-    lost = -(expected.old_recall + gain)
+    lost = -(expected.old_hit_rate + gain)
     weight = UNSEEN_UNITS / (units + UNSEEN_UNITS)
     # Moments of the mean with a part of an unseen unit that lost all, as ``skew_correction`` has.
     second = variance * (1 - weight) ** 2 + UNSEEN_UNITS * (lost / (units + UNSEEN_UNITS)) ** 2
@@ -119,7 +119,7 @@ def min_detectable_gain(
     held_out: HeldOutSet, expected: PowerAssumptions, target: PowerTarget
 ) -> float | None:
     """The smallest gain that is shown with the target's power; None if none is."""
-    most = min(expected.changed, 1 - expected.old_recall) if expected.old_recall < 1 else 0.0
+    most = min(expected.changed, 1 - expected.old_hit_rate) if expected.old_hit_rate < 1 else 0.0
 
     def shown(gain: float) -> bool:
         return pass_probability(held_out, expected, gain, target) >= target.power

@@ -1,7 +1,7 @@
 """Power laws of misses: what more training data would give, with intervals that admit what is not
 known.
 
-Misses (1 - recall) of a model trained on n classes fall as ``a * n^-b`` (Hestness et al., arXiv
+Misses (1 - hit rate) of a model trained on n classes fall as ``a * n^-b`` (Hestness et al., arXiv
 1712.00409). With y = log misses and x = log n, b is the least-squares slope. Three sources of error
 are kept apart: which classes query (resampled, the same classes at every amount), how one training
 run differs from the next, and that the law is not exact. The latter two show in the distances from

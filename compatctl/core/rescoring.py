@@ -216,7 +216,7 @@ def fit_merge_rule(
     best = max(trials, key=lambda trial: (trial[1], -abs(trial[0].weight - USUAL_WEIGHT)))
     return FittedRule(
         rule=best[0],
-        trials=tuple((rule.weight, float(recall)) for rule, recall in trials),
+        trials=tuple((rule.weight, float(hit_rate)) for rule, hit_rate in trials),
         n_queries=int(answerable.sum()),
     )
 

@@ -9,6 +9,7 @@ one fact: a row that both models find is right for both, or wrong for both.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,6 +73,12 @@ def bound_unjudged(
         new={n: _is_unknown(new[:, :n], unknown).sum(axis=1) for n in ks},
         answers={n: (old[:, :n] >= 0).sum(axis=1) for n in ks},
     )
+
+
+def unknown_found(rows: Codes, unknown: Bools, ks: Sequence[int]) -> dict[int, Bools]:
+    """k -> (Q,) queries with a row of ``unknown`` (G,) among the first k of ``rows`` (Q, n)."""
+    is_unknown = _is_unknown(rows[:, : max(ks)], unknown)
+    return {k: np.asarray(is_unknown[:, :k].any(axis=1)) for k in ks}
 
 
 def _favour(rows: Codes, other_rows: Codes, hits: Hits, unknown: Bools) -> Hits:

@@ -81,7 +81,7 @@ def adaptive_verdict(  # noqa: PLR0917
             policy, result.evidence, measured, draws.draw, draws.replicates
         )
     for link in chain:
-        checks.append(measure_chain(link, policy.recall_at, draws.draw, draws.replicates))
+        checks.append(measure_chain(link, policy.hit_at, draws.draw, draws.replicates))
     checks += others
     settled: set[CheckKey] = set()
     while (
@@ -125,7 +125,7 @@ def _redraw(
     for link in chain:
         if ("chain_gain", link.name) in close:
             draws = _longer(len(link.classes), CELLS, least)
-            yield measure_chain(link, policy.recall_at, draws.draw, draws.replicates)
+            yield measure_chain(link, policy.hit_at, draws.draw, draws.replicates)
 
 
 def _width(evidence: GroupEvidence) -> int:

@@ -173,7 +173,7 @@ def missing_attempts(
         if not judged or state.report is None or candidate not in (None, state.query_model):
             continue
         try:
-            report = read_report(store.blob_path("reports", state.report)).report
+            report = read_report(store.blob_path("reports", state.report), earlier=True).report
         except CompatError:  # deleted by gc; check finds damage by the digest
             continue
         inputs = VerifyInputs.of(report)

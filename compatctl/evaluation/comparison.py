@@ -16,7 +16,7 @@ from compatctl.core.measurements import GroupEvidence
 from compatctl.core.nearest import Neighbours
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import Retrieval
-from compatctl.core.unjudged import UnjudgedBounds, bound_unjudged
+from compatctl.core.unjudged import UnjudgedBounds, bound_unjudged, unknown_found
 from compatctl.evaluation.acceptance import (
     CalibrationRequest,
     Thresholds,
@@ -26,9 +26,10 @@ from compatctl.evaluation.acceptance import (
 )
 from compatctl.evaluation.exact_retrieval import (
     evaluate_neighbours,
+    measured_ks,
     mixed_retrieval,
     nearest_rows,
-    recall_ks,
+    ranking_ks,
     retrieval,
 )
 from compatctl.evaluation.ground_truth import GroundTruth
@@ -126,7 +127,7 @@ def compare(
     stage.
     Queries whose image is in the gallery under another id are left out: finding it shows nothing.
     """
-    ks = recall_ks(policy)
+    ks = measured_ks(policy)
     kept, truth, embeddings, old = _without_duplicates(truth, embeddings, ks)
     new = nearest_rows(truth, embeddings.new_queries, embeddings.old_gallery, ks)
     others, bias = _new_galleries(truth, embeddings, policy)
@@ -147,9 +148,12 @@ def compare(
             accepts=accepts,
             slices=truth.slices,
             unit=truth.unit,
-            dependence=_dependence(truth, old_old, new_old, policy.recall_at),
+            dependence=_dependence(truth, old_old, new_old, policy.hit_at),
             answerable=truth.answerable,
-            unjudged=_unjudged(truth, (old, new), (old_old, new_old), policy.recall_at),
+            unjudged=_unjudged(truth, (old, new), (old_old, new_old), policy.hit_at),
+            unknown_found={}
+            if truth.unjudged is None
+            else unknown_found(new.rows, truth.unjudged, ranking_ks(policy)),
             training_overlap=truth.training_overlap,
             **others,
         ),
@@ -247,7 +251,7 @@ def _new_galleries(
     if embeddings.new_gallery is None:
         return {}, {}
     old, new, gallery = embeddings.old_queries, embeddings.new_queries, embeddings.new_gallery
-    stored, ks = embeddings.old_gallery, recall_ks(policy)
+    stored, ks = embeddings.old_gallery, measured_ks(policy)
     tests: dict[str, Any] = {}
     if embeddings.new_rows is not None:
         truth, stored = truth.select_rows(embeddings.new_rows), stored[embeddings.new_rows]

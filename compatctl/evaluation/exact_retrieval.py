@@ -1,4 +1,4 @@
-"""recall@k and mAP by exact search, on whole galleries, parts of them and mixed ones."""
+"""Every measure of a ranking by exact search, on whole galleries, parts of them and mixed ones."""
 
 from __future__ import annotations
 
@@ -23,15 +23,21 @@ CMC_MAX_K = 10
 """Last rank of the match curve, and the neighbours that the rank bias counts."""
 
 
-def recall_ks(policy: Policy) -> tuple[int, ...]:
-    """Every k at which recall is measured."""
-    return tuple(sorted({1, 5, CMC_MAX_K, policy.recall_at, policy.wide_recall_at}))
+def measured_ks(policy: Policy) -> tuple[int, ...]:
+    """Every k at which the ranking is measured."""
+    ks = {1, 5, CMC_MAX_K, policy.hit_at, policy.wide_hit_at, *ranking_ks(policy)}
+    return tuple(sorted(ks))
+
+
+def ranking_ks(policy: Policy) -> tuple[int, int, int]:
+    """The k of nDCG, of MRR and of recall."""
+    return policy.ndcg_at, policy.mrr_at, policy.recall_at
 
 
 def retrieval(
     truth: GroundTruth, queries: Vectors, gallery: Vectors, ks: tuple[int, ...], map_k: int = MAP_K
 ) -> Retrieval:
-    """recall@k and mAP of queries (Q, D) on a gallery (G, D)."""
+    """Every measure of queries (Q, D) on a gallery (G, D)."""
     neighbours = nearest_rows(truth, queries, gallery, ks, map_k)
     return evaluate_neighbours(truth, neighbours, ks, map_k)
 
@@ -47,11 +53,12 @@ def nearest_rows(
 def evaluate_neighbours(
     truth: GroundTruth, neighbours: Neighbours, ks: tuple[int, ...], map_k: int = MAP_K
 ) -> Retrieval:
-    """recall@k and mAP of the ranked rows of Q queries."""
+    """Every measure of the ranked rows of Q queries."""
     map_k = _limit(map_k, truth)
     if truth.judged is not None:
         n = len(truth.gallery_labels)
-        return evaluate_judged(neighbours, *truth.judged, n, ks=ks, map_k=map_k)
+        judged = (*truth.judged, n)
+        return evaluate_judged(neighbours, *judged, grades=truth.grades, ks=ks, map_k=map_k)
     return evaluate(
         neighbours,
         truth.query_labels,
@@ -107,7 +114,7 @@ def mixed_retrieval(
     share of the gallery; NaN for an empty gallery. Queries (Q, D), ``old`` and ``new`` (G, D) are
     unit rows; a row that is not taken is not read. ``rank`` orders what was found again.
     """
-    mask, ks = truth.reembedded, recall_ks(policy)
+    mask, ks = truth.reembedded, measured_ks(policy)
     assert mask is not None
     pieces, k = mixed_pieces(old, new, mask), max(_limit(MAP_K, truth), *ks)
     neighbours = exact_search_pieces(queries, pieces, k, truth.self_row, truth.ignored)

@@ -45,7 +45,7 @@ NEXT_STEPS = {
 
 
 def features_policy(policy: Policy) -> Policy:
-    """The default policy for feature tables: superiority of recall@1 decides, and slices and
+    """The default policy for feature tables: superiority of hit@1 decides, and slices and
     thresholds where they are given."""
     return replace(policy, name=f"{policy.name} (features)", different_class_margin=None)
 

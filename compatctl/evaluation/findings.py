@@ -22,7 +22,7 @@ from compatctl.evaluation.ann import AnnCheck
 from compatctl.evaluation.clusters import columns_of
 from compatctl.evaluation.comparison import GroupResult, compare
 from compatctl.evaluation.embedding import VerifyEmbeddings, embed_for_verify, prefixed
-from compatctl.evaluation.exact_retrieval import recall_ks, retrieval_of_rows
+from compatctl.evaluation.exact_retrieval import measured_ks, retrieval_of_rows
 from compatctl.evaluation.gallery import EmbeddedRows, EvaluationGallery
 from compatctl.evaluation.gallery_report import GalleryImages, gallery_entry
 from compatctl.evaluation.ground_truth import GroundTruth, RelevancePairs
@@ -326,7 +326,7 @@ def version_chain(
             own = EmbeddedRows.embed(encoder, data, query_rows, progress=progress).take(query_rows)
         part = truth.select_rows(rows)
         own_test, new_test = (
-            retrieval_of_rows(part, features, gallery.vectors, rows, recall_ks(policy))
+            retrieval_of_rows(part, features, gallery.vectors, rows, measured_ks(policy))
             for features in (own, new)
         )
         links.append(

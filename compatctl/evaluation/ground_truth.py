@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from compatctl.core.arrays import NO_CLASS, Bools, Rows, as_rows
+from compatctl.core.arrays import NO_CLASS, Bools, Floats, Rows, as_rows
 from compatctl.core.hash_order import hash_fraction
 from compatctl.core.ignored import Ignored
 from compatctl.core.pair_tiles import PairTruth
@@ -34,6 +34,8 @@ class GroundTruth:
     """(Q,) each query's own gallery row, -1: none."""
     judged: tuple[Rows, Rows] | None = None
     """(J,) query positions and gallery rows judged relevant; then labels do not count."""
+    grades: Floats | None = None
+    """(J,) how relevant each judged pair is, above 0; None: 1 each."""
     ignored: Ignored | None = None
     """Further rows that do not count for a query; no judged pair is among them."""
     reembedded: Bools | None = None
@@ -101,12 +103,11 @@ class GroundTruth:
 
     def select_queries(self, kept: Bools) -> GroundTruth:
         """The same for the queries ``kept`` (Q,)."""
-        judged, overlap = self.judged, self.training_overlap
-        if judged is not None:
-            here, position = kept[judged[0]], np.cumsum(kept) - 1
-            judged = position[judged[0][here]], judged[1][here]
+        overlap, position = self.training_overlap, np.cumsum(kept) - 1
+        truth = self if self.judged is None else self.select_judged(kept[self.judged[0]])
+        judged = truth.judged and (position[truth.judged[0]], truth.judged[1])
         return replace(
-            self,
+            truth,
             classes=self.classes[kept],
             query_labels=self.query_labels[kept],
             self_row=self.self_row[kept],
@@ -124,12 +125,10 @@ class GroundTruth:
         gallery."""
         position = np.full(len(self.gallery_labels), -1, np.int64)
         position[rows] = np.arange(len(rows))
-        judged = self.judged
-        if judged is not None:
-            here = position[judged[1]] >= 0
-            judged = judged[0][here], position[judged[1][here]]
+        truth = self if self.judged is None else self.select_judged(position[self.judged[1]] >= 0)
+        judged = truth.judged and (truth.judged[0], position[truth.judged[1]])
         return replace(
-            self,
+            truth,
             gallery_labels=self.gallery_labels[rows],
             self_row=np.where(self.self_row >= 0, position[self.self_row], -1),
             judged=judged,
@@ -138,6 +137,15 @@ class GroundTruth:
             unjudged=None,
             training_overlap=None,
             image_unavailable=None,
+        )
+
+    def select_judged(self, kept: Bools) -> GroundTruth:
+        """The same with the judged pairs ``kept`` (J,) alone."""
+        judged, grades = self.judged, self.grades
+        return replace(
+            self,
+            judged=judged and (judged[0][kept], judged[1][kept]),
+            grades=None if grades is None else grades[kept],
         )
 
     def is_relevant(self, rows: Rows) -> Bools:

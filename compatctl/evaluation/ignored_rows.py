@@ -82,7 +82,7 @@ def with_ignored_rows(truth: GroundTruth, columns: Mapping[str, Column]) -> Grou
             f"all {len(lost)} judged pairs share the query's value of an ignored column",
             tip="judge pairs that do not, or leave --ignore-same out",
         )
-    return replace(truth, ignored=ignored, judged=(query[~lost], row[~lost]))
+    return replace(truth.select_judged(~lost), ignored=ignored)
 
 
 def shared_columns(

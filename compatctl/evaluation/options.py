@@ -134,7 +134,7 @@ class VerifyOptions:
             if is_given:
                 raise UsageError(
                     f"{name} is about cosines, and these tables are compared by {similarity}",
-                    tip="leave it out (a policy: null); recall and its checks are of the ranking",
+                    tip="leave it out (a policy: null); hit rate and its checks are of the ranking",
                 )
 
     def check_features(self) -> None:

@@ -215,11 +215,11 @@ class Judge:
             intercept=self.fitted.rule.intercept,
             trials=self.fitted.trials,
             validation_queries=len(self.validation_queries),
-            first_stage=_recall(evidence.first_stage.recall),
+            first_stage=_hit_rate(evidence.first_stage.hit_rate),
             states=tuple(
                 RescoringState(
                     name=self._name(state),
-                    recall=_recall(test.recall),
+                    hit_rate=_hit_rate(test.hit_rate),
                     passed=len(result.touched[state]),
                     passed_share=len(result.touched[state]) / n,
                 )
@@ -252,5 +252,5 @@ def require_free(encoder: Encoder) -> None:
         )
 
 
-def _recall(recall: dict[int, float]) -> dict[str, float]:
-    return {str(k): value for k, value in recall.items()}
+def _hit_rate(hit_rate: dict[int, float]) -> dict[str, float]:
+    return {str(k): value for k, value in hit_rate.items()}

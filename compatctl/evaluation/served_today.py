@@ -130,7 +130,7 @@ class ServedToday:
             intercept=self.settings.intercept,
             kept=kept,
             kept_share=kept / max(1, len(self.catalog)),
-            first_stage={str(k): value for k, value in first.recall.items()},
+            first_stage={str(k): value for k, value in first.hit_rate.items()},
         )
 
 
@@ -183,7 +183,7 @@ class TodayAnswers:
         ks: tuple[int, ...],
         map_k: int = MAP_K,
     ) -> Retrieval:
-        """recall@k and mAP of old queries (Q, D) on the searched rows (G, D), as served."""
+        """hit@k and mAP of old queries (Q, D) on the searched rows (G, D), as served."""
         needed = (*ks, self.served.settings.candidates)
         first = nearest_rows(truth, queries, gallery, needed, map_k)
         return evaluate_neighbours(truth, self(first, self.queries), ks, map_k)

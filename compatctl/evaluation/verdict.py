@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from compatctl.core.arrays import Bools, Floats, ratio
 from compatctl.core.gate import Verdict
-from compatctl.core.measurements import GroupEvidence
+from compatctl.core.measurements import GroupEvidence, ranking_measures
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import Retrieval, cmc
 from compatctl.evaluation.acceptance import shift_warnings, threshold_step
@@ -56,8 +56,8 @@ EVIDENCE_STEPS = {
     "stored_share": "verify with data whose gallery items are the store's",
     "matched_share": "hold out queries whose class has items in the gallery, by the same label to "
     "the letter, then verify again",
-    "old_recall": "check that labels, preprocessing and index belong together: the deployed model "
-    "finds next to nothing",
+    "old_hit_rate": "check that labels, preprocessing and index belong together: the deployed "
+    "model finds next to nothing",
     "unjudged_gain": "label more of the gallery, or judge more of the first answers",
     "untouched_gain": "hold out more queries of items that no training touched, then verify again",
 }
@@ -166,10 +166,13 @@ def group_entry(result: GroupResult, policy: Policy) -> Group:
         n_classes=evidence.n_classes,
         unit=evidence.unit,
         n_without_match=evidence.old_old.n_without_match,
-        recall={
-            pair: {str(k): value for k, value in test.recall.items()}
+        hit_rate={
+            pair: {str(k): value for k, value in test.hit_rate.items()}
             for pair, test in pairs.items()
         },
+        recall=_by_k(pairs, lambda test: test.recall),
+        ndcg=_by_k(pairs, lambda test: test.ndcg),
+        mrr=_by_k(pairs, lambda test: {k: test.reciprocal_rank(k) for k in test.ndcg}),
         cmc={pair: tuple(map(float, cmc(test, CMC_MAX_K))) for pair, test in pairs.items()},
         map_at_k={pair: test.map_at_k for pair, test in pairs.items()},
         map_k=evidence.old_old.map_k,
@@ -193,6 +196,16 @@ def group_entry(result: GroupResult, policy: Policy) -> Group:
         unjudged=evidence.unjudged.shares(evidence.old_old.has_match) if evidence.unjudged else {},
         training_overlap=_training_overlap(evidence, policy),
     )
+
+
+def _by_k(
+    pairs: Mapping[str, Retrieval], values: Callable[[Retrieval], Mapping[int, Floats]]
+) -> dict[str, dict[str, float]]:
+    """Query model and gallery -> k -> the mean of a measure's values (Q,)."""
+    return {
+        pair: {str(k): test.mean(by_query) for k, by_query in values(test).items()}
+        for pair, test in pairs.items()
+    }
 
 
 def _pairs(evidence: GroupEvidence) -> dict[str, Retrieval]:
@@ -219,19 +232,20 @@ def _training_overlap(evidence: GroupEvidence, policy: Policy) -> TrainingOverla
         return new.hit(k).astype(np.float64) - old.hit(k)
 
     changes = {
-        "recall_gain": gain(policy.recall_at),
-        "wide_recall_gain": gain(policy.wide_recall_at),
-        "map_gain": new.average_precision - old.average_precision,
+        "hit_gain": gain(policy.hit_at),
+        "wide_hit_gain": gain(policy.wide_hit_at),
         "negative_flips": (old.hit1 & ~new.hit1).astype(np.float64),
     }
+    measures = ranking_measures(policy, new, old)
+    changes |= {name: after - before for name, (_, after, before) in measures.items()}
     return TrainingOverlapEntry(
         of_gallery=touched.of_gallery,
         of_queries=float(touched.of_query[has_match].mean()) if has_match.any() else 0.0,
         untouched_queries=int(alone.sum()),
-        untouched_recall=(_recall(old, alone, policy), _recall(new, alone, policy)),
+        untouched_hit_rate=(_hit_rate(old, alone, policy), _hit_rate(new, alone, policy)),
         parts={name: touched.parts(change, has_match) for name, change in changes.items()},
     )
 
 
-def _recall(test: Retrieval, queries: Bools, policy: Policy) -> float:
-    return ratio(float((test.hit(policy.recall_at) & queries).sum()), int(queries.sum()))
+def _hit_rate(test: Retrieval, queries: Bools, policy: Policy) -> float:
+    return ratio(float((test.hit(policy.hit_at) & queries).sum()), int(queries.sum()))

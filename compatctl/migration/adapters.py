@@ -1,4 +1,4 @@
-"""Adapters between two models' features: fit every kind, keep the one with the best recall.
+"""Adapters between two models' features: fit every kind, keep the one with the best hit rate.
 
 Both directions use them: new queries into the deployed gallery (bridge) and the gallery into the
 new model's space (lift). Fitting uses no labels.
@@ -23,17 +23,17 @@ NO_TORCH = "mlp: torch is not installed"
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterTrial:
-    """recall@1 of the validation queries with one adapter."""
+    """hit@1 of the validation queries with one adapter."""
 
     kind: str
     setting: str
-    recall: float
+    hit_rate: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FittedAdapter:
-    """The adapter with the best recall (the first of equals), every trial, and the kinds that were
-    left out, each with its reason."""
+    """The adapter with the best hit rate (the first of equals), every trial, and the kinds that
+    were left out, each with its reason."""
 
     adapter: Adapter
     best: AdapterTrial
@@ -64,7 +64,7 @@ def fit_adapter(
 ) -> FittedAdapter:
     """Fit every adapter of ``kind`` to pairs, source (N, F) to target (N, D), simplest kind first.
 
-    ``score`` returns recall@1 of the validation queries with an adapter; ``seed`` is the mlp's.
+    ``score`` returns hit@1 of the validation queries with an adapter; ``seed`` is the mlp's.
 
     Raises:
         InputError: ``kind`` is mlp and torch is not installed, or features that are not finite.
@@ -72,7 +72,7 @@ def fit_adapter(
     kinds = KINDS if kind == AUTO else (kind,)
     scored: list[tuple[AdapterTrial, Adapter]] = []
     for name, setting, adapter in _linear_adapters(Moments.from_pairs(source, target), kinds):
-        scored.append((AdapterTrial(kind=name, setting=setting, recall=score(adapter)), adapter))
+        scored.append((AdapterTrial(kind=name, setting=setting, hit_rate=score(adapter)), adapter))
     left_out: tuple[str, ...] = ()
     if "mlp" in kinds:
         try:
@@ -83,7 +83,7 @@ def fit_adapter(
                     f"the kind mlp needs torch: {error}", tip="pip install 'compatctl[train]'"
                 ) from None
             left_out = (NO_TORCH,)
-    best, adapter = max(scored, key=lambda pair: pair[0].recall)
+    best, adapter = max(scored, key=lambda pair: pair[0].hit_rate)
     trials = tuple(trial for trial, _ in scored)
     return FittedAdapter(adapter=adapter, best=best, trials=trials, left_out=left_out)
 
@@ -125,7 +125,7 @@ def _fit_mlp(
 
     fitted = fit_perceptron(source, target, judge=score, seed=seed, progress=progress)
     setting = f"hidden {len(fitted.adapter.hidden_bias)}, epoch {fitted.epoch}"
-    return AdapterTrial(kind="mlp", setting=setting, recall=fitted.recall), fitted.adapter
+    return AdapterTrial(kind="mlp", setting=setting, hit_rate=fitted.hit_rate), fitted.adapter
 
 
 def _linear_adapters(moments: Moments, kinds: Sequence[str]) -> Iterator[tuple[str, str, Adapter]]:

@@ -37,9 +37,9 @@ from compatctl.recipe import Project
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterReport:
-    """The chosen adapter and how it was chosen: recall@1 of validation queries with it.
+    """The chosen adapter and how it was chosen: hit@1 of validation queries with it.
 
-    ``old_recall`` is that of the deployed model's own queries on the stored gallery. ``pairs``
+    ``old_hit_rate`` is that of the deployed model's own queries on the stored gallery. ``pairs``
     counts the pairs by the origin of the deployed model's vector, the gallery or its encoder;
     ``unlabelled`` are pairs that are not training items. ``left_out`` names the kinds that were not
     tried, and why.
@@ -47,8 +47,8 @@ class AdapterReport:
 
     kind: str
     setting: str
-    recall: float
-    old_recall: float
+    hit_rate: float
+    old_hit_rate: float
     validation_queries: int
     pairs: dict[str, int]
     unlabelled: int
@@ -81,16 +81,16 @@ class AlignmentSet:
     skipped: tuple[str, ...]
     """Ids of items whose image does not decode"""
 
-    def recall(self, queries: Vectors) -> float:
-        """recall@1 of queries (Q, D) on the deployed gallery, each query's own row excluded."""
-        return self._recall(queries, self.gallery)
+    def hit_rate(self, queries: Vectors) -> float:
+        """hit@1 of queries (Q, D) on the deployed gallery, each query's own row excluded."""
+        return self._hit_rate(queries, self.gallery)
 
-    def lifted_recall(self, adapter: Adapter) -> float:
-        """recall@1 of the new model's queries on the mapped gallery, (G, D) to (G, F)."""
-        return self._recall(self.queries, adapter(self.gallery))
+    def lifted_hit_rate(self, adapter: Adapter) -> float:
+        """hit@1 of the new model's queries on the mapped gallery, (G, D) to (G, F)."""
+        return self._hit_rate(self.queries, adapter(self.gallery))
 
-    def _recall(self, queries: Vectors, gallery: Vectors) -> float:
-        return float(retrieval(self.truth, queries, gallery, (1,), map_k=1).recall[1])
+    def _hit_rate(self, queries: Vectors, gallery: Vectors) -> float:
+        return float(retrieval(self.truth, queries, gallery, (1,), map_k=1).hit_rate[1])
 
     def report(self, fitted: FittedAdapter, data: Dataset) -> AdapterReport:
         """What was fitted on these pairs of ``data``."""
@@ -98,8 +98,8 @@ class AlignmentSet:
         return AdapterReport(
             kind=fitted.best.kind,
             setting=fitted.best.setting,
-            recall=fitted.best.recall,
-            old_recall=self.recall(self.old_queries),
+            hit_rate=fitted.best.hit_rate,
+            old_hit_rate=self.hit_rate(self.old_queries),
             validation_queries=len(self.queries),
             pairs={"gallery": stored, "encoder": len(self.stored) - stored},
             unlabelled=sum(data.items[row].split != "train" for row in self.pairs),

@@ -31,14 +31,14 @@ from compatctl.migration.backfill_selection import ALTERNATIVE, SHARES_BETWEEN, 
 
 @dataclass(frozen=True, kw_only=True)
 class ForecastPoint:
-    """``recall`` in [0, 1] where the query model embedded this ``share`` of all rows.
+    """``hit_rate`` in [0, 1] where the query model embedded this ``share`` of all rows.
 
     ``gain`` is over the gallery as it is, with its interval ``low`` to ``high`` at the policy's
     level.
     """
 
     share: float
-    recall: float
+    hit_rate: float
     gain: float
     low: float
     high: float
@@ -46,7 +46,7 @@ class ForecastPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """The ``curve`` of recall@``recall_at``, from the present share on.
+    """The ``curve`` of hit@``hit_at``, from the present share on.
 
     The query model embedded ``passes`` rows for it. ``n_queries`` held-out queries of ``n_classes``
     were measured: those whose matches were all embedded.
@@ -55,7 +55,7 @@ class Forecast:
     passes: int
     n_queries: int
     n_classes: int
-    recall_at: int
+    hit_at: int
     curve: tuple[ForecastPoint, ...]
 
     @property
@@ -75,7 +75,7 @@ class Forecast:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Where recall is forecast below the start, and from which share on it gains."""
+        """Where the hit rate is forecast below the start, and from which share on it gains."""
         if not self.dips:
             return ()
         worst = min(self.dips, key=lambda point: point.gain)
@@ -86,7 +86,7 @@ class Forecast:
             else f"the least share above which it is forecast to gain is {self.gains_from:.0%}"
         )
         return (
-            f"recall@{self.recall_at} is forecast to fall below the start at {shares} (by "
+            f"hit@{self.hit_at} is forecast to fall below the start at {shares} (by "
             f"{-worst.gain:.4f} at {worst.share:.0%}); {gains}; {ALTERNATIVE}",
         )
 
@@ -249,26 +249,26 @@ class Sample:
 
 
 def forecast(sample: Sample, schedule: Schedule, policy: Policy) -> Forecast:
-    """Recall of the sample's queries at each share of the schedule."""
-    k, resampling = policy.recall_at, sampling(policy, 0, 0, 0)
+    """Hit rate of the sample's queries at each share of the schedule."""
+    k, resampling = policy.hit_at, sampling(policy, 0, 0, 0)
     before = sample.first_hits(schedule, schedule.first, k)
     start = float(before.mean())
-    points = [ForecastPoint(share=schedule.first, recall=start, gain=0.0, low=0.0, high=0.0)]
+    points = [ForecastPoint(share=schedule.first, hit_rate=start, gain=0.0, low=0.0, high=0.0)]
     for share in schedule.shares:
         after = sample.first_hits(schedule, share, k)
         ones = np.ones(len(after))
         ratio = ratio_of(sample.truth.classes, after - before, ones, (-1.0, 1.0))
         estimate = estimate_ratio(ratio, resampling.replicates, resampling.draw())
         low, high = estimate.interval(1 - policy.alpha)
-        recall = float(after.mean())
+        hit_rate = float(after.mean())
         points.append(
-            ForecastPoint(share=share, recall=recall, gain=recall - start, low=low, high=high)
+            ForecastPoint(share=share, hit_rate=hit_rate, gain=hit_rate - start, low=low, high=high)
         )
     return Forecast(
         passes=int((schedule.replaced_at[sample.rows] > 0.0).sum()),
         n_queries=len(before),
         n_classes=count_units(sample.truth.classes, np.ones(len(before), bool)),
-        recall_at=k,
+        hit_at=k,
         curve=tuple(points),
     )
 

@@ -21,7 +21,7 @@ from compatctl.printable import listed
 MAX_IDS_SHOWN = 5
 
 SHARES_BETWEEN = (0.05, 0.1, 0.25, 0.5, 0.75)
-"""Recall is measured and forecast at these shares, where they lie on the way."""
+"""Hit rate is measured and forecast at these shares, where they lie on the way."""
 
 ALTERNATIVE = "compatctl deploy --rescore leaves the stored rows as they are"
 """What to do where a mixed gallery loses."""

@@ -65,7 +65,7 @@ class FinetuneResult:
     rehearsed: int
     remembered: int
     old_features: dict[str, int]
-    validation_recall: float | None
+    validation_hit_rate: float | None
     blend: float
     parity: float
     random: tuple[str, ...]
@@ -265,7 +265,7 @@ def _result(  # noqa: PLR0917
         rehearsed=details["memory_items"],
         remembered=details["remembered"],
         old_features=details["old_features"],
-        validation_recall=details["validation_recall_at_1"],
+        validation_hit_rate=details["validation_hit_at_1"],
         blend=details["blend"],
         parity=record.parity,
         random=random,

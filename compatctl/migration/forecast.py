@@ -41,11 +41,11 @@ Kind = Literal["classes", "images"]
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """recall@1 by amount of training data. ``exponent`` is b of ``misses = a * amount^-b``,
-    ``doubled`` the recall at twice the largest amount; each with its interval."""
+    """hit@1 by amount of training data. ``exponent`` is b of ``misses = a * amount^-b``,
+    ``doubled`` the hit rate at twice the largest amount; each with its interval."""
 
     amounts: tuple[float, ...]
-    recalls: tuple[float, ...]
+    hit_rates: tuple[float, ...]
     """The mean over runs"""
     exponent: Range
     doubled: Range
@@ -53,11 +53,11 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """A recall@1, and the number of labelled classes at which a single encoder reaches it; None if
+    """A hit@1, and the number of labelled classes at which a single encoder reaches it; None if
     nobody can tell: misses are not shown to fall, or the law does not reach it. The interval may
     have no upper end."""
 
-    recall: float
+    hit_rate: float
     classes: Range | None
 
 
@@ -174,7 +174,7 @@ def _curve(law: PowerLaw) -> Curve:
     assert misses.high is not None
     return Curve(
         amounts=tuple(law.amounts.tolist()),
-        recalls=tuple((1.0 - law.misses.mean(axis=1)).tolist()),
+        hit_rates=tuple((1.0 - law.misses.mean(axis=1)).tolist()),
         exponent=law.exponent,
         doubled=Range(value=1 - misses.value, low=1 - misses.high, high=1 - misses.low),
     )
@@ -183,10 +183,10 @@ def _curve(law: PowerLaw) -> Curve:
 def _goal(law: tuple[PowerLaw, Floats] | None, measure: Measure, gain: float) -> Goal:
     """The classes that a gain over the old queries needs."""
     has_match = measure.truth.has_match()
-    recall = float(measure.old_hits[has_match].mean()) + gain
-    if law is None or recall >= 1.0:
-        return Goal(recall=recall, classes=None)
-    return Goal(recall=recall, classes=law[0].amount_for(1.0 - recall, law[1][:, 0] - gain))
+    hit_rate = float(measure.old_hits[has_match].mean()) + gain
+    if law is None or hit_rate >= 1.0:
+        return Goal(hit_rate=hit_rate, classes=None)
+    return Goal(hit_rate=hit_rate, classes=law[0].amount_for(1.0 - hit_rate, law[1][:, 0] - gain))
 
 
 def _more(laws: dict[Kind, PowerLaw]) -> Literal["classes", "images", "cannot tell"]:

@@ -24,11 +24,11 @@ REPLICATES = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class WeightTrial:
-    """One weight of the new feature: recall@1 of the fused validation queries on the old gallery,
+    """One weight of the new feature: hit@1 of the fused validation queries on the old gallery,
     and its gain over the old model's. Both were seen by the choice."""
 
     weight: float
-    recall: float
+    hit_rate: float
     gain: float
 
 
@@ -38,7 +38,7 @@ class WeightSearch:
 
     ``weight_low`` to ``weight_high`` is what 95% of resamplings of the classes choose.
 
-    ``gain`` is the gain in recall@1 over the old model's ``old_recall``, in [-1, 1], where each
+    ``gain`` is the gain in hit@1 over the old model's ``old_hit_rate``, in [-1, 1], where each
     half of the classes is measured with the weight that the other half chose (``half_weights``).
     ``low`` to ``high`` is its 95% interval.
     """
@@ -47,7 +47,7 @@ class WeightSearch:
     weight_low: float
     weight_high: float
     trials: tuple[WeightTrial, ...]
-    old_recall: float
+    old_hit_rate: float
     half_weights: tuple[float, ...]
     gain: float
     low: float
@@ -88,7 +88,7 @@ def search_weight(
     gain, low, high = _gain(truth, before_hits, cross_fitted_hits(hits, folds))
     chosen = best_setting(hits)
     low_weight, high_weight = _weight_interval(truth, np.array(weights), hits)
-    recall = hits.mean(axis=1)
+    hit_rate = hits.mean(axis=1)
     return WeightSearch(
         weight=weights[chosen],
         weight_low=min(low_weight, weights[chosen]),
@@ -96,12 +96,12 @@ def search_weight(
         trials=tuple(
             WeightTrial(
                 weight=weight,
-                recall=float(recall[weights.index(weight)]),
-                gain=float(recall[weights.index(weight)] - before_hits.mean()),
+                hit_rate=float(hit_rate[weights.index(weight)]),
+                gain=float(hit_rate[weights.index(weight)] - before_hits.mean()),
             )
             for weight in WEIGHTS
         ),
-        old_recall=float(before_hits.mean()),
+        old_hit_rate=float(before_hits.mean()),
         half_weights=_half_weights(weights, hits, folds),
         gain=gain,
         low=low,
@@ -112,7 +112,7 @@ def search_weight(
 
 
 def _gain(truth: GroundTruth, before: Bools, after: Bools) -> tuple[float, float, float]:
-    """The gain in recall@1 and its interval."""
+    """The gain in hit@1 and its interval."""
     ratio = hit_change(truth.classes, before, after)
     estimate = estimate_ratio(ratio, REPLICATES, np.random.default_rng(0))
     return estimate.value, *estimate.interval(CONFIDENCE)

@@ -29,7 +29,7 @@ from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import CANARY_LIMIT
 from compatctl.errors import DamagedError, InputError
 from compatctl.evaluation.ann import AnnQueries, K, sample_queries
-from compatctl.evaluation.exact_retrieval import evaluate_neighbours, nearest_rows, recall_ks
+from compatctl.evaluation.exact_retrieval import evaluate_neighbours, measured_ks, nearest_rows
 from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.manifest import Catalog, Rescoring
 from compatctl.migration.rewrite_gate import HeldOutQueries
@@ -84,13 +84,13 @@ class FreeRows:
 class PromotionTrial(RewriteTrial):
     """Held-out queries as the store answers them today and with the promoted index.
 
-    ``recall_today`` and ``recall`` are in [0, 1], at ``recall_at``; today's answers are re-scored
+    ``hit_rate_today`` and ``hit_rate`` are in [0, 1], at ``hit_at``; today's answers are re-scored
     with every free vector, for the command keeps them all before it judges.
     ``check`` is the paired change with its interval, judged by ``loss_check``.
     """
 
-    recall_today: float
-    recall: float
+    hit_rate_today: float
+    hit_rate: float
     check: Check
 
 
@@ -119,7 +119,7 @@ def try_promotion(
     assert own is not None
     if not len(own):
         return None
-    truth, ks = queries.ground_truth(gallery.catalog), recall_ks(policy)
+    truth, ks = queries.ground_truth(gallery.catalog), measured_ks(policy)
     first = nearest_rows(truth, queries.features, gallery.vectors(), ks)
     settings = gallery.manifest.rescoring
     assert settings is not None
@@ -132,17 +132,17 @@ def try_promotion(
 def _trial(
     truth: GroundTruth, before: Retrieval, after: Retrieval, policy: Policy
 ) -> PromotionTrial:
-    k, gain = policy.recall_at, rewrite_gain(truth, before, after, policy)
+    k, gain = policy.hit_at, rewrite_gain(truth, before, after, policy)
     detail = (
-        f"Recall@{k} is {after.recall[k]:.4f} with the promoted index and {before.recall[k]:.4f} "
+        f"Hit@{k} is {after.hit_rate[k]:.4f} with the promoted index and {before.hit_rate[k]:.4f} "
         "re-scored with every free vector"
     )
     return PromotionTrial(
         n_queries=before.n_with_match,
         n_classes=count_units(truth.classes, before.has_match),
-        recall_at=k,
-        recall_today=before.recall[k],
-        recall=after.recall[k],
+        hit_at=k,
+        hit_rate_today=before.hit_rate[k],
+        hit_rate=after.hit_rate[k],
         check=loss_check(policy, replace(gain, detail=detail)),
     )
 

@@ -48,7 +48,7 @@ Re-embedding makes another store, and leaves the deployed one as it is."""
 
 @dataclass(frozen=True, kw_only=True)
 class RouteEstimate:
-    """One route on the planning classes. ``gain`` is in recall@1 over the old queries.
+    """One route on the planning classes. ``gain`` is in hit@1 over the old queries.
 
     ``gallery_passed`` is the share, 0 to 1, of the store's gallery that goes through the new
     backbone, beside labelled training items. ``rows`` is the number of gallery rows searched: all
@@ -69,7 +69,7 @@ class RouteEstimate:
     gallery_passed: float
     rows: int
     queries: int
-    recall: float
+    hit_rate: float
     gain: float
     low: float
     high: float

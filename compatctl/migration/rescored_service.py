@@ -39,7 +39,7 @@ class RescoredTrial:
         passes: the images that a query could embed; 0 where the project limits what may pass.
         room, room_after: rows that re-scoring may still embed without the backfill and with it,
             which counted as embedded; None: no limit.
-        first_stage: recall of the index as it is, without re-scoring, in [0, 1].
+        first_stage: hit rate of the index as it is, without re-scoring, in [0, 1].
     """
 
     candidates: int

@@ -27,9 +27,9 @@ from compatctl.evaluation.adaptive_resampling import sampling
 from compatctl.evaluation.ann import AnnQueries
 from compatctl.evaluation.exact_retrieval import (
     evaluate_neighbours,
+    measured_ks,
     mixed_retrieval,
     nearest_rows,
-    recall_ks,
     retrieval,
 )
 from compatctl.evaluation.ground_truth import GroundTruth
@@ -41,34 +41,34 @@ from compatctl.recipe import Project
 from compatctl.store import Store
 
 MARGIN = 0.02
-"""The loss in recall that a backfill must rule out where the policy has no ``min_mixed_gain``: the
-value of the shipped policy ``strict``. A step on the way to a whole gallery gains little."""
+"""The loss in hit rate that a backfill must rule out where the policy has no ``min_mixed_gain``:
+the value of the shipped policy ``strict``. A step on the way to a whole gallery gains little."""
 
 WHERE = "of each model on its gallery, stored or lifted,"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """Recall of the query model where it has embedded this share of the rows, both in [0, 1]."""
+    """Hit rate of the query model where it has embedded this share of the rows, both in [0, 1]."""
 
     share: float
-    recall: float
+    hit_rate: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewriteTrial:
-    """How many held-out queries and classes decided, by recall@``recall_at``."""
+    """How many held-out queries and classes decided, by hit@``hit_at``."""
 
     n_queries: int
     n_classes: int
-    recall_at: int
+    hit_at: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixedTrial(RewriteTrial):
     """The query model's held-out queries on the gallery as it is and as it would become.
 
-    ``check`` is the paired gain in recall with its interval, judged by the policy. ``rank_bias``
+    ``check`` is the paired gain in hit rate with its interval, judged by the policy. ``rank_bias``
     is the query model's share of rows among the first ten results, less its share of the gallery.
     ``curve`` runs from the present share to the one that would result. Where the store re-scores
     its answers, all of these are of the re-scored answers, and ``rescored`` says how.
@@ -81,12 +81,12 @@ class MixedTrial(RewriteTrial):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """The shares on the way at which recall lies below the start, and that re-scoring will
-        embed less."""
-        start = self.curve[0].recall
-        dips = [f"{point.share:.0%}" for point in self.curve[1:-1] if point.recall < start]
+        """The shares on the way at which the hit rate lies below the start, and that re-scoring
+        will embed less."""
+        start = self.curve[0].hit_rate
+        dips = [f"{point.share:.0%}" for point in self.curve[1:-1] if point.hit_rate < start]
         below = (
-            f"recall@{self.recall_at} lies below the start where the query model embedded "
+            f"hit@{self.hit_at} lies below the start where the query model embedded "
             f"{', '.join(dips)} of the rows: do not stop there"
         )
         less = self.rescored.less_room if self.rescored else ""
@@ -97,14 +97,14 @@ class MixedTrial(RewriteTrial):
 class LiftTrial(RewriteTrial):
     """The deployed model's held-out queries on the stored gallery, the new one's on the lifted.
 
-    ``old_recall`` and ``new_recall`` are in [0, 1]; ``verdict`` is the policy's. ``fused_recall``,
-    for information, is on the lifted gallery, of the unit mean of the new feature and the mapped
-    deployed one.
+    ``old_hit_rate`` and ``new_hit_rate`` are in [0, 1]; ``verdict`` is the policy's.
+    ``fused_hit_rate``, for information, is on the lifted gallery, of the unit mean of the new
+    feature and the mapped deployed one.
     """
 
-    old_recall: float
-    new_recall: float
-    fused_recall: float
+    old_hit_rate: float
+    new_hit_rate: float
+    fused_hit_rate: float
     verdict: Verdict
 
 
@@ -155,25 +155,25 @@ def try_backfill(
     old = stored_rows(store, store.manifest, catalog)
     new = old.copy()
     new[rows] = embedded.features_at(np.arange(len(rows)))
-    truth, k, ks = queries.ground_truth(catalog), policy.recall_at, recall_ks(policy)
+    truth, k, ks = queries.ground_truth(catalog), policy.hit_at, measured_ks(policy)
     first = nearest_rows(truth, queries.features, old, ks)
     before = evaluate_neighbours(truth, service.before(first) if service else first, ks)
     rank = service.after if service else None
-    curve = [CurvePoint(share=float(have.mean()), recall=before.recall[k])]
+    curve = [CurvePoint(share=float(have.mean()), hit_rate=before.hit_rate[k])]
     after, bias = before, 0.0
     for reembedded in _stages(have, rows):
         staged = replace(truth, reembedded=reembedded)
         after, bias = mixed_retrieval(staged, old, new, queries.features, policy, rank=rank)
-        curve.append(CurvePoint(share=float(reembedded.mean()), recall=after.recall[k]))
+        curve.append(CurvePoint(share=float(reembedded.mean()), hit_rate=after.hit_rate[k]))
     trial = MixedTrial(
         n_queries=before.n_with_match,
         n_classes=count_units(truth.classes, before.has_match),
-        recall_at=k,
+        hit_at=k,
         check=loss_check(policy, rewrite_gain(truth, before, after, policy)),
         rank_bias=bias,
         curve=tuple(curve),
         rescored=(
-            service.trial(evaluate_neighbours(truth, first, ks).recall[k]) if service else None
+            service.trial(evaluate_neighbours(truth, first, ks).hit_rate[k]) if service else None
         ),
     )
     return trial, queries.ann_queries(new, catalog)
@@ -196,11 +196,11 @@ def try_lift(
     Raises:
         DamagedError: as ``stored_rows``.
     """
-    truth, k = old.ground_truth(catalog), policy.recall_at
+    truth, k = old.ground_truth(catalog), policy.hit_at
     rows = stored_rows(store, store.manifest, catalog)
-    before = retrieval(truth, old.features, rows, recall_ks(policy))
+    before = retrieval(truth, old.features, rows, measured_ks(policy))
     rows = adapter(rows)
-    after = retrieval(truth, new.features, rows, recall_ks(policy))
+    after = retrieval(truth, new.features, rows, measured_ks(policy))
     fused = fuse_rows(adapter(old.features), new.features, 0.5)
     evidence = GroupEvidence(
         name=DECIDING_GROUP,
@@ -215,10 +215,10 @@ def try_lift(
     trial = LiftTrial(
         n_queries=before.n_with_match,
         n_classes=evidence.n_classes,
-        recall_at=k,
-        old_recall=before.recall[k],
-        new_recall=after.recall[k],
-        fused_recall=retrieval(truth, fused, rows, (k,), map_k=1).recall[k],
+        hit_at=k,
+        old_hit_rate=before.hit_rate[k],
+        new_hit_rate=after.hit_rate[k],
+        fused_hit_rate=retrieval(truth, fused, rows, (k,), map_k=1).hit_rate[k],
         verdict=judge(policy, measurements),
     )
     return trial, new.ann_queries(rows, catalog)
@@ -227,13 +227,13 @@ def try_lift(
 def rewrite_gain(
     truth: GroundTruth, before: Retrieval, after: Retrieval, policy: Policy
 ) -> Measurement:
-    """The gain in the policy's recall of one gallery over another, with its interval."""
+    """The gain in the policy's hit rate of one gallery over another, with its interval."""
     resampling = sampling(policy, 0, 0, 0)
     return measure_mixed(
         truth.classes,
         before,
         after,
-        k=policy.recall_at,
+        k=policy.hit_at,
         draw=resampling.draw,
         replicates=resampling.replicates,
         unit=truth.unit,

@@ -31,8 +31,8 @@ from compatctl.evaluation.comparison import (
 from compatctl.evaluation.exact_retrieval import (
     MAP_K,
     evaluate_neighbours,
+    measured_ks,
     nearest_rows,
-    recall_ks,
     retrieval,
     retrieval_by_part,
 )
@@ -103,7 +103,7 @@ class RouteResult:
     variant: Variant
 
     def retrieval(self, truth: GroundTruth, ks: tuple[int, ...], map_k: int = MAP_K) -> Retrieval:
-        """recall@k and mAP of its queries."""
+        """hit@k and mAP of its queries."""
         return retrieval_by_part(truth, self.queries, self.searched, ks, map_k)
 
     def compare(
@@ -132,8 +132,8 @@ class RouteResult:
             name=DECIDING_GROUP,
             classes=truth.classes,
             unit=truth.unit,
-            old_old=searches(truth, old, stored, recall_ks(policy)),
-            new_old=self.retrieval(truth, recall_ks(policy)),
+            old_old=searches(truth, old, stored, measured_ks(policy)),
+            new_old=self.retrieval(truth, measured_ks(policy)),
         )
         return GroupResult(evidence=evidence, kept=np.ones(len(self.queries), dtype=bool))
 
@@ -180,7 +180,7 @@ class RescoredResult(RouteResult):
         return float(np.isin(found, self.free_rows).mean()) if len(found) else 1.0
 
     def retrieval(self, truth: GroundTruth, ks: tuple[int, ...], map_k: int = MAP_K) -> Retrieval:
-        """recall@k and mAP of its re-scored answers."""
+        """hit@k and mAP of its re-scored answers."""
         gallery = self.searched[0][1]
         first = nearest_rows(truth, self.queries, gallery, (*ks, self.candidates), map_k)
         return evaluate_neighbours(truth, self._rescored(first, self.free_queries), ks, map_k)
@@ -228,7 +228,7 @@ class RescoredResult(RouteResult):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CrossFitSelector:
-    """Chooses among a route's variants by recall@1 on the choosing queries of each fold.
+    """Chooses among a route's variants by hit@1 on the choosing queries of each fold.
 
     A query is measured in one fold.
     """

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compatctl.errors import InputError
+from compatctl.notices import notice
 from compatctl.recipe._recipe import FACTORIES
 from compatctl.recipe._typed import between, build, load_yaml
 
@@ -154,7 +155,7 @@ def load_policy(name_or_path: str | Path) -> Policy:
 
     Raises ``InputError`` for an unknown name, an unknown key or a wrong type.
     """
-    from compatctl.core.policy import POLICY_FORMAT, Policy
+    from compatctl.core.policy import Policy
 
     name = str(name_or_path)
     known = shipped_policies()
@@ -163,13 +164,40 @@ def load_policy(name_or_path: str | Path) -> Policy:
         raise InputError(
             f"no policy called {name}", tip=f"shipped: {', '.join(known)}; or give a file's path"
         )
-    policy = build(Policy, load_yaml(path, newest=POLICY_FORMAT), str(path))
+    policy = build(Policy, _policy_entries(path), str(path))
     if policy.max_gallery_pass is not None:
         raise InputError(
             f"{path}: max_gallery_pass is no key of a policy file",
             tip=f"write it into {PROJECT_FILE}: every command keeps it, not only the gate",
         )
     return policy
+
+
+def _policy_entries(path: Path) -> Any:
+    """The entries of a policy file; those of format 3 with their names of today, and a notice."""
+    from compatctl.core.policy import POLICY_FORMAT, RENAMED, upgrade_policy
+
+    raw = load_yaml(path, newest=POLICY_FORMAT)
+    if not isinstance(raw, dict):
+        return raw
+    unclear = [key for key in RENAMED if key in raw]
+    if unclear and "format" not in raw:
+        raise InputError(
+            f"{path}: {', '.join(unclear)}, and no format: expected one, because format 3 and "
+            f"{POLICY_FORMAT} mean different measures by recall",
+            tip=f"write format: {POLICY_FORMAT} and hit for the hit rate, as the shipped policies",
+        )
+    if raw.get("format") != POLICY_FORMAT - 1:
+        return raw
+    if unclear:
+        notice(
+            "policy-format",
+            path,
+            f"keys of format 3 that are read as those of format {POLICY_FORMAT}",
+            [f"{key} as {RENAMED[key]}" for key in unclear],
+            "what was called recall is the hit rate",
+        )
+    return upgrade_policy(raw)
 
 
 def gate_policy(project: Project) -> Policy:

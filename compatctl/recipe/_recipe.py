@@ -132,7 +132,7 @@ class Junction:
 @dataclass(frozen=True, kw_only=True)
 class Objective:
     """L = lambda * CE + (1 - lambda) * NCE. If frame, lambda or mu is a list, every combination is
-    trained. The one with the best recall@1 of new queries on the old gallery is kept, measured on
+    trained. The one with the best hit@1 of new queries on the old gallery is kept, measured on
     the validation classes and never on the test classes.
     """
 
@@ -254,7 +254,7 @@ class Recipe:
         "auto",
         "auto: where the base is an earlier model with its junction, such as the deployed one, the "
         "weights are a mean of the base's and the trained ones (Wortsman et al., CVPR 2022, arXiv "
-        "2109.01903), in the shares that have the best recall@1 on the validation classes. off: "
+        "2109.01903), in the shares that have the best hit@1 on the validation classes. off: "
         "the trained weights.",
     )
     augmentation: Augmentation = Augmentation()

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from compatctl.core.gate import Check
+    from compatctl.core.policy import Policy
     from compatctl.report import (
         ErrorRates,
         Group,
@@ -43,7 +44,7 @@ def report_table(console: Console, report: Report) -> None:
     if report.searched is not None:
         console.print(f"{_searched(report.searched)}\n")
     for group in report.groups:
-        _group(console, group)
+        _group(console, group, report.policy)
     _rescored_today(console, report.rescored_today)
     if report.rescoring is not None:
         _rescoring(console, report.rescoring)
@@ -84,7 +85,7 @@ def _rescored_today(console: Console, today: RescoredToday | None) -> None:
     """How old answers are re-scored, as the store serves them."""
     if today is None:
         return
-    first = ", ".join(f"recall@{k} {value:.4f}" for k, value in today.first_stage.items())
+    first = ", ".join(f"hit@{k} {value:.4f}" for k, value in today.first_stage.items())
     console.print(
         f"old answers are re-scored, as the store serves them today: the first "
         f"{today.candidates}, with {today.kept_share:.2%} of the rows kept and at most "
@@ -105,11 +106,11 @@ def _rescoring(console: Console, entry: RescoringEntry) -> None:
     rows: list[tuple[object, ...]] = [
         ("not re-scored", "0.00%", *(entry.first_stage[k] for k in ks)),
         *(
-            (state.name, f"{state.passed_share:.2%}", *(state.recall[k] for k in ks))
+            (state.name, f"{state.passed_share:.2%}", *(state.hit_rate[k] for k in ks))
             for state in entry.states
         ),
     ]
-    columns = ("free vectors", "gallery passed", *(f"recall@{k}" for k in ks))
+    columns = ("free vectors", "gallery passed", *(f"hit@{k}" for k in ks))
     print_table(console, columns, rows)
     name = entry.states[0].name if entry.states else "cold"
     console.print(f"the {name} state decides; half-warm and warm must not fail\n")
@@ -130,26 +131,28 @@ def _searched(gallery: SearchedGallery) -> str:
     return text
 
 
-def _group(console: Console, group: Group) -> None:
+def _group(console: Console, group: Group, policy: Policy) -> None:
+    from compatctl.report import ranking_columns
+
     console.print(
         f"{cell(group.name)}: {group.n_queries} queries of {_units(group)}"
         f"{_left_out(group.n_without_match)}"
     )
-    ks = sorted(group.recall["old_old"], key=int)
+    ks, others = sorted(group.hit_rate["old_old"], key=int), ranking_columns(group, policy)
     rows = [
         (
             _TESTS[pair],
-            *(recall[k] for k in ks),
-            group.map_at_k[pair],
+            *(hit_rate[k] for k in ks),
+            *(of_pair.get(pair) for of_pair in others.values()),
             group.cos_same.get(pair),
             group.cos_diff.get(pair),
         )
-        for pair, recall in group.recall.items()
+        for pair, hit_rate in group.hit_rate.items()
     ]
     columns = (
         "query / gallery",
-        *(f"recall@{k}" for k in ks),
-        f"mAP@{group.map_k}",
+        *(f"hit@{k}" for k in ks),
+        *others,
         "same",
         "diff",
     )

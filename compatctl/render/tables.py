@@ -49,7 +49,7 @@ def matrix_table(console: Console, matrix: CompatibilityMatrix) -> None:
         between = "" if ends is None else f" ({ends[0]:.4f} to {ends[1]:.4f})"
         console.print(f"{name.upper():<4} {cell(getattr(matrix, name))}{between}")
     console.print(
-        f"recall@1 of {matrix.n_queries} queries of {matrix.n_classes} classes on the "
+        f"hit@1 of {matrix.n_queries} queries of {matrix.n_classes} classes on the "
         f"{matrix.gallery_rows} gallery items of the data; 95% intervals"
     )
     if matrix.on_store:
@@ -64,7 +64,7 @@ def power_table(console: Console, power: Power) -> None:
     kinds = " and ".join(power.unit)
     console.print(
         f"{power.n_queries} held-out queries have something to find, of {power.n_classes} units "
-        f"({cell(kinds)})\npolicy {cell(power.policy)}: the gain in recall@{power.recall_at} must "
+        f"({cell(kinds)})\npolicy {cell(power.policy)}: the gain in hit@{power.hit_at} must "
         f"be more than {power.limit:g}; shown with power {power.power:g}"
     )
     gains = [size.gain for size in power.rows[0].needed]
@@ -165,8 +165,8 @@ def finetune_plan_table(console: Console, plan: FinetunePlan) -> None:
 def backfill_table(console: Console, result: Backfilled) -> None:
     _pass_line(console, result.gallery_pass)
     if (trial := result.measured) is not None:
-        curve = [(point.share, point.recall) for point in trial.curve]
-        print_table(console, ("share of the query model", f"recall@{trial.recall_at}"), curve)
+        curve = [(point.share, point.hit_rate) for point in trial.curve]
+        print_table(console, ("share of the query model", f"hit@{trial.hit_at}"), curve)
         checks_table(console, [trial.check])
         console.print(f"rank bias towards rows of the query model: {trial.rank_bias:+.4f}\n")
         if (part := trial.rescored) is not None:
@@ -177,7 +177,7 @@ def backfill_table(console: Console, result: Backfilled) -> None:
                     if part.room is None
                     else f"and {part.room_after} of the {part.room} more that may pass today; "
                 )
-                + f"the index alone has recall@{trial.recall_at} {part.first_stage:.4f} today"
+                + f"the index alone has hit@{trial.hit_at} {part.first_stage:.4f} today"
             )
     for why, ids in (
         ("have no image in the data", result.missing),
@@ -196,9 +196,9 @@ def promote_table(console: Console, result: Promoted) -> None:
     if (trial := result.measured) is not None:
         checks_table(console, [trial.check])
         console.print(
-            f"recall@{trial.recall_at} of {trial.n_queries} held-out queries: "
-            f"{trial.recall_today:.4f} re-scored with every free vector, "
-            f"{trial.recall:.4f} promoted"
+            f"hit@{trial.hit_at} of {trial.n_queries} held-out queries: "
+            f"{trial.hit_rate_today:.4f} re-scored with every free vector, "
+            f"{trial.hit_rate:.4f} promoted"
         )
     console.print(cell(result.summary))
     if result.next_step:
@@ -212,12 +212,12 @@ def forecast_table(console: Console, result: BackfillForecast) -> None:
     curve = [
         (
             f"{point.share:.1%}",
-            point.recall,
+            point.hit_rate,
             f"{point.gain:+.4f} ({point.low:+.4f} to {point.high:+.4f})",
         )
         for point in forecast.curve
     ]
-    columns = ("share of the query model", f"recall@{forecast.recall_at}", "gain over the start")
+    columns = ("share of the query model", f"hit@{forecast.hit_at}", "gain over the start")
     print_table(console, columns, curve)
     least = "none" if forecast.gains_from is None else f"{forecast.gains_from:.0%}"
     console.print(
@@ -232,12 +232,12 @@ def forecast_table(console: Console, result: BackfillForecast) -> None:
 def lift_table(console: Console, result: Lifted) -> None:
     _pass_line(console, result.gallery_pass)
     if (adapter := result.map) is not None:
-        rows = [(trial.kind, trial.setting, trial.recall) for trial in adapter.trials]
-        print_table(console, ("adapter", "setting", "recall@1"), rows)
+        rows = [(trial.kind, trial.setting, trial.hit_rate) for trial in adapter.trials]
+        print_table(console, ("adapter", "setting", "hit@1"), rows)
         chosen = " ".join(part for part in (adapter.kind, adapter.setting) if part)
         console.print(
-            f"chosen: {chosen}; recall@1 of {adapter.validation_queries} validation queries "
-            f"{adapter.recall:.4f}, of the deployed model's {adapter.old_recall:.4f}"
+            f"chosen: {chosen}; hit@1 of {adapter.validation_queries} validation queries "
+            f"{adapter.hit_rate:.4f}, of the deployed model's {adapter.old_hit_rate:.4f}"
         )
         console.print(
             f"fitted on {adapter.pairs['gallery']} of {result.rows} rows and on "
@@ -253,8 +253,8 @@ def lift_table(console: Console, result: Lifted) -> None:
     if (trial := result.measured) is not None:
         checks_table(console, trial.verdict.checks)
         console.print(
-            f"for information: recall@{trial.recall_at} of the mean of the lifted old and the new "
-            f"feature {trial.fused_recall:.4f} (compatctl fuse)"
+            f"for information: hit@{trial.hit_at} of the mean of the lifted old and the new "
+            f"feature {trial.fused_hit_rate:.4f} (compatctl fuse)"
         )
     if result.skipped:
         console.print(f"{len(result.skipped)} items do not decode")
@@ -276,7 +276,7 @@ def demo_table(console: Console, demo: DemoResult) -> None:
         for route in demo.routes
     ]
     console.print(
-        f"recall@1 on {demo.classes} classes that no model was trained on, {demo.queries} queries; "
+        f"hit@1 on {demo.classes} classes that no model was trained on, {demo.queries} queries; "
         f"today: {demo.old_old:.4f}"
     )
     print_table(
@@ -294,8 +294,8 @@ def demo_table(console: Console, demo: DemoResult) -> None:
 
 def bridge_table(console: Console, result: Bridged) -> None:
     _pass_line(console, result.gallery_pass)
-    rows = [(trial.kind, trial.setting, trial.recall) for trial in result.trials]
-    print_table(console, ("adapter", "setting", "recall@1"), rows)
+    rows = [(trial.kind, trial.setting, trial.hit_rate) for trial in result.trials]
+    print_table(console, ("adapter", "setting", "hit@1"), rows)
     hidden = {"trials", "gallery_pass"}
     fields = json_safe(result)
     fields_table(console, {key: entry for key, entry in fields.items() if key not in hidden})
@@ -304,13 +304,13 @@ def bridge_table(console: Console, result: Bridged) -> None:
 def fuse_table(console: Console, result: Fused) -> None:
     _pass_line(console, result.gallery_pass)
     if (search := result.search) is not None:
-        rows = [(f"{t.weight:g}", t.recall, f"{t.gain:+.4f}") for t in search.trials]
-        print_table(console, ("weight of the new feature", "recall@1", "gain"), rows)
+        rows = [(f"{t.weight:g}", t.hit_rate, f"{t.gain:+.4f}") for t in search.trials]
+        print_table(console, ("weight of the new feature", "hit@1", "gain"), rows)
         console.print(
             f"chosen: {search.weight:g}; 95% of resamplings choose {search.weight_low:g} to "
             f"{search.weight_high:g}\n"
-            f"gain over the old model's {search.old_recall:.4f}, each half of the classes with the "
-            f"weight that the other half chose: {search.gain:+.4f} ({search.low:+.4f} to "
+            f"gain over the old model's {search.old_hit_rate:.4f}, each half of the classes with "
+            f"the weight that the other half chose: {search.gain:+.4f} ({search.low:+.4f} to "
             f"{search.high:+.4f}); {search.queries} validation queries of {search.classes} classes"
         )
     fields = json_safe(result)
@@ -351,7 +351,7 @@ def _preflight(console: Console, facts: Preflight) -> None:
 
 
 def _forecast(console: Console, forecast: Forecast) -> None:
-    """Recall by amount of training data, and how much of it each goal needs."""
+    """Hit rate by amount of training data, and how much of it each goal needs."""
     console.print(
         f"forecast for one encoder with nothing passed ({forecast.level:.0%} intervals, "
         f"{forecast.runs} runs of training):"
@@ -362,9 +362,9 @@ def _forecast(console: Console, forecast: Forecast) -> None:
             console.print(f"  {name}: too few to train on parts")
             continue
         amounts = ", ".join(f"{amount:,.4g}" for amount in curve.amounts)
-        recalls = ", ".join(f"{recall:.4f}" for recall in curve.recalls)
+        hit_rates = ", ".join(f"{hit_rate:.4f}" for hit_rate in curve.hit_rates)
         console.print(
-            f"  {name} {amounts}: recall@1 {recalls}; misses fall by the exponent "
+            f"  {name} {amounts}: hit@1 {hit_rates}; misses fall by the exponent "
             f"{_range(curve.exponent, '.3f')}; twice as many: {_range(curve.doubled, '.4f')}"
         )
     goals = (
@@ -374,7 +374,7 @@ def _forecast(console: Console, forecast: Forecast) -> None:
     for name, goal in goals:
         if goal is not None:
             classes = "cannot tell" if goal.classes is None else _range(goal.classes, ",.0f")
-            console.print(f"  labelled classes to {name} (recall@1 {goal.recall:.4f}): {classes}")
+            console.print(f"  labelled classes to {name} (hit@1 {goal.hit_rate:.4f}): {classes}")
     console.print(f"  doubling helps more with: {_MORE[forecast.more]}")
 
 
@@ -393,14 +393,14 @@ def _plan_routes(console: Console, routes: Sequence[RouteEstimate]) -> None:
         (
             f"{route.gallery_passed:.0%}",
             route.name,
-            route.recall,
+            route.hit_rate,
             f"{route.gain:+.4f} ({route.low:+.4f} to {route.high:+.4f})" if route.queries else None,
             None if route.gain_retained is None else f"{route.gain_retained:.0%}",
             route.verdict,
         )
         for route in routes
     ]
-    print_table(console, ("passed", "route", "recall@1", "gain", "kept", "gate"), gains, keys=2)
+    print_table(console, ("passed", "route", "hit@1", "gain", "kept", "gate"), gains, keys=2)
     costs = [
         (
             f"{route.gallery_passed:.0%}",
@@ -421,12 +421,12 @@ def plan_table(console: Console, plan: Plan) -> None:
     """The gallery, the routes, what they cost, the recommendation and what to run next."""
     _preflight(console, plan.preflight)
     keep = next(route for route in plan.routes if route.name == "keep")
-    console.print(f"recall@1 today: {keep.recall:.4f}, {keep.query_ms:.1f} ms a query")
+    console.print(f"hit@1 today: {keep.hit_rate:.4f}, {keep.query_ms:.1f} ms a query")
     if (today := plan.rescored_today) is not None:
         console.print(
             f"gains are over the answers of today, which the store re-scores: the first "
             f"{today.candidates}, with {today.kept_share:.2%} of the rows kept and at most "
-            f"{today.passes} images embedded for a query; recall@1 without it "
+            f"{today.passes} images embedded for a query; hit@1 without it "
             f"{today.first_stage['1']:.4f}"
         )
     _plan_routes(console, [route for route in plan.routes if route.name != "keep"])

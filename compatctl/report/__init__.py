@@ -29,6 +29,7 @@ from compatctl.report._report import (
     StoreId,
     TrainingOverlapEntry,
     policy_sha256,
+    ranking_columns,
     refusal,
 )
 from compatctl.report._signature import check_signature, sign_report
@@ -64,6 +65,7 @@ __all__ = [
     "markdown",
     "openmetrics",
     "policy_sha256",
+    "ranking_columns",
     "read_report",
     "refusal",
     "sign_report",

@@ -19,7 +19,7 @@ from compatctl.core.knots import knots_problem
 from compatctl.core.measurements import DECIDING_GROUP, PARTIAL_CHECKS
 from compatctl.core.policy import Policy, Rule
 from compatctl.core.rescoring import rule_problem
-from compatctl.report._report import Group, Report
+from compatctl.report._report import FORMAT, Group, Report
 from compatctl.report._summary import summary
 
 ROUNDING = 1e-6
@@ -28,16 +28,19 @@ ROUNDING = 1e-6
 NEXT_STEP = "compatctl deploy"
 """How the next step of a report begins that passes and has a store."""
 
+RANKING = ("ndcg_gain", "mrr_gain", "recall_gain")
+"""Checks that every report has but those of the format before."""
+
 ALWAYS_MEASURED = (
-    "recall_gain",
-    "wide_recall_gain",
+    "hit_gain",
+    "wide_hit_gain",
     "map_gain",
     "same_class",
     "different_class",
     "negative_flips",
     "design_effect",
     "matched_share",
-    "old_recall",
+    "old_hit_rate",
 )
 """Checks that are measured on every set of queries."""
 
@@ -111,16 +114,16 @@ def _rescoring_contradictions(report: Report) -> Iterator[str]:
         return
     if problem := rule_problem(entry.weight, entry.slope, entry.intercept):
         yield f"its merge rule {problem}"
-    recalls = {"first_stage": entry.first_stage}
+    hit_rates = {"first_stage": entry.first_stage}
     limited = (1.0 if (limit := report.policy.max_gallery_pass) is None else limit) < 1.0
     first, *others = _STATE_PAIRS.items()
     pairs = dict([(AT_LIMIT if limited else first[0], first[1]), *others])
-    recalls |= {pairs.get(state.name, ""): state.recall for state in entry.states}
-    recall = report.groups[0].recall if report.groups else {}
-    if set(recalls) != {"first_stage", *pairs.values()}:
+    hit_rates |= {pairs.get(state.name, ""): state.hit_rate for state in entry.states}
+    hit_rate = report.groups[0].hit_rate if report.groups else {}
+    if set(hit_rates) != {"first_stage", *pairs.values()}:
         yield "it does not have the three states of re-scoring"
-    elif any(recall.get(pair) != values for pair, values in recalls.items()):
-        yield "the recalls of re-scoring are not those of the group"
+    elif any(hit_rate.get(pair) != values for pair, values in hit_rates.items()):
+        yield "the hit rates of re-scoring are not those of the group"
     for state in entry.states:
         rows = report.searched.rows if report.searched else 0
         if not _same(state.passed_share, state.passed / max(1, rows)):
@@ -146,16 +149,16 @@ def _gallery_pass_contradictions(report: Report) -> Iterator[str]:
 
 
 def _index_contradictions(report: Report) -> Iterator[str]:
-    """Check the ef that deploy sets, and the recall at it."""
+    """Check the ef that deploy sets, and the hit rate at it."""
     ann = report.ann
-    recalls = [check for check in report.verdict.checks if check.name == "ann_recall"]
+    hit_rates = [check for check in report.verdict.checks if check.name == "ann_recall"]
     if ann is None:
-        if any(check.estimate is not None for check in recalls):
-            yield "it has a recall of the index and no ef"
+        if any(check.estimate is not None for check in hit_rates):
+            yield "it has a hit rate of the index and no ef"
         return
     if ann.ef_needed != ann.ef_current and ann.ef_needed not in {ef for ef, _ in ann.sweep}:
         yield f"the ef {ann.ef_needed} that it names is not in its sweep"
-    for check in recalls:
+    for check in hit_rates:
         if not _same(check.estimate, ann.recall_needed):
             yield f"ann_recall: the check says {check.estimate}, the index {ann.recall_needed:g}"
 
@@ -206,6 +209,8 @@ def _required_checks(report: Report, rules: Mapping[str, Rule]) -> set[CheckKey]
     """Every check that the policy and the options require."""
     options, unseen = report.options, DECIDING_GROUP
     required = {(name, unseen) for name in ALWAYS_MEASURED}
+    if report.format == FORMAT:
+        required |= {(name, unseen) for name in RANKING}
     if options.get("self_test", True):
         required |= {(name, unseen) for name in ("self_test_gain", "mixed_gain") if name in rules}
     if options.get("rescore") is not None:
@@ -273,14 +278,15 @@ def _group_contradictions(report: Report) -> Iterator[str]:
 
 def _figures(policy: Policy, group: Group) -> dict[str, float]:
     """Check name -> the estimate that the figures of the group give, if they give one."""
-    recall, k, nan = group.recall, str(policy.recall_at), float("nan")
+    hit_rate, k, nan = group.hit_rate, str(policy.hit_at), float("nan")
 
     def gain(new: str, old: str, at_k: str = k) -> float:
-        return recall.get(new, {}).get(at_k, nan) - recall.get(old, {}).get(at_k, nan)
+        return hit_rate.get(new, {}).get(at_k, nan) - hit_rate.get(old, {}).get(at_k, nan)
 
     figures = {
-        "recall_gain": gain("new_old", "old_old"),
-        "wide_recall_gain": gain("new_old", "old_old", str(policy.wide_recall_at)),
+        "hit_gain": gain("new_old", "old_old"),
+        "wide_hit_gain": gain("new_old", "old_old", str(policy.wide_hit_at)),
+        **_ranking_figures(policy, group),
         "map_gain": group.map_at_k.get("new_old", nan) - group.map_at_k.get("old_old", nan),
         "negative_flips": group.negative_flips,
     }
@@ -290,17 +296,17 @@ def _figures(policy: Policy, group: Group) -> dict[str, float]:
     if group.dependence:  # of unweighted queries
         figures["design_effect"] = worst_design_effect(group.dependence, policy.min_classes)
     if group.name == DECIDING_GROUP:
-        figures["old_recall"] = recall.get("old_old", {}).get(k, nan)
+        figures["old_hit_rate"] = hit_rate.get("old_old", {}).get(k, nan)
         if overlap is not None and overlap.of_gallery < 1.0:
             figures["untouched_gain"] = overlap.untouched_gain
     figures |= {
-        f"{pair}_gain": gain(pair, "old_old") for pair in ("half_warm", "warm") if pair in recall
+        f"{pair}_gain": gain(pair, "old_old") for pair in ("half_warm", "warm") if pair in hit_rate
     }
-    subset = "_subset" if "old_old_subset" in recall else ""
-    if "new_new" in recall:
+    subset = "_subset" if "old_old_subset" in hit_rate else ""
+    if "new_new" in hit_rate:
         figures["self_test_gain"] = gain("new_new", f"old_old{subset}")
-    if "new_mixed" in recall:
-        first = "first_stage" if not subset and "first_stage" in recall else f"new_old{subset}"
+    if "new_mixed" in hit_rate:
+        first = "first_stage" if not subset and "first_stage" in hit_rate else f"new_old{subset}"
         figures["mixed_gain"] = gain("new_mixed", first)
     rates = group.error_rates
     if rates is not None:
@@ -308,6 +314,21 @@ def _figures(policy: Policy, group: Group) -> dict[str, float]:
         if rates.far.get("old", 0.0) > 0:
             figures["far_ratio"] = rates.far.get("new", nan) / rates.far["old"]
     return figures
+
+
+def _ranking_figures(policy: Policy, group: Group) -> dict[str, float]:
+    """The gains in nDCG, MRR and recall; empty for a group of a format without them."""
+    measures = {
+        "ndcg_gain": (group.ndcg, policy.ndcg_at),
+        "mrr_gain": (group.mrr, policy.mrr_at),
+        "recall_gain": (group.recall, policy.recall_at),
+    }
+    nan = float("nan")
+    return {
+        name: means.get("new_old", {}).get(str(k), nan) - means.get("old_old", {}).get(str(k), nan)
+        for name, (means, k) in measures.items()
+        if means
+    }
 
 
 def _gallery_contradictions(report: Report, checks: Mapping[CheckKey, Check]) -> Iterator[str]:

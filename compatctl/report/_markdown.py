@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from compatctl.core.gate import Check, describe_units
+from compatctl.core.policy import Policy
 from compatctl.printable import printable
-from compatctl.report._report import Group, Report
+from compatctl.report._report import Group, Report, ranking_columns
 from compatctl.report._summary import attempt_sentence
 
 _MARK = {"pass": "pass", "fail": "**FAIL**", "inconclusive": "*cannot tell*"}
@@ -33,7 +34,7 @@ def _lines(report: Report) -> Iterator[str]:
         yield _text(attempt_sentence(report.attempt))
         yield ""
     for group in report.groups[:1]:
-        yield from _retrieval(group)
+        yield from _retrieval(group, report.policy)
     yield from _checks("Deciding checks", [c for c in report.verdict.checks if c.decides])
     others = [c for c in report.verdict.checks if not c.decides]
     yield "<details><summary>What else was measured</summary>"
@@ -51,16 +52,17 @@ def _sentence(text: str) -> str:
     return _text(text[0].upper() + text[1:])
 
 
-def _retrieval(group: Group) -> Iterator[str]:
-    ks = sorted(group.recall["old_old"], key=int)
+def _retrieval(group: Group, policy: Policy) -> Iterator[str]:
+    ks = sorted(group.hit_rate["old_old"], key=int)
     units = describe_units(group.n_classes, group.unit)
     yield f"{group.n_queries} queries of {_text(units)} ({_text(group.name)})"
     yield ""
-    yield "| query / gallery | " + " | ".join(f"recall@{k}" for k in ks) + " |"
-    yield "|---|" + "---|" * len(ks)
-    for pair, recall in group.recall.items():
-        cells = " | ".join(_number(recall[k]) for k in ks)
-        yield f"| {pair.replace('_', ' / ')} | {cells} |"
+    others = ranking_columns(group, policy)
+    yield f"| query / gallery | {' | '.join([*(f'hit@{k}' for k in ks), *others])} |"
+    yield "|---|" + "---|" * (len(ks) + len(others))
+    for pair, hit_rate in group.hit_rate.items():
+        values = [*(hit_rate[k] for k in ks), *(of_pair.get(pair) for of_pair in others.values())]
+        yield f"| {pair.replace('_', ' / ')} | {' | '.join(map(_number, values))} |"
     yield ""
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from compatctl.report._report import Report
+from compatctl.report._report import Group, Report
 
 _OUTCOMES = {"pass": 1, "inconclusive": 0, "fail": -1}
 
 
 def openmetrics(report: Report) -> bytes:
-    """The verdict, each check's estimate, interval and outcome, and each group's recall."""
+    """The verdict, each check's estimate, interval and outcome, and each group's measures."""
     return ("\n".join(_lines(report)) + "\n").encode(errors="replace")
 
 
@@ -29,14 +29,21 @@ def _lines(report: Report) -> Iterator[str]:
             if value is not None and value - value == 0.0:
                 labels = {"check": check.name, "group": check.group, "bound": bound}
                 yield _sample("compatctl_check", labels, value)
-    yield from _head("compatctl_recall", "recall of query model and gallery")
-    for group in report.groups:
-        for pair, recall in group.recall.items():
-            for k, value in recall.items():
+    for name in ("hit_rate", "ndcg", "mrr", "recall"):
+        yield from _measure(name, report.groups)
+    yield "# EOF"
+
+
+def _measure(name: str, groups: Sequence[Group]) -> Iterator[str]:
+    """A measure at each k of query model and gallery; undefined ones are left out."""
+    yield from _head(f"compatctl_{name}", f"{name} at k of query model and gallery")
+    for group in groups:
+        by_pair: dict[str, dict[str, float]] = getattr(group, name)
+        for pair, values in by_pair.items():
+            for k, value in values.items():
                 if value - value == 0.0:
                     labels = {"group": group.name, "pair": pair, "k": k}
-                    yield _sample("compatctl_recall", labels, value)
-    yield "# EOF"
+                    yield _sample(f"compatctl_{name}", labels, value)
 
 
 def _head(name: str, text: str) -> Iterator[str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from compatctl.errors import CompatError, GateError, InputError
 from compatctl.files import canonical_json, os_errors, parse_json, sha256_bytes
 from compatctl.files.npz import open_regular
 from compatctl.report._contradictions import contradictions
+from compatctl.report._earlier import EARLIER, problem_of, upgraded
 from compatctl.report._from_json import from_json
 from compatctl.report._report import CHECKSUM, FORMAT, REFUSED, Report
 
@@ -43,8 +45,8 @@ class VerifiedReport:
         target.write_bytes(self.report.to_bytes())
 
 
-def read_report(path: Path) -> VerifiedReport:
-    """Read and check a report.
+def read_report(path: Path, *, earlier: bool = False) -> VerifiedReport:
+    """Read and check a report; with ``earlier`` also one of the format before.
 
     Raises:
         GateError: there is no report, or it records that verify refused the model.
@@ -61,7 +63,8 @@ def read_report(path: Path) -> VerifiedReport:
     kind = raw.get("format") if isinstance(raw, dict) else None
     if not isinstance(raw, dict) or not isinstance(kind, int):
         raise InputError(f"{path} is not a report of compatctl verify")
-    if kind != FORMAT:
+    is_earlier = earlier and kind == EARLIER
+    if kind != FORMAT and not is_earlier:
         raise InputError(
             f"{path} has report format {kind}; this version reads {FORMAT}",
             tip="install the version of compatctl that wrote it, or verify again",
@@ -72,16 +75,7 @@ def read_report(path: Path) -> VerifiedReport:
             f"{path}: verify refused the model: {str(message)[:1000]}", tip="verify another model"
         )
     try:
-        checksum = str(raw.pop(CHECKSUM))
-        report = from_json(Report, raw, "the report")
-        verified = _verified(report, data)
-        if report.to_bytes(checksum) != data:
-            raise ValueError("its bytes are not in the form that verify writes")
-        if sha256_bytes(canonical_json(raw["policy"])) != verified.policy_sha256:
-            raise ValueError("its policy does not have the digest that it names")
-        wrong = next(contradictions(report), "")
-        if not wrong and checksum != report.checksum:
-            wrong = "its checksum does not match its content"
+        verified, wrong = (_read_earlier if is_earlier else _read_current)(raw, data)
     except (CompatError, *_MALFORMED) as problem:
         raise InputError(
             f"{path} is not a report that verify wrote: {problem}", tip=_EDITED
@@ -89,6 +83,30 @@ def read_report(path: Path) -> VerifiedReport:
     if wrong:
         raise InputError(f"{path} contradicts itself: {wrong}", tip=_EDITED)
     return verified
+
+
+def _read_current(raw: dict[str, Any], data: bytes) -> tuple[VerifiedReport, str]:
+    """The report, and what it contradicts, if anything."""
+    checksum = str(raw.pop(CHECKSUM))
+    report = from_json(Report, raw, "the report")
+    verified = _verified(report, data)
+    if report.to_bytes(checksum) != data:
+        raise ValueError("its bytes are not in the form that verify writes")
+    if sha256_bytes(canonical_json(raw["policy"])) != verified.policy_sha256:
+        raise ValueError("its policy does not have the digest that it names")
+    wrong = next(contradictions(report), "")
+    if not wrong and checksum != report.checksum:
+        wrong = "its checksum does not match its content"
+    return verified, wrong
+
+
+def _read_earlier(raw: dict[str, Any], data: bytes) -> tuple[VerifiedReport, str]:
+    """The same of a report of the format before."""
+    if problem := problem_of(raw, data):
+        raise ValueError(problem)
+    entries = {name: entry for name, entry in raw.items() if name != CHECKSUM}
+    report = from_json(Report, upgraded(entries), "the report")
+    return _verified(report, data), next(contradictions(report), "")
 
 
 def _verified(report: Report, data: bytes) -> VerifiedReport:

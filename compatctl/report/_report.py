@@ -17,7 +17,7 @@ from compatctl.core.policy import Policy
 from compatctl.errors import CompatError
 from compatctl.files import canonical_json, json_safe, sha256_bytes
 
-FORMAT = 4
+FORMAT = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class SearchedGallery:
 class AnnRecall:
     """ANN recall@k of the new queries on the real index at its ef, and the ef that they need.
 
-    ``sweep``: (ef, recall) from k upwards until the target is reached.
+    ``sweep``: (ef, hit rate) from k upwards until the target is reached.
     """
 
     k: int
@@ -140,8 +140,8 @@ class TrainingOverlapEntry:
     """Mean share of touched rows among a query's matches."""
     untouched_queries: int
     """Queries all of whose matches are untouched."""
-    untouched_recall: tuple[float, float]
-    """Recall of old and of new queries of that kind, at the policy's k."""
+    untouched_hit_rate: tuple[float, float]
+    """Hit rate of old and of new queries of that kind, at the policy's k."""
     parts: dict[str, tuple[float, float]]
     """Check -> its means over the touched and the untouched part of the queries, NaN if empty. The
     mean of the two by their shares of the gallery decides, if neither is empty."""
@@ -149,7 +149,7 @@ class TrainingOverlapEntry:
     @property
     def untouched_gain(self) -> float:
         """The gain of new over old queries; NaN without such queries."""
-        return self.untouched_recall[1] - self.untouched_recall[0]
+        return self.untouched_hit_rate[1] - self.untouched_hit_rate[0]
 
     def mean(self, check: str, share: float) -> float:
         """The mean of both parts if the touched one has this ``share``."""
@@ -161,6 +161,7 @@ class TrainingOverlapEntry:
 class Group:
     """One group of queries: retrieval of every pair of models, flips and inequality means.
 
+    ``hit_rate``, ``recall``, ``ndcg``, ``mrr``: key -> k -> mean, as defined in ``core.retrieval``.
     Keys are query model and gallery: ``new_old`` is new queries on the old gallery, ``new_mixed``
     on a gallery half of which the new model embedded. If the new model embedded only a subset of
     the gallery, all but ``old_old`` and ``new_old`` are of that subset, ``old_old_subset`` and
@@ -177,7 +178,10 @@ class Group:
     n_classes: int
     unit: tuple[str, ...]
     n_without_match: int
+    hit_rate: dict[str, dict[str, float]]
     recall: dict[str, dict[str, float]]
+    ndcg: dict[str, dict[str, float]]
+    mrr: dict[str, dict[str, float]]
     cmc: dict[str, tuple[float, ...]]
     map_at_k: dict[str, float]
     map_k: int
@@ -201,6 +205,20 @@ class Group:
     """``old``, ``new`` -> k -> share of the first k answers of unknown relevance; empty: none."""
     training_overlap: TrainingOverlapEntry | None = None
     """None: no training record."""
+
+
+def ranking_columns(group: Group, policy: Policy) -> dict[str, dict[str, float]]:
+    """Name of a measure at the policy's k -> query model and gallery -> its mean."""
+    measures = {
+        f"nDCG@{policy.ndcg_at}": (group.ndcg, policy.ndcg_at),
+        f"MRR@{policy.mrr_at}": (group.mrr, policy.mrr_at),
+        f"recall@{policy.recall_at}": (group.recall, policy.recall_at),
+    }
+    nan = float("nan")
+    return {
+        name: {pair: by_k.get(str(k), nan) for pair, by_k in means.items()}
+        for name, (means, k) in measures.items()
+    } | {f"mAP@{group.map_k}": group.map_at_k}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,12 +254,12 @@ class RescoringState:
     """Re-scored answers with one state of the cache: ``cold``, ``half-warm`` or ``warm``, and
     ``at-limit`` in place of ``cold`` where only a share of the gallery may pass.
 
-    ``recall``: k -> recall of new queries. ``passed``: distinct gallery rows that the new model
+    ``hit_rate``: k -> hit rate of new queries. ``passed``: distinct gallery rows that the new model
     must have embedded for it; ``passed_share``: of the searched rows.
     """
 
     name: str
-    recall: dict[str, float]
+    hit_rate: dict[str, float]
     passed: int
     passed_share: float
 
@@ -252,8 +270,8 @@ class RescoringEntry:
 
     ``candidates`` answers are ranked again, of which a query may embed ``passes``. The merge rule
     (``weight``, ``slope``, ``intercept``) was fitted to validation queries; ``trials``: (weight,
-    share of right first answers). ``first_stage``: recall without re-scoring. ``unavailable``: rows
-    of the gallery without an image, which cannot be re-scored. The first state decides.
+    share of right first answers). ``first_stage``: hit rate without re-scoring. ``unavailable``:
+    rows of the gallery without an image, which cannot be re-scored. The first state decides.
     """
 
     candidates: int
@@ -273,7 +291,7 @@ class RescoredToday:
     """How the store re-scores the answers of old queries, which are judged so.
 
     ``candidates``, ``passes`` and the merge rule are the store's. ``kept``: rows of its gallery
-    with a free vector in the side file; ``kept_share``: of all. ``first_stage``: recall of the
+    with a free vector in the side file; ``kept_share``: of all. ``first_stage``: hit rate of the
     deciding old queries without re-scoring.
     """
 

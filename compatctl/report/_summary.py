@@ -5,22 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compatctl.core.gate import Check, Verdict, describe_units
+from compatctl.core.policy import CRITERIA
 from compatctl.report._report import Attempts
+
+_MEASURES = {
+    "hit_gain": "hits",
+    "ndcg_gain": "nDCG",
+    "mrr_gain": "MRR",
+    "recall_gain": "recall",
+}
 
 
 def summary(verdict: Verdict) -> str:
     """The verdict in one sentence, with the gain, the failed checks, or the open ones."""
     deciding = [check for check in verdict.checks if check.decides]
     if verdict.outcome == "pass":
-        gain = next(check for check in deciding if check.name == "recall_gain")
+        gain = next(check for name in CRITERIA for check in deciding if check.name == name)
         if gain.margin is not None:
             return (
                 "The new model does not find less than the old one in the gallery as it is, within "
                 f"a margin of {gain.margin:g}: {_interval(gain)}."
             )
         return (
-            "The new model finds more than the old one in the gallery as it is: the recall gain is "
-            f"{_interval(gain)}."
+            "The new model finds more than the old one in the gallery as it is: the gain in "
+            f"{_MEASURES[gain.name]} is {_interval(gain)}."
         )
     if verdict.outcome == "fail":
         failed = [check for check in deciding if check.outcome == "fail"]

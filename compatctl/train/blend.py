@@ -14,23 +14,23 @@ from compatctl.train.loop import TrialContext, validate
 from compatctl.train.setup import Setup
 
 SHARES = tuple(tenths / 10 for tenths in range(10, 0, -1))
-"""Of the fine-tuned weights; of equal recalls the first is taken."""
+"""Of the fine-tuned weights; of equal hit rates the first is taken."""
 
 State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blend:
-    """The ``share`` of the fine-tuned weights that was kept, in (0, 1], and recall@1 of validation
+    """The ``share`` of the fine-tuned weights that was kept, in (0, 1], and hit@1 of validation
     queries on the deployed gallery at every share."""
 
     share: float
-    recalls: dict[float, float]
+    hit_rates: dict[float, float]
 
     @property
-    def recall(self) -> float:
+    def hit_rate(self) -> float:
         """At the share that was kept."""
-        return self.recalls[self.share]
+        return self.hit_rates[self.share]
 
 
 def wants_blend(setup: Setup) -> bool:
@@ -40,17 +40,17 @@ def wants_blend(setup: Setup) -> bool:
 
 
 def blend_weights(context: TrialContext, base: State) -> Blend:
-    """Give the trained network the blend with the best validation recall; ``base``: its weights
+    """Give the trained network the blend with the best validation hit rate; ``base``: its weights
     before the training."""
     network = context.setup.network
     tuned = {key: value.clone() for key, value in network.state_dict().items()}
-    recalls = dict[float, float]()
+    hit_rates = dict[float, float]()
     for share in SHARES:
         network.load_state_dict(_between(base, tuned, share))
-        recalls[share] = validate(context) or 0.0
-    best = max(recalls, key=recalls.__getitem__)
+        hit_rates[share] = validate(context) or 0.0
+    best = max(hit_rates, key=hit_rates.__getitem__)
     network.load_state_dict(_between(base, tuned, best))
-    return Blend(share=best, recalls=recalls)
+    return Blend(share=best, hit_rates=hit_rates)
 
 
 def _between(first: State, last: State, share: float) -> State:

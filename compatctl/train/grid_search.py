@@ -1,6 +1,6 @@
 """The grid over frame, lambda and mu: every trial starts from the same weights, the best is kept.
 
-The best has the highest recall@1 of new queries on the deployed gallery, on validation classes.
+The best has the highest hit@1 of new queries on the deployed gallery, on validation classes.
 """
 
 from __future__ import annotations
@@ -102,16 +102,16 @@ def make_context(setup: Setup, batches: Batches, classifier: Classifier) -> Tria
 
 def _finish_trial(context: TrialContext, trial: Trial, state: Checkpoint) -> None:
     """Record the trial, keep its weights if they are the best, and reset the state for the next."""
-    recall = validate(context)
-    recalls = [record["validation_recall_at_1"] for record in state.trials]
-    if state.best_trial < 0 or (recall or 0.0) > (recalls[state.best_trial] or 0.0):
+    hit_rate = validate(context)
+    hit_rates = [record["validation_hit_at_1"] for record in state.trials]
+    if state.best_trial < 0 or (hit_rate or 0.0) > (hit_rates[state.best_trial] or 0.0):
         state.best_trial, state.best = trial.index, state.model
     state.trials.append(
         {
             "frame": trial.frame,
             "lambda": trial.weight,
             "mu": trial.mu,
-            "validation_recall_at_1": recall,
+            "validation_hit_at_1": hit_rate,
             "losses": [round(loss, 6) for loss in state.losses],
         }
     )

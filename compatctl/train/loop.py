@@ -108,7 +108,7 @@ def load_weights(network: Network, state: dict[str, Tensor]) -> None:
 
 
 def validate(context: TrialContext) -> float | None:
-    """recall@1 of new queries on the deployed gallery; None without validation queries."""
+    """hit@1 of new queries on the deployed gallery; None without validation queries."""
     validation = context.setup.training_set.validation
     if validation is None:
         return None
@@ -124,7 +124,7 @@ def validate(context: TrialContext) -> float | None:
         ks=(1,),
         map_k=1,
     )
-    return float(result.recall[1])
+    return float(result.hit_rate[1])
 
 
 def _loss(

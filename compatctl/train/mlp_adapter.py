@@ -2,7 +2,7 @@
 
 Source: the MLP adapter of Vejendla (EMNLP 2025, arXiv 2509.23471). This one is not residual, as F
 and D may differ, and minimises ``pair_loss`` instead of the squared error, which gives a higher
-recall: each item is a class of its own, with the deployed feature as its frozen row.
+hit rate: each item is a class of its own, with the deployed feature as its frozen row.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ WEIGHT_DECAY = 0.01
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FittedPerceptron:
-    """The adapter of the best epoch, counted from 1, and its recall."""
+    """The adapter of the best epoch, counted from 1, and its hit rate."""
 
     adapter: Perceptron
     epoch: int
-    recall: float
+    hit_rate: float
 
 
 def fit_perceptron(
@@ -55,12 +55,12 @@ def fit_perceptron(
     seed: int = 0,
     progress: Progress = silent,
 ) -> FittedPerceptron:
-    """The adapter of ``iter_perceptrons`` with the highest recall, the first of equals.
+    """The adapter of ``iter_perceptrons`` with the highest hit rate, the first of equals.
 
     Args:
         source: (N, F) features of the new model.
         target: (N, D) features of the deployed model, of the same items.
-        judge: recall of an adapter; called after each epoch.
+        judge: hit rate of an adapter; called after each epoch.
         hidden: H, width of the hidden layer.
         epochs: passes over the pairs, at least 1.
         seed: for the initial weights and the order of the pairs.
@@ -73,10 +73,10 @@ def fit_perceptron(
         source, target, hidden=hidden, epochs=epochs, seed=seed, progress=progress
     )
     fitted = (
-        FittedPerceptron(adapter=adapter, epoch=epoch, recall=judge(adapter))
+        FittedPerceptron(adapter=adapter, epoch=epoch, hit_rate=judge(adapter))
         for epoch, adapter in enumerate(adapters, start=1)
     )
-    return max(fitted, key=lambda candidate: candidate.recall)
+    return max(fitted, key=lambda candidate: candidate.hit_rate)
 
 
 def iter_perceptrons(

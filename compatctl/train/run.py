@@ -42,8 +42,8 @@ class TrainResult:
     """JSON-serializable: see ``training_record``"""
     registry: Registry | None
     """Class -> vertex, new classes appended; None without a simplex"""
-    validation_recall: float | None
-    """recall@1 of validation queries on the deployed gallery; None without such queries"""
+    validation_hit_rate: float | None
+    """hit@1 of validation queries on the deployed gallery; None without such queries"""
     dim: int
     """D of the embedding"""
 
@@ -104,7 +104,7 @@ def train(
         network=network,
         record=record,
         registry=outcome[0].registry,
-        validation_recall=record["validation_recall_at_1"],
+        validation_hit_rate=record["validation_hit_at_1"],
         dim=dim,
     )
 
@@ -200,6 +200,6 @@ def _validation(
     validation = training_set.validation
     return {
         "blend": blend.share if blend else 1.0,
-        "validation_recall_at_1": blend.recall if blend else trial["validation_recall_at_1"],
+        "validation_hit_at_1": blend.hit_rate if blend else trial["validation_hit_at_1"],
         "validation_queries": len(validation.images) if validation else 0,
     }

@@ -30,8 +30,8 @@ def unit_pixels(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return rows
 
 
-def print_recall(data: dict[str, NDArray]) -> None:
-    """recall@1 of test characters by typeface, in three galleries, as rows of a Markdown table."""
+def print_hit_rate(data: dict[str, NDArray]) -> None:
+    """hit@1 of test characters by typeface, in three galleries, as rows of a Markdown table."""
     rng = np.random.default_rng(0)
     chosen = rng.choice(np.unique(data["labels"][data["classes"] == "test"]), CLASSES, False)
     in_gallery = data["role"] == "gallery"
@@ -42,11 +42,11 @@ def print_recall(data: dict[str, NDArray]) -> None:
     for font in dict.fromkeys(data["font"][~in_gallery]):
         rows = np.flatnonzero((data["font"] == font) & np.isin(data["labels"], chosen))
         scores = unit_pixels(data["images"][rows]) @ gallery.T
-        recalls = [
+        hit_rates = [
             np.mean(labels[part][scores[:, part].argmax(axis=1)] == data["labels"][rows])
             for part in galleries
         ]
-        cells = " | ".join(f"{recall:.3f}".lstrip("0") for recall in recalls)
+        cells = " | ".join(f"{hit_rate:.3f}".lstrip("0") for hit_rate in hit_rates)
         print(f"| {font} | {len(rows):,} | {cells} |")
 
 
@@ -82,7 +82,7 @@ def main() -> None:
     names = ("images", "labels", "classes", "role", "font", "use")
     with np.load(path) as file:
         data = {name: file[name] for name in names}
-    print_recall(data)
+    print_hit_rate(data)
     print_nearest(data)
 
 

@@ -98,7 +98,7 @@ def compatctl(folder: Path, *words: str, expected: int = 0) -> None:
 
 
 def fonts(folder: Path) -> None:
-    """Print recall@1 of the test characters: all fonts together, and each of three hard ones."""
+    """Print hit@1 of the test characters: all fonts together, and each of three hard ones."""
     data = load(folder / "kanji.npz")
     gallery, queries = data.filter(role="gallery"), data.filter(split="test", role="query")
     codes = np.unique([*gallery.labels, *queries.labels], return_inverse=True)[1]
@@ -108,7 +108,9 @@ def fonts(folder: Path) -> None:
     for name, encoder in (("old", old), ("new", new)):
         stored[name] = encoder.embed(gallery).features
         embedded[name] = encoder.embed(queries).features
-    print(f"\n{'recall@1, query on gallery':28s}{'mean':>10s}" + "".join(f"{x:>15s}" for x in HARD))
+    print(
+        f"\n{'hit_rate@1, query on gallery':28s}{'mean':>10s}" + "".join(f"{x:>15s}" for x in HARD)
+    )
     for q, g in (("old", "old"), ("new", "old"), ("new", "new")):
         nearest = exact_search(embedded[q], stored[g], 1)
         hit = evaluate(nearest, codes[len(gallery) :], codes[: len(gallery)], ks=(1,), map_k=1).hit1

@@ -152,7 +152,7 @@ def base(setup: protocol.SequenceSetup) -> dict[bool, list[protocol.Network]]:
 def test_every_method_walks_the_sequence_alike_twice(
     setup: protocol.SequenceSetup, base: dict[bool, list[protocol.Network]], method: methods.Method
 ) -> None:
-    """The lower triangle holds recalls, the upper nothing; models elsewhere stay as they came."""
+    """The lower triangle holds hit rates, the upper nothing; models elsewhere stay as they came."""
     before = [
         element.state_dict()["backbone.head.1.weight"].clone() for element in base[method.fixed]
     ]

@@ -77,7 +77,7 @@ def test_every_idea_gives_a_row(material: heads.Material) -> None:
             (entry.alone, by_name[entry.against].alone),
             (entry.fused, by_name[entry.against].fused),
         ):
-            assert part.gain == pytest.approx(part.recall - other.recall)
+            assert part.gain == pytest.approx(part.hit_rate - other.hit_rate)
             assert part.low - 1e-9 <= part.gain <= part.high + 1e-9
     assert len(study.table(rows).splitlines()) == len(rows) + 2
 

@@ -48,7 +48,7 @@ def test_planning_and_judging_classes_are_apart(trained: planned.Trained) -> Non
 
 
 def test_a_route_is_judged_on_the_queries_that_did_not_plan(trained: planned.Trained) -> None:
-    """Its recall is that of a plain search by these queries alone."""
+    """Its hit rate is that of a plain search by these queries alone."""
     inputs = trained.inputs
     (planning,) = planned.splits(inputs, 10, 1)
     judging = ~planning & inputs.truth.has_match()
@@ -58,7 +58,7 @@ def test_a_route_is_judged_on_the_queries_that_did_not_plan(trained: planned.Tra
     first = exact_search(trained.tuned.queries[judging], stored, 1).rows[:, 0]
     right = inputs.truth.gallery_labels[first] == inputs.truth.query_labels[judging]
     assert judged.queries == judging.sum()
-    assert judged.recall == pytest.approx(right.mean())
+    assert judged.hit_rate == pytest.approx(right.mean())
 
 
 def test_vectors_that_know_nothing_get_no_route_that_keeps_them(trained: planned.Trained) -> None:

@@ -142,10 +142,10 @@ def _right(inputs: RouteInputs, queries: np.ndarray, gallery: np.ndarray) -> np.
     return right
 
 
-def test_lines_are_recalls_and_gains_on_test_classes(
+def test_lines_are_hit_rates_and_gains_on_test_classes(
     inputs: RouteInputs, result: passing.Result
 ) -> None:
-    """Recall, share kept and flips are those of a plain search; every share has its lines."""
+    """Hit rate, share kept and flips are those of a plain search; every share has its lines."""
     stored = inputs.reference.gallery_features
     old = _right(inputs, inputs.old_queries.queries, stored)
     assert (result.queries, result.classes) == (len(old), SPLITS["test"])
@@ -154,13 +154,13 @@ def test_lines_are_recalls_and_gains_on_test_classes(
     keep, ceiling = result.line("keep", 0.0), result.line(passing.ALONE, 1.0)
     assert keep is not None
     assert ceiling is not None
-    assert result.free == ceiling.recall
+    assert result.free == ceiling.hit_rate
     assert (keep.gain, keep.flips, keep.gate) == (0.0, 0.0, "inconclusive")
     for line in result.lines:
-        assert line.gain == pytest.approx(line.recall - result.old)
+        assert line.gain == pytest.approx(line.hit_rate - result.old)
         assert line.low - 1e-9 <= line.gain <= line.high + 1e-9
         if line.kept is not None:
-            assert line.kept == pytest.approx(line.gain / (ceiling.recall - result.old))
+            assert line.kept == pytest.approx(line.gain / (ceiling.hit_rate - result.old))
     for route, order in docs.SERIES:
         assert result.line(route, 0.1, order) is not None
         assert result.line(route, 1.0) is not None
@@ -179,11 +179,11 @@ def test_a_whole_network_is_trained_for_the_stored_gallery(
     assert line is not None
     queries = whole_queries(inputs, recipe)
     right = _right(inputs, queries, inputs.reference.gallery_features)
-    assert line.recall == pytest.approx(right.mean())
+    assert line.hit_rate == pytest.approx(right.mean())
     ceiling = result.line(passing.WHOLE_FREE, 1.0)
     assert ceiling is not None
-    assert ceiling.recall == _right(inputs, *whole_without_gallery(inputs, recipe)).mean()
-    gain = max(ceiling.recall, result.free) - result.old
+    assert ceiling.hit_rate == _right(inputs, *whole_without_gallery(inputs, recipe)).mean()
+    gain = max(ceiling.hit_rate, result.free) - result.old
     assert line.kept == (pytest.approx(line.gain / gain) if result.worth else None)
 
 
@@ -426,7 +426,7 @@ def test_an_ablation_compares_each_setting_with_the_shipped_recipe(
     features = routes.train_model(inputs, change, inputs.reference).queries[query_rows]
     nearest = (features @ inputs.reference.gallery_features.T).argmax(axis=1)
     right = np.mean(inputs.truth.gallery_labels[nearest] == inputs.truth.query_labels[query_rows])
-    assert rows[1].recall == pytest.approx(right)
-    assert rows[1].gain == pytest.approx(right - rows[0].recall)
+    assert rows[1].hit_rate == pytest.approx(right)
+    assert rows[1].gain == pytest.approx(right - rows[0].hit_rate)
     text = ablation.page(rows)
     assert all(f"| {name} | " in text for name in names)

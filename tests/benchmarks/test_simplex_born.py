@@ -95,7 +95,7 @@ def images() -> SeedImages:
     )
 
 
-def test_lines_are_recalls_on_the_deployed_gallery(images: SeedImages) -> None:
+def test_lines_are_hit_rates_on_the_deployed_gallery(images: SeedImages) -> None:
     """Queries of each model against the stored vectors of the first; intervals hold the gain."""
     rng = np.random.default_rng(0)
     centres = np.repeat(rng.standard_normal((12, 16)), 3, axis=0)
@@ -108,11 +108,11 @@ def test_lines_are_recalls_on_the_deployed_gallery(images: SeedImages) -> None:
     assert len(lines) == len(born.GROUPS) * len(features)
     for entry in lines:
         rows = images.groups[entry.group]
-        for gallery, recall in (("old on old", entry.recall), (entry.model, entry.own)):
+        for gallery, hit_rate in (("old on old", entry.hit_rate), (entry.model, entry.own)):
             near = (features[entry.model][rows] @ features[gallery][images.gallery].T).argmax(
                 axis=1
             )
-            assert recall == pytest.approx((labels[images.gallery][near] == labels[rows]).mean())
+            assert hit_rate == pytest.approx((labels[images.gallery][near] == labels[rows]).mean())
         assert entry.low <= entry.gain <= entry.high
         assert entry.over_low <= entry.over_deployed <= entry.over_high
     table = "\n".join(born.table(lines))
@@ -131,19 +131,19 @@ def test_the_judge_compares_both_models_on_the_stored_vectors(images: SeedImages
     )
     judge, labels = Judge(images=images, old=old), np.array(images.everything.labels)
 
-    def recall(queries: np.ndarray, rows: np.ndarray) -> float:
+    def hit_rate(queries: np.ndarray, rows: np.ndarray) -> float:
         near = (queries[rows] @ old[images.gallery].T).argmax(axis=1)
         return float((labels[images.gallery][near] == labels[rows]).mean())
 
     seen = np.concatenate([images.groups[name] for name in born.GROUPS[:2]])
     for name, rows in (images.groups | {SEEN: seen}).items():
         found = judge.groups(new)[name]
-        assert found["recall"] == pytest.approx(recall(new, rows), abs=1e-4)
-        gain = recall(new, rows) - recall(old, rows)
+        assert found["hit_rate"] == pytest.approx(hit_rate(new, rows), abs=1e-4)
+        gain = hit_rate(new, rows) - hit_rate(old, rows)
         assert found["gain"] == pytest.approx(gain, abs=1e-4)
         assert found["gate"] == "inconclusive"  # too few queries
     weight, fused = judge.fused(new)
-    best = max(recall(as_unit((1 - w) * old + w * new), images.validation) for w in WEIGHTS)
+    best = max(hit_rate(as_unit((1 - w) * old + w * new), images.validation) for w in WEIGHTS)
     assert judge.validation(fused) == pytest.approx(best)
     assert np.allclose(fused, as_unit((1 - weight) * old + weight * new), atol=1e-6)
 

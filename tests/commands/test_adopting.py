@@ -116,7 +116,7 @@ def test_without_images_of_an_unproven_index_verify_is_inconclusive(
     assert (_check(result)["outcome"], _check(result)["decides"]) == ("inconclusive", True)
     assert any("adopted index" in line for line in result.json["not_checked"])
     policy = shop.path("p.yaml")
-    policy.write_text("format: 3\nname: mine\nrequire_proven_store: false\n")
+    policy.write_text("format: 4\nname: mine\nrequire_proven_store: false\n")
     assert _check(_verify(shop, "--policy", policy))["decides"] is False
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from shop_kit import Shop, filtered_table, run, slow_recall, store_files, stored_rows
+from shop_kit import Shop, filtered_table, run, slow_hit_rate, store_files, stored_rows
 
 from compatctl.core.gallery_order import hubness, mean_distance, uncertainty
 from compatctl.core.policy import Policy
@@ -58,7 +58,7 @@ def _embedded(shop: Shop, name: str, ids: list[str], data: Dataset) -> NDArray[n
 
 
 def test_a_half_is_measured_and_written_as_by_an_explicit_loop(deployed: Shop) -> None:
-    """Recall before and after, and every row of the new index, are those found one by one."""
+    """Hit rate before and after, and every row of the new index, are those found one by one."""
     data, before, catalog = load(deployed.data()), deployed.manifest(), _catalog(deployed)
     ids = list(catalog.ids)
     old = stored_rows(deployed, ids)
@@ -75,8 +75,8 @@ def test_a_half_is_measured_and_written_as_by_an_explicit_loop(deployed: Shop) -
 
     trial, output = result.json["measured"], result.json
     new = [Encoder.load(deployed.path("new.onnx"))]
-    slow = [slow_recall(deployed, new, rows) for rows in (old, wanted)]
-    assert [trial["curve"][0]["recall"], trial["curve"][-1]["recall"]] == pytest.approx(slow)
+    slow = [slow_hit_rate(deployed, new, rows) for rows in (old, wanted)]
+    assert [trial["curve"][0]["hit_rate"], trial["curve"][-1]["hit_rate"]] == pytest.approx(slow)
     assert trial["check"]["estimate"] == pytest.approx(slow[1] - slow[0])
     assert trial["check"]["low"] > -0.02
     shares = [point["share"] for point in trial["curve"]]
@@ -370,15 +370,15 @@ def test_a_forecast_on_every_row_is_the_measurement(deployed: Shop, tmp_path: Pa
     assert result.code == 0, result.stderr
     forecast = result.json["forecast"]
     assert forecast["passes"] == result.json["rows"]
-    for name in ("n_queries", "n_classes", "recall_at"):
+    for name in ("n_queries", "n_classes", "hit_at"):
         assert forecast[name] == exact[name]
     assert len(forecast["curve"]) == 7
     for point, wanted in zip(forecast["curve"], exact["curve"], strict=True):
         assert point["share"] == pytest.approx(wanted["share"], abs=0.5 / result.json["rows"])
-        assert point["recall"] == pytest.approx(wanted["recall"], abs=0.01)
-        assert point["gain"] == pytest.approx(point["recall"] - forecast["curve"][0]["recall"])
+        assert point["hit_rate"] == pytest.approx(wanted["hit_rate"], abs=0.01)
+        assert point["gain"] == pytest.approx(point["hit_rate"] - forecast["curve"][0]["hit_rate"])
         assert point["low"] <= point["gain"] <= point["high"]
-    assert forecast["curve"][-1]["recall"] == pytest.approx(exact["curve"][-1]["recall"])
+    assert forecast["curve"][-1]["hit_rate"] == pytest.approx(exact["curve"][-1]["hit_rate"])
     assert store_files(deployed) == files
 
 
@@ -519,13 +519,13 @@ def test_ef_is_raised_to_what_the_new_index_needs(begun: Path, shop: Shop, tmp_p
     vectors, keys = gallery.index.vectors(), gallery.index.keys()
     data = load(shop.data()).filter(split="test", role="query")
     queries = Encoder.load(begun / "new.onnx").embed(data).features
-    for ef, recall in ((10, ann["recall_current"]), (output["ef_search"], ann["recall_needed"])):
+    for ef, hit_rate in ((10, ann["recall_current"]), (output["ef_search"], ann["recall_needed"])):
         shares = []
         for query in queries:
             ten = keys[np.argsort(-(vectors @ query), kind="stable")[:10]]
             nearest, _ = gallery.index.search(query[None], 10, ef, threads=1)
             shares.append(np.isin(nearest[0], ten).mean())
-        assert np.mean(shares) == pytest.approx(recall, abs=2e-3)
+        assert np.mean(shares) == pytest.approx(hit_rate, abs=2e-3)
     assert ann["recall_current"] < 0.95 <= ann["recall_needed"]
     assert other.run("check").code == 0
 

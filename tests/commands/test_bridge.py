@@ -37,8 +37,8 @@ def record(shop: Shop) -> Any:
     return json.loads(shop.path("bridged.training.json").read_bytes())
 
 
-def recall(shop: Shop, model: Path, split: str) -> float:
-    """recall@1 of a split's queries on the stored gallery, by an explicit loop."""
+def hit_rate(shop: Shop, model: Path, split: str) -> float:
+    """hit@1 of a split's queries on the stored gallery, by an explicit loop."""
     data = load(shop.data())
     gallery = data.filter(role="gallery")
     stored = stored_rows(shop, list(gallery.ids))
@@ -77,9 +77,9 @@ def test_a_rotated_copy_of_the_old_encoder_is_bridged_back(shop: Shop) -> None:
     """Alone it finds next to nothing; behind a rotation all that the old one finds, within 1%."""
     new = turned(shop, "rotated.onnx", of="old.onnx")
     bridged = bridge(shop, new, "--kind", "orthogonal")
-    old = recall(shop, shop.path("old.onnx"), "test")
-    assert recall(shop, new, "test") < 0.2 * old
-    assert recall(shop, shop.path("bridged.onnx"), "test") >= 0.99 * old
+    old = hit_rate(shop, shop.path("old.onnx"), "test")
+    assert hit_rate(shop, new, "test") < 0.2 * old
+    assert hit_rate(shop, shop.path("bridged.onnx"), "test") >= 0.99 * old
     assert bridged["parity"] < 1e-4
 
 
@@ -99,11 +99,15 @@ def test_every_kind_is_tried_and_validation_chooses(shop: Shop) -> None:
         "8",
         "16",
     }
-    assert bridged["recall"] == max(trial["recall"] for trial in bridged["trials"])
-    assert bridged["old_recall"] == pytest.approx(recall(shop, shop.path("old.onnx"), "validation"))
-    assert bridged["recall"] == pytest.approx(recall(shop, shop.path("bridged.onnx"), "validation"))
-    assert bridged["recall"] >= 0.99 * bridged["old_recall"]
-    best = next(trial for trial in bridged["trials"] if trial["recall"] == bridged["recall"])
+    assert bridged["hit_rate"] == max(trial["hit_rate"] for trial in bridged["trials"])
+    assert bridged["old_hit_rate"] == pytest.approx(
+        hit_rate(shop, shop.path("old.onnx"), "validation")
+    )
+    assert bridged["hit_rate"] == pytest.approx(
+        hit_rate(shop, shop.path("bridged.onnx"), "validation")
+    )
+    assert bridged["hit_rate"] >= 0.99 * bridged["old_hit_rate"]
+    best = next(trial for trial in bridged["trials"] if trial["hit_rate"] == bridged["hit_rate"])
     assert (bridged["kind"], bridged["setting"]) == (best["kind"], best["setting"])
 
 
@@ -230,8 +234,8 @@ def test_the_mlp_is_the_same_for_the_same_seed(shop: Shop) -> None:
     bridged = [bridge(shop, new, "--kind", "mlp", "--seed", seed) for seed in (3, 3, 4)]
     assert bridged[0]["sha256"] == bridged[1]["sha256"] != bridged[2]["sha256"]
     assert [trial["kind"] for trial in bridged[0]["trials"]] == ["mlp"]
-    old = recall(shop, shop.path("old.onnx"), "test")
-    assert recall(shop, shop.path("bridged.onnx"), "test") > 0.5 * old
+    old = hit_rate(shop, shop.path("old.onnx"), "test")
+    assert hit_rate(shop, shop.path("bridged.onnx"), "test") > 0.5 * old
 
 
 def test_a_foreign_file_is_bridged(shop: Shop) -> None:
@@ -258,7 +262,7 @@ def test_a_foreign_file_is_bridged(shop: Shop) -> None:
     bridged = bridge(shop, shop.path("foreign.onnx"), "--kind", "ridge")
     assert (bridged["new_dim"], bridged["dim"]) == (24, DIM)
     shop.path("foreign.preprocessing.json").unlink()
-    assert recall(shop, shop.path("bridged.onnx"), "test") > recall(
+    assert hit_rate(shop, shop.path("bridged.onnx"), "test") > hit_rate(
         shop, shop.path("turned.onnx"), "test"
     )
 
@@ -347,7 +351,7 @@ def test_the_table_names_every_adapter(shop: Shop) -> None:
     result = run("bridge", *shop.args, shop.path("turned.onnx"), "-o", out, "--kind", "low-rank")
     assert result.code == 0, result.stderr
     assert result.stdout.count("strength") == 16
-    assert "old recall" in result.stdout
+    assert "old hit rate" in result.stdout
 
 
 def test_without_torch_the_mlp_is_left_out(shop: Shop) -> None:

@@ -91,9 +91,9 @@ def test_settings_are_chosen_on_validation_classes(shop: Shop) -> None:
     """Lists in the recipe are searched; the record has every trial and the best one's number."""
     _finetune(shop, _recipe(shop, weight="[0.1, 1.0]"))
     record = json.loads(shop.path("build/candidate/training.json").read_bytes())
-    recalls = [trial["validation_recall_at_1"] for trial in record["trials"]]
-    assert len(recalls) == 2
-    assert record["choice"] == int(np.argmax(recalls))
+    hit_rates = [trial["validation_hit_at_1"] for trial in record["trials"]]
+    assert len(hit_rates) == 2
+    assert record["choice"] == int(np.argmax(hit_rates))
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def _deployable(shop: Shop) -> None:
 
 
 def test_a_better_compatible_model_passes_with_the_reference_figures(shop: Shop) -> None:
-    """A denoised model passes, and its recall@1 is what an explicit loop over images finds."""
+    """A denoised model passes, and its hit@1 is what an explicit loop over images finds."""
     code, report = _verify(shop, "new.onnx")
     assert code == 0
     group = report["groups"][0]  # type: ignore[index]
@@ -48,8 +48,8 @@ def test_a_better_compatible_model_passes_with_the_reference_figures(shop: Shop)
         for row, feature in zip(queries, encoder.embed(data.take(queries)).features, strict=True):
             nearest = gallery[int(np.argmax(searched @ feature))]
             right += data.labels[nearest] == data.labels[row]
-        assert group["recall"][pair]["1"] == pytest.approx(right / len(queries), abs=2e-3)
-    assert group["recall"]["new_old"]["1"] > group["recall"]["old_old"]["1"]
+        assert group["hit_rate"][pair]["1"] == pytest.approx(right / len(queries), abs=2e-3)
+    assert group["hit_rate"]["new_old"]["1"] > group["hit_rate"]["old_old"]["1"]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_equal_worse_and_incompatible_models_never_pass(
 def test_too_few_queries_are_inconclusive(shop: Shop, tmp_path: Path) -> None:
     """With fewer held-out queries than the policy asks for the exit code is 4, not a pass."""
     policy = tmp_path / "strict.yaml"
-    policy.write_text("format: 3\nname: many\nmin_queries: 100000\n")
+    policy.write_text("format: 4\nname: many\nmin_queries: 100000\n")
     code, report = _verify(shop, "new.onnx", "--policy", policy)
     assert code == 4
     assert report["verdict"]["outcome"] == "inconclusive"  # type: ignore[index]
@@ -125,7 +125,7 @@ def test_deploy_refuses_a_failing_report_unless_forced_with_a_reason(shop: Shop)
 def test_deploy_refuses_an_inconclusive_report(shop: Shop, tmp_path: Path) -> None:
     """A report that could not tell ends in exit 4."""
     policy = tmp_path / "many.yaml"
-    policy.write_text("format: 3\nname: many\nmin_queries: 100000\n")
+    policy.write_text("format: 4\nname: many\nmin_queries: 100000\n")
     assert _verify(shop, "new.onnx", "--policy", policy)[0] == 4
     assert shop.run("deploy", "--policy", policy).code == 4
 
@@ -136,7 +136,7 @@ def test_deploy_refuses_a_report_with_another_digest(shop: Shop, tmp_path: Path)
     other = shop.run("deploy", "--model", shop.path("worse.onnx"))
     assert (other.code, "another new model" in other.stderr) == (3, True)
     loose = tmp_path / "loose.yaml"
-    loose.write_text("format: 3\nname: loose\nmin_queries: 1\n")
+    loose.write_text("format: 4\nname: loose\nmin_queries: 1\n")
     changed = shop.run("deploy", "--policy", loose)
     assert (changed.code, "another policy" in changed.stderr) == (3, True)
     assert shop.run("deploy").json["written"] is True
@@ -272,11 +272,11 @@ def test_fuse_chooses_its_weight_and_is_judged_like_any_model(shop: Shop) -> Non
     assert fused.code == 0, fused.stderr
     result, search = fused.json, fused.json["search"]
     assert len(search["trials"]) == 9
-    best = max(trial["recall"] for trial in search["trials"])
-    assert best == next(t["recall"] for t in search["trials"] if t["weight"] == result["weight"])
+    best = max(trial["hit_rate"] for trial in search["trials"])
+    assert best == next(t["hit_rate"] for t in search["trials"] if t["weight"] == result["weight"])
     assert search["weight_low"] <= result["weight"] <= search["weight_high"]
     assert search["low"] <= search["gain"] <= search["high"]
-    assert search["gain"] <= best - search["old_recall"]
+    assert search["gain"] <= best - search["old_hit_rate"]
     assert len(search["half_weights"]) == 2
     code, report = _verify(shop, "fused.onnx")
     assert code == 0

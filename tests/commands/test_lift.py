@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from index_kit import build_index
-from shop_kit import DIM, Shop, filtered_table, run, slow_recall, store_files, stored_rows, turned
+from shop_kit import DIM, Shop, filtered_table, run, slow_hit_rate, store_files, stored_rows, turned
 
 from compatctl.data import load
 from compatctl.deployment.gallery import DeployedGallery
@@ -101,20 +101,22 @@ def test_every_row_is_what_its_own_file_returns(lifted: Shop, begun: Path) -> No
     assert lifted.run("check").code == 0
 
 
-def test_the_measured_recalls_are_those_of_an_explicit_loop(lifted: Shop, begun: Path) -> None:
-    """Both recalls, that of both models fused, and the gain that the policy judges, on the stored
+def test_the_measured_hit_rates_are_those_of_an_explicit_loop(lifted: Shop, begun: Path) -> None:
+    """Both hit rates, that of both models fused, and the gain that the policy judges, on the stored
     and on the lifted rows."""
     measured = _lift_result(lifted)["measured"]
     ids = list(_catalog(lifted).ids)
     both = [_model(lifted, _lift_result(lifted)["models"][0]["sha256"])]
     both.append(Encoder.load(lifted.path("wide.onnx")))
     rows = stored_rows(lifted, ids)
-    old = slow_recall(Shop(begun), [Encoder.load(lifted.path("old.onnx"))],
+    old = slow_hit_rate(Shop(begun), [Encoder.load(lifted.path("old.onnx"))],
                        stored_rows(Shop(begun), ids))  # fmt: skip
-    new, fused = slow_recall(lifted, both[1:], rows), slow_recall(lifted, both, rows)
-    assert measured["fused_recall"] == pytest.approx(fused, abs=2e-3)
-    assert (measured["old_recall"], measured["new_recall"]) == pytest.approx((old, new), abs=2e-3)
-    gain = next(check for check in measured["verdict"]["checks"] if check["name"] == "recall_gain")
+    new, fused = slow_hit_rate(lifted, both[1:], rows), slow_hit_rate(lifted, both, rows)
+    assert measured["fused_hit_rate"] == pytest.approx(fused, abs=2e-3)
+    assert (measured["old_hit_rate"], measured["new_hit_rate"]) == pytest.approx(
+        (old, new), abs=2e-3
+    )
+    gain = next(check for check in measured["verdict"]["checks"] if check["name"] == "hit_gain")
     assert gain["estimate"] == pytest.approx(new - old, abs=4e-3)
     assert gain["low"] > 0
     assert gain["decides"]
@@ -274,7 +276,7 @@ def test_too_little_evidence_is_inconclusive(shop: Shop, wide: Path, raised: Pat
     assert store_files(shop) == files
     shown = run("lift", *shop.args, wide, *RIDGE, "--dry-run").stdout
     assert "would be mapped to 48" in shown
-    assert "recall_gain" in shown
+    assert "hit_gain" in shown
     result = _lift_result(Shop(raised))
     assert (result["measured"], result["map"]) == (planned["measured"], planned["map"])
 
@@ -288,8 +290,8 @@ def test_every_kind_is_tried_and_validation_chooses(shop: Shop, wide: Path) -> N
         "low-rank",
         "mlp",
     }
-    assert output["recall"] == max(trial["recall"] for trial in output["trials"])
-    assert output["old_recall"] < output["recall"]
+    assert output["hit_rate"] == max(trial["hit_rate"] for trial in output["trials"])
+    assert output["old_hit_rate"] < output["hit_rate"]
 
 
 @pytest.mark.parametrize(

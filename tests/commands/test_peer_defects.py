@@ -56,7 +56,7 @@ def test_an_encoder_with_random_weights_fails(shop: Shop) -> None:
     for policy in ("default", "lenient"):
         code, report = judged(shop, random, "--policy", policy)
         assert code == 3, policy
-        assert report["groups"][0]["recall"]["new_old"]["1"] < 0.1
+        assert report["groups"][0]["hit_rate"]["new_old"]["1"] < 0.1
 
 
 @pytest.mark.parametrize("change", ["split", "class"])
@@ -74,7 +74,7 @@ def test_no_held_out_query_is_inconclusive(shop: Shop, tmp_path: Path, change: s
     table.write_text("id,path,label,split,role\n" + "\n".join(lines) + "\n")
     policy = tmp_path / "mild.yaml"
     policy.write_text(
-        "format: 3\nname: mild\nmin_queries: 1\nmin_classes: 1\nmin_recall_gain: -1.0\n"
+        "format: 4\nname: mild\nmin_queries: 1\nmin_classes: 1\nmin_hit_gain: -1.0\n"
         "different_class_margin: null\nmin_ann_recall: null\n"
     )
     more = ("--data", table, "--data-root", images, "--policy", policy)
@@ -109,7 +109,7 @@ def test_every_interval_holds_its_estimate(shop: Shop, tmp_path: Path) -> None:
 def test_unrelated_spaces_never_pass_on_a_small_set(tmp_path: Path, classes: int) -> None:
     """Two unrelated encoders never pass, however few the items are."""
     policy = tmp_path / "few.yaml"
-    policy.write_text("format: 3\nname: few\nmin_queries: 1\nmin_classes: 1\n")
+    policy.write_text("format: 4\nname: few\nmin_queries: 1\nmin_classes: 1\n")
     paths = tables(tmp_path, *real_features(), classes=classes)
     for more in ((), ("--policy", policy)):
         result = run("verify", *paths, "--report", tmp_path / "r.json", *more)
@@ -209,7 +209,7 @@ def test_deploy_refuses_a_policy_that_changed_after_the_verdict(shop: Shop, line
     """A policy edited between verify and deploy is exit 3; restored, it is the policy of the
     verdict."""
     policy = shop.path("policy.yaml")
-    text = "format: 3\nname: ours\n"
+    text = "format: 4\nname: ours\n"
     policy.write_text(text)
     assert judged(shop, shop.path("new.onnx"), "--policy", policy)[0] == 0
     policy.write_text(f"{text}{line}\n")

@@ -52,7 +52,7 @@ def _expected(name: str, gain: float, low: float, verdict: str | None) -> RouteE
         gallery_passed=1.0 if name in {"lift", "re-embed"} else 0.0,
         rows=100,
         queries=50,
-        recall=0.5 + gain,
+        hit_rate=0.5 + gain,
         gain=gain,
         low=low,
         high=gain + 0.1,
@@ -70,7 +70,7 @@ def _expected(name: str, gain: float, low: float, verdict: str | None) -> RouteE
 def _forecast() -> Forecast:
     curve = Curve(
         amounts=(10.0, 20.0, 40.0),
-        recalls=(0.3, 0.35, 0.4),
+        hit_rates=(0.3, 0.35, 0.4),
         exponent=Range(value=0.1, low=0.05, high=0.15),
         doubled=Range(value=0.44, low=0.4, high=0.48),
     )
@@ -79,8 +79,8 @@ def _forecast() -> Forecast:
         runs=2,
         classes=curve,
         images=None,
-        to_pass=Goal(recall=0.5, classes=Range(value=90.0, low=60.0, high=200.0)),
-        to_keep_half=Goal(recall=0.6, classes=None),
+        to_pass=Goal(hit_rate=0.5, classes=Range(value=90.0, low=60.0, high=200.0)),
+        to_keep_half=Goal(hit_rate=0.6, classes=None),
         more="cannot tell",
         seconds=1.0,
     )
@@ -105,7 +105,7 @@ def test_the_estimates_of_a_real_project_add_up(shop: Shop) -> None:
     assert not facts["born_on_simplex"]
     assert facts["random_spread"] == pytest.approx(DIM**-0.5)
     for value in sheet.values():
-        assert value["gain"] == pytest.approx(value["recall"] - keep["recall"])
+        assert value["gain"] == pytest.approx(value["hit_rate"] - keep["hit_rate"])
         assert value["low"] <= value["gain"] <= value["high"]
         untouched = value["rewritten_bytes"] == 0 and value["name"] != "keep"
         rewritten = value["name"] in {"lift", "re-embed"}
@@ -124,10 +124,10 @@ def test_the_estimates_of_a_real_project_add_up(shop: Shop) -> None:
     assert route in {"finetune", "fuse"}
     assert {share["query_ms"] for share in shares} == {sheet[route]["query_ms"]}
     forecast = result.json["forecast"]
-    whole = forecast["classes"]["recalls"][-1]
+    whole = forecast["classes"]["hit_rates"][-1]
     assert forecast["classes"]["amounts"][-1] == facts["training_classes"]
-    assert forecast["images"]["recalls"][-1] == whole
-    assert forecast["to_pass"]["recall"] > keep["recall"]
+    assert forecast["images"]["hit_rates"][-1] == whole
+    assert forecast["to_pass"]["hit_rate"] > keep["hit_rate"]
     chosen = result.json["recommended"]
     assert chosen == "keep" or sheet[chosen]["verdict"] == "pass"
     assert (result.json["recipe"] is None) == (chosen == "keep")
@@ -163,10 +163,10 @@ def test_a_plan_searches_rows_without_an_image(shop: Shop) -> None:
     right = np.array(gallery.catalog.labels)[first] == np.array(items.labels)[query_ids]
     assert facts["gallery_images"] < facts["gallery_rows"] == len(gallery.catalog)
     routes = {route["name"]: route for route in result.json["routes"]}
-    assert routes["keep"]["recall"] == pytest.approx(right.mean())
+    assert routes["keep"]["hit_rate"] == pytest.approx(right.mean())
     for name in ("keep", "finetune", "fuse", "bridge", "bridge + fuse", "lazy"):
         assert routes[name]["rows"] == facts["gallery_rows"], name
-        gain = routes[name]["recall"] - routes["keep"]["recall"]
+        gain = routes[name]["hit_rate"] - routes["keep"]["hit_rate"]
         assert routes[name]["gain"] == pytest.approx(gain), name
     for name in ("re-embed", "lift", "backfill 25%"):
         assert routes[name]["rows"] == facts["gallery_images"], name
@@ -237,10 +237,10 @@ def test_the_table_names_every_chosen_setting(capsys: pytest.CaptureFixture[str]
     assert "lift: mlp, epoch 3" in shown
     assert "backfill 25%, backfill 50%: of fuse, weight 0.5" in shown
     assert not any(line.startswith("finetune:") for line in shown)
-    assert any("labelled classes 10, 20, 40: recall@1 0.3000" in line for line in shown)
+    assert any("labelled classes 10, 20, 40: hit@1 0.3000" in line for line in shown)
     assert any("images a class: too few" in line for line in shown)
-    assert any("classes to pass (recall@1 0.5000): 90 (60 to 200)" in line for line in shown)
-    assert any("half of re-embedding's gain (recall@1 0.6000): cannot tell" in line
+    assert any("classes to pass (hit@1 0.5000): 90 (60 to 200)" in line for line in shown)
+    assert any("half of re-embedding's gain (hit@1 0.6000): cannot tell" in line
                for line in shown)  # fmt: skip
     assert any("doubling helps more with: cannot tell" in line for line in shown)
 
@@ -282,7 +282,7 @@ def test_a_plan_leaves_out_what_runs_an_old_model_that_is_gone(shop: Shop) -> No
     routes = {route["name"]: route for route in result.json["routes"]}
     assert set(Route) - set(routes) == {Route.FUSE, Route.BRIDGE_FUSE}
     assert {routes[name]["setting"] for name in BACKFILL_SHARES} == {"of finetune"}
-    assert routes["keep"]["recall"] > 0
+    assert routes["keep"]["hit_rate"] > 0
     assert "fuse and bridge + fuse are left out" in result.json["warnings"][-1]
 
 

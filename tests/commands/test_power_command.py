@@ -39,10 +39,10 @@ def power(*arguments):
 
 
 def test_one_table_says_what_could_be_shown(tables):
-    """Ranges of what may change, with the old model's own recall; fewer flips show less."""
+    """Ranges of what may change, with the old model's own hit rate; fewer flips show less."""
     result = power(tables / "old.npz")
     assert (result["measured"], result["unit"], result["n_classes"]) == (False, ["class"], 80)
-    assert 0.3 < result["old_recall"] < 1
+    assert 0.3 < result["old_hit_rate"] < 1
     rows = {(row["changed"], row["icc"]["class"]): row for row in result["rows"]}
     assert len(rows) == 9
     assert rows[0.15, 0.0]["least_gain"] < rows[0.15, 0.3]["least_gain"]
@@ -63,7 +63,7 @@ def test_two_tables_and_their_report_say_the_same(tables, tmp_path):
     (row,) = measured["rows"]
     assert measured["measured"]
     assert row["changed"] == pytest.approx(stated["negative_flips"] + stated["positive_flips"])
-    assert measured["old_recall"] == pytest.approx(stated["recall"]["old_old"]["1"])
+    assert measured["old_hit_rate"] == pytest.approx(stated["hit_rate"]["old_old"]["1"])
     for again in (power("--report", report), power(paths[0], "--report", report)):
         (other,) = again["rows"]
         assert other["changed"] == pytest.approx(row["changed"])

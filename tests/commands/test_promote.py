@@ -122,7 +122,7 @@ def test_a_rollback_brings_the_rescored_store_back(shop: Shop, data: Dataset) ->
 
 
 def test_today_is_what_a_loop_serves(shop: Shop, data: Dataset) -> None:
-    """The recall that the promotion is compared with is that of the re-scored answers."""
+    """The hit rate that the promotion is compared with is that of the re-scored answers."""
     result = shop.run("promote").json["measured"]
     store = Store.open(shop.path("store"))
     settings = store.generation(2).rescoring
@@ -140,8 +140,8 @@ def test_today_is_what_a_loop_serves(shop: Shop, data: Dataset) -> None:
         label = data.labels[row]
         right["today"] += data.labels[gallery[candidates[np.argmax(scores)]]] == label
         right["promoted"] += data.labels[gallery[np.argmax(free @ vector)]] == label
-    assert result["recall_today"] == pytest.approx(right["today"] / len(queries), abs=2e-3)
-    assert result["recall"] == pytest.approx(right["promoted"] / len(queries), abs=2e-3)
+    assert result["hit_rate_today"] == pytest.approx(right["today"] / len(queries), abs=2e-3)
+    assert result["hit_rate"] == pytest.approx(right["promoted"] / len(queries), abs=2e-3)
 
 
 def test_the_verdict_does_not_depend_on_what_was_kept(shop: Shop, data: Dataset) -> None:
@@ -159,7 +159,7 @@ def test_the_verdict_does_not_depend_on_what_was_kept(shop: Shop, data: Dataset)
 def test_held_out_queries_read_the_side_file_once(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One search gives the recall, without rows that a query ignores, and the nearest of all rows
+    """One search gives the hit rate, without rows that a query ignores, and the nearest of all rows
     that test the index."""
     project = shop.path("compatctl.yaml")
     project.write_text(project.read_text() + "ignore_same: [camera]\n")

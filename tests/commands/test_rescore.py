@@ -50,10 +50,10 @@ def test_each_state_is_what_a_loop_finds(shop: Shop, passes: int) -> None:
     for name, known in knowledge.items():
         orders, gallery, queries = order_by_loop(shop, entry, 10, known)
         right = [gallery[order[0]] == label for order, label in zip(orders, queries, strict=True)]
-        recall = entry["first_stage"] if name == "first" else states[name]["recall"]
-        assert recall["1"] == pytest.approx(np.mean(right), abs=2e-3)
+        hit_rate = entry["first_stage"] if name == "first" else states[name]["hit_rate"]
+        assert hit_rate["1"] == pytest.approx(np.mean(right), abs=2e-3)
     group = report["groups"][0]
-    assert group["recall"]["new_old"] == states["cold"]["recall"]
+    assert group["hit_rate"]["new_old"] == states["cold"]["hit_rate"]
     assert states["cold"]["passed"] <= states["half-warm"]["passed"] <= states["warm"]["passed"]
     assert states["warm"]["passed_share"] == states["warm"]["passed"] / report["searched"]["rows"]
     assert entry["validation_queries"] > 0
@@ -77,8 +77,8 @@ def test_a_limit_is_judged_as_it_lasts(shop: Shop, share: float) -> None:
             continue
         orders, gallery, queries = order_by_loop(shop, entry, 10, known[state["name"]])
         right = [gallery[order[0]] == label for order, label in zip(orders, queries, strict=True)]
-        assert state["recall"]["1"] == pytest.approx(np.mean(right), abs=2e-3)
-    assert entry["states"][0]["recall"] == report["groups"][0]["recall"]["new_old"]
+        assert state["hit_rate"]["1"] == pytest.approx(np.mean(right), abs=2e-3)
+    assert entry["states"][0]["hit_rate"] == report["groups"][0]["hit_rate"]["new_old"]
     assert entry["states"][0]["passed_share"] < share + 0.1
 
 

@@ -58,15 +58,15 @@ def served(shop: Shop, passes: int) -> Callable[[list[str]], list[str]]:
     return known
 
 
-def recall_by_loop(shop: Shop, passes: int, backfilled: list[str]) -> float:
-    """recall@1 of the held-out queries as the store answers them."""
-    return recall_where(shop, served(shop, passes), backfilled)
+def hit_rate_by_loop(shop: Shop, passes: int, backfilled: list[str]) -> float:
+    """hit@1 of the held-out queries as the store answers them."""
+    return hit_rate_where(shop, served(shop, passes), backfilled)
 
 
-def recall_where(
+def hit_rate_where(
     shop: Shop, known: Callable[[list[str]], Collection[str]], backfilled: list[str]
 ) -> float:
-    """recall@1 where ``known`` says which candidates of a query have a free vector."""
+    """hit@1 where ``known`` says which candidates of a query have a free vector."""
     rule = shop.manifest()["rescoring"]
     orders, gallery, queries = order_by_loop(shop, rule, K, known, backfilled)
     right = [gallery[order[0]] == label for order, label in zip(orders, queries, strict=True)]
@@ -88,14 +88,14 @@ def allow(shop: Shop, rows: int) -> None:
 
 
 def test_both_galleries_are_judged_as_they_are_served(shop: Shop) -> None:
-    """Recall before and after is that of a loop over the first stage, the side file and the images
-    that a query embeds; nothing that was embedded to measure is kept."""
+    """Hit rate before and after is that of a loop over the first stage, the side file and the
+    images that a query embeds; nothing that was embedded to measure is kept."""
     before = store_files(shop)
     result = shop.run("backfill", "--share", SHARE, "--dry-run")
     assert result.code in {0, 3, 4}, result.stderr
     trial, rows = result.json["measured"], first_by_hash(shop, SHARE)
-    loops = [recall_by_loop(shop, PASSES, items) for items in ([], rows)]
-    assert [trial["curve"][0]["recall"], trial["curve"][-1]["recall"]] == pytest.approx(
+    loops = [hit_rate_by_loop(shop, PASSES, items) for items in ([], rows)]
+    assert [trial["curve"][0]["hit_rate"], trial["curve"][-1]["hit_rate"]] == pytest.approx(
         loops, abs=4e-3
     )
     assert trial["check"]["estimate"] == pytest.approx(loops[1] - loops[0], abs=6e-3)
@@ -105,9 +105,9 @@ def test_both_galleries_are_judged_as_they_are_served(shop: Shop) -> None:
         "passes": PASSES,
         "room": None,
         "room_after": None,
-        "first_stage": pytest.approx(recall_where(shop, lambda items: [], []), abs=4e-3),
+        "first_stage": pytest.approx(hit_rate_where(shop, lambda items: [], []), abs=4e-3),
     }
-    assert trial["rescored"]["first_stage"] < trial["curve"][0]["recall"] - 0.02
+    assert trial["rescored"]["first_stage"] < trial["curve"][0]["hit_rate"] - 0.02
     assert result.json["gallery_pass"]["measured"] > 0
     assert store_files(shop) == before
     assert (
@@ -133,8 +133,8 @@ def test_a_limited_store_is_judged_as_it_lasts(shop: Shop, more: int) -> None:
     for point, written, left in points:
         others = [item for item in every if item not in {*kept, *written}]
         known = {*kept, *others[:left]}
-        slow = recall_where(shop, known.intersection, written)
-        assert trial["curve"][point]["recall"] == pytest.approx(slow, abs=4e-3)
+        slow = hit_rate_where(shop, known.intersection, written)
+        assert trial["curve"][point]["hit_rate"] == pytest.approx(slow, abs=4e-3)
     assert f"re-scoring could embed {room} rows more, and then {more}" in result.stderr
     assert shop.manifest() == before
 
@@ -148,7 +148,7 @@ def test_a_loss_of_what_is_served_is_refused(shop: Shop) -> None:
     refused = shop.run("backfill", "--share", 0.9)
     assert refused.code == 3, refused.stdout
     trial = refused.json["measured"]
-    assert trial["curve"][-1]["recall"] > trial["rescored"]["first_stage"]
+    assert trial["curve"][-1]["hit_rate"] > trial["rescored"]["first_stage"]
     assert "--forecast" not in run("backfill", *shop.args, "--share", 0.9).stdout
     assert shop.manifest() == before
 

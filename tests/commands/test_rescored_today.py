@@ -73,10 +73,10 @@ def test_old_answers_are_those_of_a_loop_over_what_is_served(shop: Shop) -> None
         found = [gallery[order[0]] == label for order, label in zip(orders, queries, strict=True)]
         right[name] = np.mean(found)
     today = report["rescored_today"]
-    recall = report["groups"][0]["recall"]["old_old"]["1"]
-    assert recall == pytest.approx(right["today"], abs=4e-3)
+    hit_rate = report["groups"][0]["hit_rate"]["old_old"]["1"]
+    assert hit_rate == pytest.approx(right["today"], abs=4e-3)
     assert today["first_stage"]["1"] == pytest.approx(right["first"], abs=4e-3)
-    assert recall > today["first_stage"]["1"] + 0.02
+    assert hit_rate > today["first_stage"]["1"] + 0.02
     assert (today["candidates"], today["passes"]) == (K, PASSES)
     assert today["kept"] == len(kept)
 
@@ -85,9 +85,9 @@ def test_what_only_beats_the_first_stage_does_not_pass(shop: Shop) -> None:
     """A candidate better than the index alone and worse than what is served is no upgrade."""
     middle = write_encoder(shop.path("middle.onnx"), noise=0.3)
     result, report = verify(shop, middle.name)
-    recall = report["groups"][0]["recall"]
-    assert recall["new_old"]["1"] > report["rescored_today"]["first_stage"]["1"]
-    assert recall["new_old"]["1"] < recall["old_old"]["1"]
+    hit_rate = report["groups"][0]["hit_rate"]
+    assert hit_rate["new_old"]["1"] > report["rescored_today"]["first_stage"]["1"]
+    assert hit_rate["new_old"]["1"] < hit_rate["old_old"]["1"]
     assert result.code == 3, report["summary"]
     assert "old answers are re-scored" in table(shop)
 
@@ -131,8 +131,8 @@ def test_a_report_of_colder_answers_is_refused(shop: Shop) -> None:
     assert refused.code == 3
     assert "judged the old answers with 0 free vectors kept" in refused.stderr
     _, warm = verify(shop, "next.onnx", "--rescore", 20)
-    recalls = [report["groups"][0]["recall"]["old_old"]["1"] for report in (cold, warm)]
-    assert recalls[0] < recalls[1]
+    hit_rates = [report["groups"][0]["hit_rate"]["old_old"]["1"] for report in (cold, warm)]
+    assert hit_rates[0] < hit_rates[1]
     assert [report["attempt"]["number"] for report in (cold, warm)] == [1, 2]
 
 
@@ -144,8 +144,8 @@ def test_a_lift_of_such_a_store_cannot_tell(shop: Shop) -> None:
 
 
 def test_a_plan_compares_with_the_answers_of_today(shop: Shop) -> None:
-    """Recall today is that of a loop over what is served, every gain is over it, and the table and
-    JSON say so; lift, which cannot judge there, is left out by name."""
+    """Hit rate today is that of a loop over what is served, every gain is over it, and the table
+    and JSON say so; lift, which cannot judge there, is left out by name."""
     recipe = shop.path("recipe.yaml")
     recipe.write_text(RECIPE)
     torch.save({"state_dict": build().state_dict()}, shop.path("new.ckpt"))
@@ -172,13 +172,13 @@ def test_a_plan_compares_with_the_answers_of_today(shop: Shop) -> None:
         assert result.code == 0, result.stderr
         routes = {route["name"]: route for route in result.json["routes"]}
         today, keep = result.json["rescored_today"], routes["keep"]
-        assert keep["recall"] == pytest.approx(right["today"], abs=4e-3)
+        assert keep["hit_rate"] == pytest.approx(right["today"], abs=4e-3)
         assert today["first_stage"]["1"] == pytest.approx(right["first"], abs=4e-3)
         assert right["today"] > right["first"]
         assert (today["candidates"], today["passes"], today["kept"]) == (K, PASSES, len(kept))
         for route in routes.values():
             if route["rows"] == keep["rows"]:
-                assert route["gain"] == pytest.approx(route["recall"] - keep["recall"])
+                assert route["gain"] == pytest.approx(route["hit_rate"] - keep["hit_rate"])
         assert routes["lazy"]["rows"] == keep["rows"] == len(ids)
         assert routes["lazy"]["share_rescored"] == pytest.approx(1.0)
         assert "lift" not in routes

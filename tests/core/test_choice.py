@@ -81,7 +81,7 @@ def test_the_cross_fitted_gain_of_equal_settings_is_none() -> None:
 
 
 def test_the_interval_of_the_choice_holds_the_true_best() -> None:
-    """Recall that peaks at the fifth of nine settings: 95% of the resampled choices hold it."""
+    """Hit rate that peaks at the fifth of nine settings: 95% of the resampled choices hold it."""
     rng = np.random.default_rng(4)
     rates = [0.5 - 0.01 * (setting - 4) ** 2 for setting in range(9)]
     held = []

@@ -173,8 +173,8 @@ def test_both_means_hold_while_retrieval_falls():
     measured = inequalities(old, new, labels, old, labels, own)
     assert measured.same_gain > 0
     assert measured.diff_gain > 0
-    before = evaluate(exact_search(old, old, 100, own), labels, labels, own).recall[1]
-    after = evaluate(exact_search(new, old, 100, own), labels, labels, own).recall[1]
+    before = evaluate(exact_search(old, old, 100, own), labels, labels, own).hit_rate[1]
+    after = evaluate(exact_search(new, old, 100, own), labels, labels, own).hit_rate[1]
     assert before > 0.995
     assert after == pytest.approx(0.9, abs=0.01)
 

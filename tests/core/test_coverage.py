@@ -16,7 +16,7 @@ RUNS = 1000
 
 
 def _gains(kind: str, classes: int, gain: float = 0.0) -> list[Estimate]:
-    """Estimates of a recall gain; the stream is the cell's own."""
+    """Estimates of a hit gain; the stream is the cell's own."""
     rng = simulate.generator(1, f"{kind} {classes} {gain}")
     sizes = simulate.class_sizes(kind, (RUNS, classes), rng)
     return simulate.estimates(simulate.hit_changes(sizes, gain, rng), rng)
@@ -177,4 +177,4 @@ def test_tables_are_repeatable() -> None:
     first, again, other = (next(benchmark.coverage_rows(50, seed)) for seed in (3, 3, 4))
     assert first == again
     assert first != other
-    assert "| recall gain 0 | equal |" in benchmark.grid([first], ("what", "sizes"), "{runs}")[2]
+    assert "| hit gain 0 | equal |" in benchmark.grid([first], ("what", "sizes"), "{runs}")[2]

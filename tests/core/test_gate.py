@@ -27,7 +27,7 @@ EACH = 10
 """Queries of a class."""
 
 
-def gain(changes, name="recall_gain", group="unseen", harm=-1, bounds=(-1.0, 1.0), **keywords):
+def gain(changes, name="hit_gain", group="unseen", harm=-1, bounds=(-1.0, 1.0), **keywords):
     """The measurement of a gain in which each class's ten queries change by as much in all."""
     totals = np.asarray(changes, dtype=np.float64)
     ratio = Ratio(totals=totals, counts=np.full(len(totals), EACH * 1.0), bounds=bounds, harm=harm)
@@ -74,7 +74,7 @@ def changes(mean, scatter=0.2, C=40, seed=3):
     return EACH * (mean + scatter * noise)
 
 
-def only(verdict, name="recall_gain", group="unseen"):
+def only(verdict, name="hit_gain", group="unseen"):
     """The one check of that name and group."""
     (check,) = [entry for entry in verdict.checks if (entry.name, entry.group) == (name, group)]
     return check
@@ -104,7 +104,7 @@ def evidence(new, labels=LABELS, name="unseen", policy=POLICY):
 
     def test(queries, gallery):
         measured = exact_search(queries, gallery, 100, OWN)
-        return evaluate(measured, labels, labels, OWN, ks=(1, 5))
+        return evaluate(measured, labels, labels, OWN, ks=(1, 5, 10))
 
     group = GroupEvidence(
         name=name,
@@ -119,7 +119,7 @@ def evidence(new, labels=LABELS, name="unseen", policy=POLICY):
 
 
 def test_a_better_model_passes():
-    """A model with tighter clusters gains recall, keeps both inequalities, and passes."""
+    """A model with tighter clusters gains hit rate, keeps both inequalities, and passes."""
     verdict = judge(POLICY, evidence(features(0.6, seed=2)))
     assert verdict.outcome == "pass"
     check = only(verdict)
@@ -132,11 +132,11 @@ def test_a_better_model_passes():
     assert only(verdict, "same_class").low > 0
     assert only(verdict, "slice_gain", "unseen, an even number").outcome == "pass"
     deciding = {check.name for check in verdict.checks if check.decides}
-    assert deciding == {"recall_gain", "different_class", "slice_gain"}
+    assert deciding == {"hit_gain", "different_class", "slice_gain"}
 
 
 def test_a_worse_model_fails():
-    """A noisier model loses recall, with its whole interval below 0."""
+    """A noisier model loses hit rate, with its whole interval below 0."""
     verdict = judge(POLICY, evidence(features(4.0, seed=2)))
     assert verdict.outcome == "fail"
     check = only(verdict)
@@ -168,12 +168,10 @@ def test_queries_without_a_match_are_no_evidence():
 
 def test_a_group_without_queries_never_passes():
     """A group without queries is inconclusive in every check, under the most lenient policy too."""
-    lax = Policy(
-        name="lax", min_queries=1, min_classes=1, min_recall_gain=-1.0, slice_min_queries=1
-    )
+    lax = Policy(name="lax", min_queries=1, min_classes=1, min_hit_gain=-1.0, slice_min_queries=1)
     none = np.zeros((0, 40), dtype=np.float32)
     labels = np.zeros(0, dtype=np.int64)
-    nothing = evaluate(exact_search(none, OLD, 100), labels, LABELS, ks=(1, 5))
+    nothing = evaluate(exact_search(none, OLD, 100), labels, LABELS, ks=(1, 5, 10))
     group = GroupEvidence(
         name="unseen",
         classes=labels,
@@ -227,23 +225,23 @@ def test_a_gain_at_the_limit_is_not_beyond_it():
     above."""
     measured = [gain(np.full(40, 1.0), harm=0)]
     for least, outcome in ((0.0999, "pass"), (0.1, "inconclusive"), (0.1001, "fail")):
-        assert judge(replace(POLICY, min_recall_gain=least), measured).outcome == outcome
+        assert judge(replace(POLICY, min_hit_gain=least), measured).outcome == outcome
 
 
 def test_non_inferiority_has_a_margin():
     """A negative minimum gain is a margin to the threshold 0."""
     measured = [gain(changes(-0.02))]
     for margin, outcome in ((0.2, "pass"), (0.05, "inconclusive"), (0.0, "inconclusive")):
-        verdict = judge(replace(POLICY, min_recall_gain=-margin), measured)
+        verdict = judge(replace(POLICY, min_hit_gain=-margin), measured)
         assert verdict.outcome == outcome
         assert (only(verdict).threshold, only(verdict).margin) == (0.0, margin or None)
-    beyond = judge(replace(POLICY, min_recall_gain=-0.05), [gain(changes(-0.2))])
+    beyond = judge(replace(POLICY, min_hit_gain=-0.05), [gain(changes(-0.2))])
     assert beyond.outcome == "fail"
 
 
 def test_ties_are_non_inferior_with_enough_classes():
     """An identical model is non-inferior only with enough classes to show it."""
-    policy = replace(POLICY, min_recall_gain=-0.1)
+    policy = replace(POLICY, min_hit_gain=-0.1)
     assert upper_limit(0, 20, 0.025) > 0.1 > upper_limit(0, 60, 0.025)
     few = judge(policy, [gain(np.zeros(20))])
     assert few.outcome == "inconclusive"
@@ -354,7 +352,7 @@ def test_nothing_to_decide_is_no_pass():
 
 
 def test_a_pass_needs_the_empirical_criterion():
-    """Without a deciding recall gain the verdict is no pass, whatever else passes."""
+    """Without a deciding hit gain the verdict is no pass, whatever else passes."""
     others = [
         gain(changes(0.3), name="different_class"),
         gain(changes(0.3), name="chain_gain", group="v1"),
@@ -482,7 +480,7 @@ def test_untouched_rows_need_queries_of_their_own():
 
 def test_a_repeated_check_is_refused():
     """One check of one group twice is refused; the same check of two groups is not."""
-    with pytest.raises(InputError, match=r"judged once.*recall_gain"):
+    with pytest.raises(InputError, match=r"judged once.*hit_gain"):
         judge(POLICY, [BETTER, WORSE])
     assert len(judge(POLICY, [BETTER, replace(WORSE, group="seen")]).checks) == 2
 
@@ -586,7 +584,7 @@ def test_two_borderline_checks_do_not_pass_together():
 
 def test_two_borderline_checks_do_not_fail_together():
     """p-values of failing are adjusted like those of passing."""
-    policy = replace(POLICY, min_recall_gain=0.1, min_chain_gain=0.1)
+    policy = replace(POLICY, min_hit_gain=0.1, min_chain_gain=0.1)
     entry = borderline(19, value=0.05)
     other = replace(entry, name="chain_gain", group="v1")
     assert judge(policy, [entry]).outcome == "fail"
@@ -627,10 +625,10 @@ def test_what_does_not_decide_adjusts_nothing():
 def test_a_check_passes_only_beyond_its_limit(means, least):
     """With any number of checks, one that passes or fails has its interval beyond the limit."""
     measured = [
-        gain(changes(mean, seed=i), name="chain_gain" if i else "recall_gain", group=f"g{i}")
+        gain(changes(mean, seed=i), name="chain_gain" if i else "hit_gain", group=f"g{i}")
         for i, mean in enumerate(means)
     ]
-    verdict = judge(replace(POLICY, min_recall_gain=least, min_chain_gain=least), measured)
+    verdict = judge(replace(POLICY, min_hit_gain=least, min_chain_gain=least), measured)
     for check in verdict.checks:
         assert check.low <= check.estimate <= check.high
         assert check.outcome != "pass" or check.low > least
@@ -759,7 +757,7 @@ def test_every_detail_is_one_sentence():
     measured = evidence(features(0.6, seed=2))
     for policy in (POLICY, replace(POLICY, min_queries=1000), replace(POLICY, min_classes=31)):
         for check, entry in zip(judge(policy, measured).checks, measured, strict=True):
-            assert check.detail[0].isupper() or check.detail.startswith("mAP@100 ")
+            assert check.detail[0].isupper() or check.detail.startswith(("mAP@100 ", "nDCG@10 "))
             assert check.detail.startswith(entry.detail)
             assert check.detail.endswith(".")
             assert ". " not in check.detail

@@ -142,7 +142,7 @@ def test_ignored_rows_are_never_answers_in_many_tiles(n, monkeypatch):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_recall_and_precision_exclude_ignored_rows(seed):
+def test_hit_rate_and_precision_exclude_ignored_rows(seed):
     """First hits, average precision and R equal a loop without ignored rows."""
     scene = Scene(seed)
     sides = scene.labels, scene.gallery_labels, scene.own
@@ -208,7 +208,7 @@ def test_inequalities_exclude_ignored_pairs(block):
 
 
 def test_judged_metrics_exclude_ignored_pairs():
-    """Sums by query, recall and precision with judgments equal loops without ignored pairs."""
+    """Sums by query, hit rate and precision with judgments equal loops without ignored pairs."""
     scene = Scene(5)
     rng = np.random.default_rng(6)
     judged = np.array([pair for pair in scene.kept() if rng.random() < 0.1])

@@ -25,7 +25,9 @@ from compatctl.core.thresholds import AcceptCounts
 from compatctl.errors import InputError
 
 Q, B = 90, 199
-POLICY = Policy(name="test", recall_at=1, wide_recall_at=5, slice_min_queries=25)
+KS = (4, 10)
+"""The k at which recall and nDCG are there."""
+POLICY = Policy(name="test", hit_at=1, wide_hit_at=5, slice_min_queries=25)
 
 
 def draw():
@@ -41,11 +43,13 @@ def retrieval(rng, has_match, ks=(1, 5)):
     return Retrieval(
         n_queries=len(has_match),
         n_without_match=int((~has_match).sum()),
-        recall={k: float(np.mean([first[i] <= k for i in kept])) for k in ks},
+        hit_rate={k: float(np.mean([first[i] <= k for i in kept])) for k in ks},
         map_at_k=float(np.mean([precision[i] for i in kept])),
         map_k=100,
         first_hit=first,
         average_precision=precision,
+        recall={k: np.where(has_match, rng.random(len(has_match)), np.nan) for k in KS},
+        ndcg={k: np.where(has_match, rng.random(len(has_match)), np.nan) for k in KS},
     )
 
 
@@ -120,18 +124,18 @@ def hit(test, i, k):
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("recall_at", "wide"), [(1, 5), (5, 1)])
-def test_gains_equal_a_loop(seed, recall_at, wide):
-    """Gains in recall at both k and on both galleries are means over queries with a match."""
+@pytest.mark.parametrize(("hit_at", "wide"), [(1, 5), (5, 1)])
+def test_gains_equal_a_loop(seed, hit_at, wide):
+    """Gains in hit rate at both k and on both galleries are means over queries with a match."""
     group = group_of(seed)
-    policy = replace(POLICY, recall_at=recall_at, wide_recall_at=wide)
+    policy = replace(POLICY, hit_at=hit_at, wide_hit_at=wide)
     measurements, queries = measured(group, policy), counted_queries(group)
     old, new = group.old_old, group.new_old
     expected = {
-        "recall_gain": (old, new, recall_at),
-        "wide_recall_gain": (old, new, wide),
-        "self_test_gain": (old, group.new_new, recall_at),
-        "mixed_gain": (new, group.new_mixed, recall_at),
+        "hit_gain": (old, new, hit_at),
+        "wide_hit_gain": (old, new, wide),
+        "self_test_gain": (old, group.new_new, hit_at),
+        "mixed_gain": (new, group.new_mixed, hit_at),
     }
     for name, (before, after, k) in expected.items():
         measurement = measurements[name, "unseen"]
@@ -141,10 +145,10 @@ def test_gains_equal_a_loop(seed, recall_at, wide):
             lambda i, a=after, b=before, k=k: hit(a, i, k) - hit(b, i, k),
             queries,
         )
-        assert measurement.estimate.value == pytest.approx(after.recall[k] - before.recall[k])
+        assert measurement.estimate.value == pytest.approx(after.hit_rate[k] - before.hit_rate[k])
         assert measurement.estimate.bounds == (-1.0, 1.0)
-        assert f"{after.recall[k]:.4f}" in measurement.detail
-        assert f"{before.recall[k]:.4f}" in measurement.detail
+        assert f"{after.hit_rate[k]:.4f}" in measurement.detail
+        assert f"{before.hit_rate[k]:.4f}" in measurement.detail
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -167,9 +171,31 @@ def test_precision_and_flips_equal_a_loop(seed):
     assert group.n_classes == len({group.classes[i] for i in queries})
 
 
+@pytest.mark.parametrize("k", [4, 10])
+def test_measures_of_a_ranking_equal_a_loop(k):
+    """The changes of nDCG, MRR and recall at the policy's k equal a loop over the queries."""
+    group = group_of(k)
+    policy = replace(POLICY, ndcg_at=k, mrr_at=k, recall_at=k)
+    measurements, queries = measured(group, policy), counted_queries(group)
+    old, new = group.old_old, group.new_old
+
+    def inverse(test, i):
+        return 1 / test.first_hit[i] if test.first_hit[i] <= k else 0.0
+
+    for name, change in {
+        "ndcg_gain": lambda i: new.ndcg[k][i] - old.ndcg[k][i],
+        "mrr_gain": lambda i: inverse(new, i) - inverse(old, i),
+        "recall_gain": lambda i: new.recall[k][i] - old.recall[k][i],
+    }.items():
+        check(measurements[name, "unseen"], group, change, queries)
+        assert f"@{k} on the old gallery is" in measurements[name, "unseen"].detail
+    with pytest.raises(InputError, match="the policy needs nDCG@7"):
+        measured(group, replace(POLICY, ndcg_at=7))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_real_index_equals_a_loop(seed):
-    """The recall of the index is a mean over the searched queries."""
+    """The hit rate of the index is a mean over the searched queries."""
     group = group_of(seed)
     measurement = measured(group)["ann_recall", "unseen"]
     searched = [i for i in range(Q) if not math.isnan(group.ann_recall[i])]
@@ -345,8 +371,11 @@ def test_what_was_not_tested_is_not_measured():
         new_old=group_of(6).new_old,
     )
     assert [name for name, _ in measured(bare)] == [
+        "hit_gain",
+        "wide_hit_gain",
+        "ndcg_gain",
+        "mrr_gain",
         "recall_gain",
-        "wide_recall_gain",
         "map_gain",
         "negative_flips",
     ]
@@ -428,15 +457,15 @@ def test_only_unseen_queries_decide():
         assert np.array_equal(measurement.estimate.replicates, same.estimate.replicates)
 
 
-def test_a_missing_recall_is_refused():
-    """Both recalls of the policy are needed in every retrieval of the group."""
+def test_a_missing_hit_rate_is_refused():
+    """Both hit rates of the policy are needed in every retrieval of the group."""
     group = group_of(10)
-    for searched in ({"recall_at": 3}, {"wide_recall_at": 3}):
-        with pytest.raises(InputError, match="recall@3, but recall was computed at 1, 5"):
+    for searched in ({"hit_at": 3}, {"wide_hit_at": 3}):
+        with pytest.raises(InputError, match="hit@3, but the hit rate was computed at 1, 5"):
             measure(replace(POLICY, **searched), group, draw, B)
     for name in ("old_old", "new_old", "new_new", "old_mixed", "new_mixed"):
-        part = replace(getattr(group, name), recall={1: 0.5})
-        with pytest.raises(InputError, match="recall@5, but recall was computed at 1"):
+        part = replace(getattr(group, name), hit_rate={1: 0.5})
+        with pytest.raises(InputError, match="hit@5, but the hit rate was computed at 1"):
             measure(POLICY, replace(group, **{name: part}), draw, B)
 
 
@@ -464,11 +493,13 @@ def test_no_query_at_all_is_measured_as_undefined():
     nothing = Retrieval(
         n_queries=0,
         n_without_match=0,
-        recall={1: math.nan, 5: math.nan},
+        hit_rate={1: math.nan, 5: math.nan},
         map_at_k=math.nan,
         map_k=100,
         first_hit=none.astype(np.int64),
         average_precision=none,
+        recall={10: none},
+        ndcg={10: none},
     )
     group = GroupEvidence(
         name="unseen", classes=none.astype(np.int64), old_old=nothing, new_old=nothing
@@ -497,8 +528,8 @@ def test_chain_equals_a_loop(k):
         True,
     )
     assert measurement.n == measurement.n_queries == len(counted_queries(group))
-    assert f"recall@{k} is {link.new.recall[k]:.4f}" in measurement.detail
-    assert f"{link.own.recall[k]:.4f} with its own" in measurement.detail
+    assert f"hit@{k} is {link.new.hit_rate[k]:.4f}" in measurement.detail
+    assert f"{link.own.hit_rate[k]:.4f} with its own" in measurement.detail
 
 
 def test_a_version_with_few_matched_queries_does_not_decide():
@@ -527,18 +558,18 @@ def test_the_gain_of_re_embedding_equals_a_loop():
         len(queries),
         len(queries),
     )
-    assert f"{after.recall[k]:.4f} on the resulting gallery" in measurement.detail
-    with pytest.raises(InputError, match="recall@3"):
+    assert f"{after.hit_rate[k]:.4f} on the resulting gallery" in measurement.detail
+    with pytest.raises(InputError, match="hit@3"):
         measure_mixed(group.classes, before, after, k=3, draw=draw, replicates=B)
 
 
 def test_chain_on_different_queries_is_refused():
-    """Different queries, or a missing recall, are refused."""
+    """Different queries, or a missing hit rate, are refused."""
     group = group_of(14)
     rng = np.random.default_rng(15)
     other = retrieval(rng, np.roll(group.old_old.has_match, 1))
     link = ChainEvidence(name="v1", classes=group.classes, own=group.old_old, new=other)
     with pytest.raises(InputError, match="v1"):
         measure_chain(link, 1, draw, B)
-    with pytest.raises(InputError, match="recall@3"):
+    with pytest.raises(InputError, match="hit@3"):
         measure_chain(replace(link, new=group.new_old), 3, draw, B)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import pytest
 
@@ -13,8 +13,11 @@ from compatctl.errors import InputError
 NAN, INF = float("nan"), float("inf")
 
 GAINS = {
+    "min_hit_gain": "hit_gain",
+    "min_wide_hit_gain": "wide_hit_gain",
+    "min_ndcg_gain": "ndcg_gain",
+    "min_mrr_gain": "mrr_gain",
     "min_recall_gain": "recall_gain",
-    "min_wide_recall_gain": "wide_recall_gain",
     "min_map_gain": "map_gain",
     "min_self_test_gain": "self_test_gain",
     "min_slice_gain": "slice_gain",
@@ -26,7 +29,7 @@ GAINS = {
 EVIDENCE = {
     "min_stored_share": "stored_share",
     "min_matched_share": "matched_share",
-    "min_old_recall": "old_recall",
+    "min_old_hit_rate": "old_hit_rate",
 }
 MARGINS = {"same_class_margin": "same_class", "different_class_margin": "different_class"}
 LIMITS = {
@@ -37,8 +40,8 @@ LIMITS = {
     "max_latency_ratio": "latency_ratio",
 }
 CEILINGS = {"max_near_copies": "near_copies", "max_design_effect": "design_effect"}
-NOTHING = dict.fromkeys(set(RANGES) - set(NEVER_NULL)) | dict.fromkeys(FLAGS, False)
-"""Every key that may be null, set to null; what may be asked for or not, not asked for."""
+NOTHING = dict.fromkeys(set(RANGES) - {*NEVER_NULL, "min_hit_gain"}) | dict.fromkeys(FLAGS, False)
+"""Every key that may be null but the criterion, set to null; flags are off."""
 
 
 def bad_ranges():
@@ -74,10 +77,10 @@ def test_replicates_have_a_range():
             Policy(replicates=value)
 
 
-@pytest.mark.parametrize("value", [1, 2, 4, 0, -2, True, "3", None, 2.5])
+@pytest.mark.parametrize("value", [1, 2, 3, 5, 0, -2, True, "4", None, 3.5])
 def test_other_formats_are_refused(value):
     """Earlier, newer and malformed formats are refused, and the known one is named."""
-    with pytest.raises(InputError, match=r"policy format .* this version reads 3"):
+    with pytest.raises(InputError, match=r"policy format .* this version reads 4"):
         Policy(format=value)
 
 
@@ -90,9 +93,9 @@ def test_a_policy_has_a_name(value):
 
 def test_a_minimum_gain_of_one_is_refused():
     """No gain exceeds 1, so no candidate could meet such a policy."""
-    with pytest.raises(InputError, match="min_recall_gain must be below 1"):
-        Policy(min_recall_gain=1.0)
-    assert Policy(min_recall_gain=0.999).min_recall_gain == 0.999
+    with pytest.raises(InputError, match="min_hit_gain must be below 1"):
+        Policy(min_hit_gain=1.0)
+    assert Policy(min_hit_gain=0.999).min_hit_gain == 0.999
 
 
 @pytest.mark.parametrize(
@@ -100,7 +103,7 @@ def test_a_minimum_gain_of_one_is_refused():
     [
         ("alpha", 0.0001, 0.5),
         ("power", 0.5, 0.999),
-        ("min_recall_gain", -1, 0.999),
+        ("min_hit_gain", -1, 0.999),
         ("min_slice_gain", -1, 1),
         ("min_pair_tar_gain", -1, 1),
         ("different_class_margin", 0, 2),
@@ -185,8 +188,8 @@ def test_the_rule_of_unjudged_answers_cannot_fail():
 
 
 def test_null_leaves_a_rule_out():
-    """With every optional key None, the recall gain is the only rule, re-scored or not."""
-    least = {"recall_gain", "half_warm_gain", "warm_gain"}
+    """With every optional key None, the hit gain is the only rule, re-scored or not."""
+    least = {"hit_gain", "half_warm_gain", "warm_gain"}
     assert set(Policy(**NOTHING).rules) == least
     proven = Policy(**NOTHING | {"require_proven_store": True}).rules
     assert set(proven) == {*least, "proven_store"}
@@ -200,11 +203,24 @@ def test_null_leaves_a_rule_out():
         assert set(rules) == {*least, both[key]}
 
 
+@pytest.mark.parametrize("check", ["ndcg_gain", "mrr_gain", "recall_gain"])
+def test_another_criterion_may_take_the_place_of_hits(check):
+    """Without a limit of hits, one of another measure is the criterion; without any, no policy."""
+    policy = Policy(min_hit_gain=None, **{f"min_{check}": 0.0})
+    assert policy.criterion == check
+    assert "hit_gain" not in policy.rules
+    assert replace(policy, min_hit_gain=-0.02).criterion == "hit_gain"
+    with pytest.raises(InputError, match=rf"min_{check} must be below 1"):
+        Policy(**{f"min_{check}": 1.0})
+    with pytest.raises(InputError, match=r"one of min_hit_gain, .* must be a number"):
+        Policy(min_hit_gain=None)
+
+
 def test_rules_of_the_default_policy():
     """The default policy requires a gain above 0, and its other rules are these."""
     rules = Policy().rules
     assert set(rules) == {
-        "recall_gain",
+        "hit_gain",
         "half_warm_gain",
         "warm_gain",
         "different_class",
@@ -218,10 +234,10 @@ def test_rules_of_the_default_policy():
         "unjudged_gain",
         "stored_share",
         "matched_share",
-        "old_recall",
+        "old_hit_rate",
         "proven_store",
         "training_record",
         "near_copies",
         "design_effect",
     }
-    assert rules["recall_gain"] == Rule(threshold=0.0, margin=None, above=True)
+    assert rules["hit_gain"] == Rule(threshold=0.0, margin=None, above=True)

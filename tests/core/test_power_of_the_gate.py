@@ -61,7 +61,7 @@ def test_the_promised_power_is_that_of_the_gate(classes, size, gain, flips, spre
     codes = np.repeat(np.arange(classes), size)[:, None]
     actual, changed = passes(codes, gain, (spread,), flips)
     icc = spread**2 / 3 / (changed - gain**2)
-    scatter = PowerAssumptions(changed=changed, icc={"class": icc}, old_recall=0.5)
+    scatter = PowerAssumptions(changed=changed, icc={"class": icc}, old_hit_rate=0.5)
     assert pass_probability(held_out(classes, size), scatter, gain, ASKED) == pytest.approx(
         actual, abs=0.1
     )
@@ -74,7 +74,7 @@ def test_crossed_units_count_each():
     actual, changed = passes(codes, 0.08, (0.15, 0.15), 0.1)
     icc = dict.fromkeys(("class", "user"), 0.15**2 / 3 / (changed - 0.08**2))
     both = HeldOutSet.from_codes(codes, ("class", "user"), np.ones(640, dtype=bool))
-    scatter = PowerAssumptions(changed=changed, icc=icc, old_recall=0.5)
+    scatter = PowerAssumptions(changed=changed, icc=icc, old_hit_rate=0.5)
     assert pass_probability(both, scatter, 0.08, ASKED) == pytest.approx(actual, abs=0.1)
     alone = HeldOutSet.from_codes(codes[:, 0], ("class",), np.ones(640, dtype=bool))
     assert pass_probability(alone, scatter, 0.08, ASKED) > actual + 0.1
@@ -83,7 +83,7 @@ def test_crossed_units_count_each():
 def test_what_is_needed_has_the_power():
     """At the minimum detectable gain and at the times needed, the pass probability is the power."""
     sample = held_out(80, 10)
-    scatter = PowerAssumptions(changed=0.2, icc={"class": 0.1}, old_recall=0.6)
+    scatter = PowerAssumptions(changed=0.2, icc={"class": 0.1}, old_hit_rate=0.6)
     least = min_detectable_gain(sample, scatter, ASKED)
     assert 0 < least < 0.2
     assert pass_probability(sample, scatter, least, ASKED) == pytest.approx(0.8, abs=1e-6)
@@ -96,11 +96,11 @@ def test_what_is_needed_has_the_power():
 def test_gains_that_no_set_can_show():
     """A gain above the share of changed queries, or above what is left to find, gives None."""
     sample = held_out(80, 10)
-    few = PowerAssumptions(changed=0.02, icc={}, old_recall=0.5)
+    few = PowerAssumptions(changed=0.02, icc={}, old_hit_rate=0.5)
     assert times_needed(sample, few, 0.03, ASKED) is None
     assert min_detectable_gain(held_out(5, 2), few, ASKED) is None
     assert (
-        min_detectable_gain(sample, PowerAssumptions(changed=0.2, icc={}, old_recall=1.0), ASKED)
+        min_detectable_gain(sample, PowerAssumptions(changed=0.2, icc={}, old_hit_rate=1.0), ASKED)
         is None
     )
     none = HeldOutSet.from_codes(np.zeros(0, int), ("class",), np.zeros(0, bool))
@@ -110,7 +110,9 @@ def test_gains_that_no_set_can_show():
 def test_dependence_and_size_cost_power():
     """More queries per class help less if they are alike; unequal classes help less than equal
     ones."""
-    scatter = [PowerAssumptions(changed=0.2, icc={"class": r}, old_recall=0.5) for r in (0.0, 0.3)]
+    scatter = [
+        PowerAssumptions(changed=0.2, icc={"class": r}, old_hit_rate=0.5) for r in (0.0, 0.3)
+    ]
     small, large = held_out(60, 5), held_out(60, 50)
     gained = [
         min_detectable_gain(small, s, ASKED) / min_detectable_gain(large, s, ASKED) for s in scatter

@@ -608,7 +608,7 @@ def test_the_interval_of_asymmetric_changes_is_skewed():
     )
 
 
-def test_old_recall_bounds_what_an_unseen_class_can_lose():
+def test_old_hit_rate_bounds_what_an_unseen_class_can_lose():
     """If the old model finds a tenth, an unseen class loses at most a tenth."""
     totals = rng(30).integers(-3, 4, 60).astype(np.float64)
     wide, tight = (

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compatctl.core import nearest
+from compatctl.core import nearest, retrieval
+from compatctl.core.ignored import Ignored
 from compatctl.core.nearest import Neighbours, exact_search
 from compatctl.core.retrieval import cmc, evaluate, evaluate_judged, flips
 from compatctl.errors import InputError
@@ -34,7 +35,7 @@ def ranked_by_loop(query, gallery, own):
 
 
 def metrics_by_loop(found, query_labels, gallery_labels, own, *, ks, map_k):
-    """recall per k, mAP@map_k and the number of queries with R = 0, one query at a time."""
+    """hit rate per k, mAP@map_k and the number of queries with R = 0, one query at a time."""
     hit = {k: [] for k in ks}
     precisions, without = [], 0
     for i, label in enumerate(query_labels):
@@ -109,14 +110,14 @@ def test_answers_do_not_depend_on_block(monkeypatch):
 
 
 def test_empty_gallery_finds_nothing():
-    """A gallery without rows gives -1 and -inf, and recall over no query is NaN."""
+    """A gallery without rows gives -1 and -inf, and a hit rate over no query is NaN."""
     queries = unit_rows(np.random.default_rng(0), 2, 3)
     neighbours = exact_search(queries, np.zeros((0, 3), np.float32), 2)
     assert neighbours.rows.tolist() == [[-1, -1], [-1, -1]]
     assert np.isneginf(neighbours.scores).all()
     result = evaluate(neighbours, np.array([0, 1]), np.array([], dtype=np.int64))
     assert (result.n_queries, result.n_without_match, result.n_with_match) == (2, 2, 0)
-    assert np.isnan(result.recall[1])
+    assert np.isnan(result.hit_rate[1])
     assert np.isnan(result.map_at_k)
 
 
@@ -134,10 +135,10 @@ def test_metrics_equal_loop(seed, map_k):
     result = evaluate(
         neighbours, query_labels, gallery_labels, self_row=own, ks=(1, 5, 20), map_k=map_k
     )
-    recall, mean_ap, without = metrics_by_loop(
+    hit_rate, mean_ap, without = metrics_by_loop(
         neighbours.rows, query_labels, gallery_labels, own, ks=(1, 5, 20), map_k=map_k
     )
-    assert result.recall == pytest.approx(recall)
+    assert result.hit_rate == pytest.approx(hit_rate)
     assert result.map_at_k == pytest.approx(mean_ap)
     assert result.n_without_match == without
     assert result.has_match.sum() == result.n_with_match == 12 - without
@@ -163,7 +164,7 @@ def test_own_row_is_not_among_the_relevant():
     result = evaluate(exact_search(features, features, 3, own), labels, labels, own, ks=(1, 2))
     assert result.n_without_match == 1
     assert result.has_match.tolist() == [False, True, True]
-    assert result.recall[2] == 1.0
+    assert result.hit_rate[2] == 1.0
 
 
 def test_map_k_defaults_to_100_or_the_gallery():
@@ -176,7 +177,7 @@ def test_map_k_defaults_to_100_or_the_gallery():
         assert evaluate(neighbours, np.zeros(2, np.int64), labels).map_k == expected
 
 
-def test_cmc_equals_recall_at_each_k():
+def test_cmc_equals_the_hit_rate_at_each_k():
     """The match curve is the hit rate at every k, and never falls."""
     rng = np.random.default_rng(3)
     neighbours = exact_search(unit_rows(rng, 40, 6), unit_rows(rng, 60, 6), 12)
@@ -271,7 +272,7 @@ def test_judged_relevance_equals_relevance_by_class():
     pairs = pairs[rng.permutation(len(pairs))]
     judged = evaluate_judged(neighbours, pairs[:, 0], pairs[:, 1], 60, ks=(1, 5), map_k=12)
     expected = evaluate(neighbours, query_labels, gallery_labels, ks=(1, 5), map_k=12)
-    assert judged.recall == expected.recall
+    assert judged.hit_rate == expected.hit_rate
     assert judged.n_without_match == expected.n_without_match > 0
     np.testing.assert_array_equal(judged.average_precision, expected.average_precision)
     np.testing.assert_array_equal(judged.first_hit, expected.first_hit)
@@ -284,3 +285,104 @@ def test_bad_judgments_are_refused():
         evaluate_judged(neighbours, np.array([0, 0]), np.array([1, 1]), 4)
     with pytest.raises(InputError, match="rows below 4"):
         evaluate_judged(neighbours, np.array([0]), np.array([4]), 4)
+
+
+def measures_by_loop(found, grade_of, k):
+    """nDCG@k, recall@k and reciprocal rank at k of one query: ``found`` answers, row -> grade."""
+    gains = [grade_of.get(row, 0) for row in found[:k] if row >= 0]
+    dcg = math.fsum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains, 1))
+    best = sorted(grade_of.values(), reverse=True)[:k]
+    ideal = math.fsum(gain / math.log2(rank + 1) for rank, gain in enumerate(best, 1))
+    ranks = [rank for rank, gain in enumerate(gains, 1) if gain > 0]
+    return dcg / ideal, len(ranks) / len(grade_of), 1 / ranks[0] if ranks else 0.0
+
+
+def graded(seed, Q=25, G=40):
+    """Neighbours of Q queries on a small gallery with ties, and the judged pairs: query, row and
+    grade 1 to 3; some queries have none, one has more relevant rows than are found."""
+    rng = np.random.default_rng(seed)
+    gallery = unit_rows(rng, G // 2, 5)[rng.integers(0, G // 2, G)]
+    neighbours = exact_search(unit_rows(rng, Q, 5), gallery, 20)
+    is_judged = rng.random((Q, G)) < rng.choice([0.0, 0.1, 0.6], Q)[:, None]
+    is_judged[3] = True
+    query, row = np.nonzero(is_judged)
+    order = rng.permutation(len(query))
+    return neighbours, query[order], row[order], rng.integers(1, 4, len(query)).astype(float)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("cells", [2**22, 60])
+def test_graded_measures_equal_a_loop(seed, cells, monkeypatch):
+    """nDCG, recall and reciprocal rank equal a loop over the queries, in one block and in many."""
+    monkeypatch.setattr(retrieval, "_CELLS", cells)
+    neighbours, query, row, grade = graded(seed)
+    result = evaluate_judged(neighbours, query, row, 40, grades=grade, ks=(1, 7, 20), map_k=20)
+    for i in range(25):
+        of = {int(r): g for q, r, g in zip(query, row, grade, strict=True) if q == i}
+        for k in (1, 7, 20):
+            here = result.ndcg[k][i], result.recall[k][i], result.reciprocal_rank(k)[i]
+            if not of:
+                assert np.isnan(here).all()
+                continue
+            assert here == pytest.approx(measures_by_loop(neighbours.rows[i], of, k), abs=1e-12)
+            assert bool(result.hit(k)[i]) == (here[2] > 0)
+    assert result.mean(result.ndcg[7]) == pytest.approx(np.nanmean(result.ndcg[7]))
+
+
+def test_measures_by_class_equal_a_loop():
+    """Items of the query's class have the grade 1; its own row and ignored rows have none."""
+    rng = np.random.default_rng(8)
+    labels, own = rng.integers(0, 6, 30), np.arange(30)
+    features = unit_rows(rng, 30, 5)
+    pair = np.arange(30) // 2
+    ignored = Ignored.from_groups((pair, pair), n_queries=30, n_rows=30)
+    neighbours = exact_search(features, features, 15, own, ignored=ignored)
+    result = evaluate(neighbours, labels, labels, own, ignored=ignored, ks=(1, 10), map_k=15)
+    for i in range(30):
+        of = {row: 1 for row in range(30) if labels[row] == labels[i] and row not in {i, i ^ 1}}
+        for k in (1, 10):
+            here = result.ndcg[k][i], result.recall[k][i], result.reciprocal_rank(k)[i]
+            if of:
+                assert here == pytest.approx(measures_by_loop(neighbours.rows[i], of, k), abs=1e-12)
+            else:
+                assert np.isnan(here).all()
+
+
+def test_measures_are_those_of_ir_measures():
+    """nDCG, MRR, recall, hit rate and, with as many answers as relevant rows, mAP equal those of
+    ir_measures (trec_eval) to 1e-12, query by query."""
+    ir = pytest.importorskip("ir_measures")
+    ks = (1, 5, 10, 20)
+    for seed in range(4):
+        neighbours, query, row, grade = graded(seed)
+        result = evaluate_judged(neighbours, query, row, 40, grades=grade, ks=ks, map_k=20)
+        qrels = [ir.Qrel(str(q), str(r), int(g)) for q, r, g in zip(query, row, grade, strict=True)]
+        run = [
+            ir.ScoredDoc(str(q), str(r), -float(rank))
+            for q, answers in enumerate(neighbours.rows)
+            for rank, r in enumerate(answers)
+        ]
+        ours = {}
+        for k in ks:
+            ours[ir.nDCG @ k] = result.ndcg[k]
+            ours[ir.RR @ k] = result.reciprocal_rank(k)
+            ours[ir.R @ k] = result.recall[k]
+            ours[ir.Success @ k] = result.hit(k).astype(float)
+        few = np.bincount(query, minlength=25) <= 20
+        ours[ir.AP @ 20] = np.where(few, result.average_precision, np.nan)
+        compared = 0
+        for found in ir.iter_calc(list(ours), qrels, run):
+            expected = ours[found.measure][int(found.query_id)]
+            if not np.isnan(expected):
+                assert found.value == pytest.approx(expected, abs=1e-12), found
+                compared += 1
+        n_judged = len(set(query.tolist()))
+        assert compared == len(ks) * 4 * n_judged + few[np.unique(query)].sum()
+
+
+@pytest.mark.parametrize("grade", [0.0, -1.0, math.nan, math.inf])
+def test_a_grade_that_is_not_above_zero_is_refused(grade):
+    """Irrelevant pairs are left out before; a grade of them is a mistake."""
+    neighbours = exact_search(GOOD, GOOD, 4)
+    with pytest.raises(InputError, match="finite numbers above 0"):
+        evaluate_judged(neighbours, np.array([0]), np.array([1]), 4, grades=np.array([grade]))

@@ -21,7 +21,7 @@ def unit(rows):
 
 
 WORSE = {"emoji": 0.45, "kanji": 0.35}
-"""Length of the noise that costs a few points of recall@1."""
+"""Length of the noise that costs a few points of hit@1."""
 
 
 class Real:
@@ -87,7 +87,7 @@ def verdict(tmp_path, real, new, *more):
 
 def gain(report):
     """The deciding check."""
-    return next(check for check in report["verdict"]["checks"] if check["name"] == "recall_gain")
+    return next(check for check in report["verdict"]["checks"] if check["name"] == "hit_gain")
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -119,10 +119,10 @@ def test_an_encoder_of_another_space_fails(tmp_path, name, kind):
         assert report["verdict"]["outcome"] == "fail"
     group = report["groups"][0]
     if kind == "rotated":  # by itself it is as good as the old one
-        assert group["recall"]["new_new"]["1"] == pytest.approx(
-            group["recall"]["old_old"]["1"], abs=0.01
+        assert group["hit_rate"]["new_new"]["1"] == pytest.approx(
+            group["hit_rate"]["old_old"]["1"], abs=0.01
         )
-    assert group["recall"]["new_old"]["1"] < 0.05
+    assert group["hit_rate"]["new_old"]["1"] < 0.05
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -135,12 +135,12 @@ def test_a_real_backbone_swapped_naively_fails(tmp_path, name):
 
 @pytest.mark.parametrize("name", SETS)
 def test_drifted_classes_fail_where_both_inequalities_hold(tmp_path, name):
-    """If a fifth of the classes drifts, the means hold, and the recall criterion fails."""
+    """If a fifth of the classes drifts, the means hold, and the hit rate criterion fails."""
     real = Real(name)
     report = verdict(tmp_path, real, real.drifted(0.2))
     checks = {check["name"]: check for check in report["verdict"]["checks"]}
     assert report["verdict"]["outcome"] == "fail"
-    assert checks["recall_gain"]["outcome"] == "fail"
+    assert checks["hit_gain"]["outcome"] == "fail"
     assert checks["different_class"]["estimate"] > -0.05
 
 
@@ -170,7 +170,7 @@ def test_a_slightly_better_encoder_is_settled_by_enough_classes(tmp_path, name):
 def test_a_slightly_worse_encoder_passes_a_margin_that_allows_it(tmp_path, name):
     """The same loss passes a margin of fifteen points: non-inferiority."""
     policy = tmp_path / "margin.yaml"
-    policy.write_text("format: 3\nname: margin\nmin_recall_gain: -0.15\n")
+    policy.write_text("format: 4\nname: margin\nmin_hit_gain: -0.15\n")
     real = Real(name)
     report = verdict(tmp_path, real, real.worse(WORSE[name]), "--policy", policy)
     assert report["verdict"]["outcome"] == "pass"
@@ -180,7 +180,7 @@ def test_a_slightly_worse_encoder_passes_a_margin_that_allows_it(tmp_path, name)
 def policy_of_few(folder):
     """The default policy, but for small sets."""
     path = folder / "few.yaml"
-    path.write_text("format: 3\nname: few\nmin_queries: 20\nmin_classes: 5\n")
+    path.write_text("format: 4\nname: few\nmin_queries: 20\nmin_classes: 5\n")
     return path
 
 

@@ -75,7 +75,7 @@ def test_a_better_model_without_a_record_is_inconclusive(shop: Shop) -> None:
     assert shop.run("deploy", "--model", good).code == 4
     assert verify(shop, bad).code == 3
     policy = shop.path("own.yaml")
-    policy.write_text("format: 3\nname: own\nrequire_training_record: false\n")
+    policy.write_text("format: 4\nname: own\nrequire_training_record: false\n")
     free = verify(shop, good, "--policy", policy)
     assert free.code == 0
     assert any(line.startswith("leaks") for line in free.json["not_checked"])
@@ -170,7 +170,7 @@ def test_near_copies_do_not_decide_but_too_many_are_inconclusive(shop: Shop) -> 
         assert "look like items that went through the new model" in result.stderr
         if code:
             more = ("--policy", shop.path("own.yaml"))
-            more[1].write_text("format: 3\nname: own\nmin_queries: 50\nmax_near_copies: null\n")
+            more[1].write_text("format: 4\nname: own\nmin_queries: 50\nmax_near_copies: null\n")
             assert verify(shop, shop.path("new.onnx"), *more).code == 0
 
 

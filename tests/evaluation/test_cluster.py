@@ -56,7 +56,7 @@ def verify(folder: Path, *more: object, **columns: Any) -> tuple[Result, Rows]:
 
 def gain(report: Rows) -> Rows:
     """The deciding check."""
-    return next(check for check in report["verdict"]["checks"] if check["name"] == "recall_gain")
+    return next(check for check in report["verdict"]["checks"] if check["name"] == "hit_gain")
 
 
 def length(report: Rows) -> float:

@@ -40,8 +40,8 @@ class Street:
             np.savez(folder / f"{name}.npz", ids=self.ids, labels=labels, features=rows, **more)
         return folder / "old.npz", folder / "new.npz"
 
-    def recall(self, queries: Array, ignored: Array, relevant: Array) -> float:
-        """recall@1 on the old gallery by the definition, pairs (N, N) that are ignored left out."""
+    def hit_rate(self, queries: Array, ignored: Array, relevant: Array) -> float:
+        """hit@1 on the old gallery by the definition, pairs (N, N) that are ignored left out."""
         scores = queries.astype(float) @ self.old.T.astype(float)
         left_out = ignored | np.eye(len(scores), dtype=bool)
         scores[left_out] = -9
@@ -107,12 +107,12 @@ def test_a_gain_within_one_camera_hides_a_fall_across_cameras(
     assert verify(tmp_path, tables)[0].code == 0
     result, report = verify(tmp_path, tables, "--ignore-same", "camera")
     ignored = street.same_person & street.same_camera
-    recall = report["groups"][0]["recall"]
+    hit_rate = report["groups"][0]["hit_rate"]
     for pair, queries in (("old_old", street.old), ("new_old", street.new)):
-        wanted = street.recall(queries, ignored, street.same_person)
-        assert recall[pair]["1"] == pytest.approx(wanted, abs=1e-9)
-    assert recall["old_old"]["1"] > 5 * recall["new_old"]["1"]
-    assert (result.code, check(report, "recall_gain")["outcome"]) == (3, "fail")
+        wanted = street.hit_rate(queries, ignored, street.same_person)
+        assert hit_rate[pair]["1"] == pytest.approx(wanted, abs=1e-9)
+    assert hit_rate["old_old"]["1"] > 5 * hit_rate["new_old"]["1"]
+    assert (result.code, check(report, "hit_gain")["outcome"]) == (3, "fail")
     assert report["groups"][0]["n_without_match"] == 0
 
 
@@ -150,10 +150,10 @@ def test_with_judgments_every_item_with_the_value_is_ignored(
     )
     more = ("--ignore-same", "camera", "--qrels", qrels)
     _, report = verify(tmp_path, tables, *more)
-    recall = report["groups"][0]["recall"]
+    hit_rate = report["groups"][0]["hit_rate"]
     for pair, queries in (("old_old", street.old), ("new_old", street.new)):
-        wanted = street.recall(queries, street.same_camera, relevant)
-        assert recall[pair]["1"] == pytest.approx(wanted, abs=1e-9)
+        wanted = street.hit_rate(queries, street.same_camera, relevant)
+        assert hit_rate[pair]["1"] == pytest.approx(wanted, abs=1e-9)
 
 
 def test_several_columns_are_ignored_each_for_itself(tmp_path: Path, street: Street) -> None:
@@ -164,8 +164,10 @@ def test_several_columns_are_ignored_each_for_itself(tmp_path: Path, street: Str
     _, report = verify(tmp_path, tables, *more)
     hour = (hours[:, None] == hours[None]) & (hours[:, None] > 0)  # without a value it counts
     ignored = street.same_person & (street.same_camera | hour)
-    recall = report["groups"][0]["recall"]["new_old"]["1"]
-    assert recall == pytest.approx(street.recall(street.new, ignored, street.same_person), abs=1e-9)
+    hit_rate = report["groups"][0]["hit_rate"]["new_old"]["1"]
+    assert hit_rate == pytest.approx(
+        street.hit_rate(street.new, ignored, street.same_person), abs=1e-9
+    )
     left = street.same_person & ~ignored & ~np.eye(len(ignored), dtype=bool)
     assert report["groups"][0]["n_without_match"] == (~left.any(axis=1)).sum() > 0
     stderr = next(line for line in report["not_checked"] if line.startswith("same hour"))
@@ -224,8 +226,8 @@ def cameras(tmp_path_factory: pytest.TempPathFactory, emoji: Path) -> Shop:
     return Shop(folder)
 
 
-def recall_by_loop(shop: Shop, queries: str, gallery: str) -> float:
-    """recall@1 of a model's held-out queries on another's gallery, by the camera's rule."""
+def hit_rate_by_loop(shop: Shop, queries: str, gallery: str) -> float:
+    """hit@1 of a model's held-out queries on another's gallery, by the camera's rule."""
     data = load(
         shop.path("items.csv"), data_root=Project.load(shop.path("compatctl.yaml")).data_root
     )
@@ -255,11 +257,11 @@ def test_the_stored_gallery_is_searched_by_the_same_rule(cameras: Shop) -> None:
     outcome = cameras.run("verify", cameras.path("old.onnx"), cameras.path("new.onnx"))
     assert outcome.code in {0, 4}, outcome.stderr
     report = json.loads(cameras.path("report.json").read_bytes())
-    recall = report["groups"][0]["recall"]
-    wanted = recall_by_loop(cameras, "old.onnx", "old.onnx")
-    assert recall["old_old"]["1"] == pytest.approx(wanted, abs=1e-9)
-    crossed = recall_by_loop(cameras, "new.onnx", "old.onnx")
-    assert recall["new_old"]["1"] == pytest.approx(crossed, abs=1e-9)
+    hit_rate = report["groups"][0]["hit_rate"]
+    wanted = hit_rate_by_loop(cameras, "old.onnx", "old.onnx")
+    assert hit_rate["old_old"]["1"] == pytest.approx(wanted, abs=1e-9)
+    crossed = hit_rate_by_loop(cameras, "new.onnx", "old.onnx")
+    assert hit_rate["new_old"]["1"] == pytest.approx(crossed, abs=1e-9)
     stderr = next(line for line in report["not_checked"] if line.startswith("same camera"))
     assert "0 of" in stderr
     result = cameras.run("matrix", cameras.path("old.onnx"), cameras.path("new.onnx"))
@@ -269,16 +271,16 @@ def test_the_stored_gallery_is_searched_by_the_same_rule(cameras: Shop) -> None:
 
 
 def test_a_backfill_is_judged_by_the_same_rule(cameras: Shop, tmp_path: Path) -> None:
-    """The recall before any row is written agrees with a loop."""
+    """The hit rate before any row is written agrees with a loop."""
     shop = Shop(tmp_path / "shop")
     shutil.copytree(cameras.folder, shop.folder)
     reason = ("--force", "--reason", "a test", "--model", shop.path("new.onnx"))
     assert shop.run("deploy", *reason).code == 0
     result = shop.run("backfill", "--dry-run")
     curve = result.json["measured"]["curve"]
-    wanted = recall_by_loop(shop, "new.onnx", "old.onnx")
+    wanted = hit_rate_by_loop(shop, "new.onnx", "old.onnx")
     assert curve[0]["share"] == 0.0
-    assert curve[0]["recall"] == pytest.approx(wanted, abs=1e-9)
+    assert curve[0]["hit_rate"] == pytest.approx(wanted, abs=1e-9)
 
 
 def test_a_column_that_no_item_has_is_refused_before_anything_runs(cameras: Shop) -> None:

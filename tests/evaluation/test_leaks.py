@@ -115,7 +115,7 @@ def test_training_items_as_held_out_set_are_refused(stock: Stock, tmp_path: Path
     refused = verify(stock, tmp_path, path)
     assert (refused.code, refused.report) == (5, {})
     policy = tmp_path / "least.yaml"
-    policy.write_text("format: 3\nname: least\nmin_queries: 1\nmin_classes: 1\n")
+    policy.write_text("format: 4\nname: least\nmin_queries: 1\nmin_classes: 1\n")
     result = verify(stock, tmp_path, path, "--allow-seen", "--policy", policy)
     assert (result.code, result.report["verdict"]["outcome"]) == (4, "inconclusive")
     assert result.sizes == {"unseen": 0, "trained": len(stock.queries)}
@@ -146,7 +146,7 @@ def test_trained_items_are_a_group_that_does_not_decide(stock: Stock, tmp_path: 
             nearest = gallery[int(np.argmax(stored @ entry))]
             right += stock.data.labels[nearest] == stock.data.labels[row]
         group = next(entry for entry in result.report["groups"] if entry["name"] == name)
-        assert group["recall"]["new_old"]["1"] == pytest.approx(right / len(rows), abs=1e-9)
+        assert group["hit_rate"]["new_old"]["1"] == pytest.approx(right / len(rows), abs=1e-9)
 
 
 def test_trained_items_alone_cannot_decide(stock: Stock, tmp_path: Path) -> None:
@@ -187,17 +187,17 @@ def test_touched_rows_are_told_apart(stock: Stock, tmp_path: Path) -> None:
     every = len(stock.queries)
     assert result.sizes == {"unseen": every}
     (group,) = result.report["groups"]
-    touched, recall = group["training_overlap"], group["recall"]
+    touched, hit_rate = group["training_overlap"], group["hit_rate"]
     assert touched["untouched_queries"] == every - n
     assert touched["of_queries"] == pytest.approx(n / every)
-    whole = recall["new_old"]["1"] - recall["old_old"]["1"]
-    first, second = touched["parts"]["recall_gain"]
+    whole = hit_rate["new_old"]["1"] - hit_rate["old_old"]["1"]
+    first, second = touched["parts"]["hit_gain"]
     assert whole == pytest.approx((n * first + (every - n) * second) / every, abs=1e-12)
     checks = {check["name"]: check for check in result.report["verdict"]["checks"]}
     share = len(unlabelled) / sum(entry.role == "gallery" for entry in stock.data.items)
     assert touched["of_gallery"] == pytest.approx(share)
     weighted = share * first + (1 - share) * second
-    assert checks["recall_gain"]["estimate"] == pytest.approx(weighted, abs=1e-12)
+    assert checks["hit_gain"]["estimate"] == pytest.approx(weighted, abs=1e-12)
     assert checks["untouched_gain"]["decides"]
     assert checks["untouched_gain"]["estimate"] == pytest.approx(second, abs=1e-12)
 

@@ -74,9 +74,9 @@ def test_verify_embeds_a_bounded_part_of_a_large_gallery(tmp_path: Path) -> None
     assert report["searched"]["self_test_rows"] == SELF_TEST_ROWS
     assert report["gallery_pass"]["passed"] == 0
     assert SELF_TEST_ROWS <= report["gallery_pass"]["measured"] <= SELF_TEST_ROWS + 100
-    recall = report["groups"][0]["recall"]
-    assert {"new_new", "old_old_subset", "new_old_subset"} <= set(recall)
-    assert check(report, "recall_gain")["n_queries"] == 5 * CLASSES
+    hit_rate = report["groups"][0]["hit_rate"]
+    assert {"new_new", "old_old_subset", "new_old_subset"} <= set(hit_rate)
+    assert check(report, "hit_gain")["n_queries"] == 5 * CLASSES
     assert any(f"{SELF_TEST_ROWS} of {rows} gallery items" in line for line in report["warnings"])
     _, again = world.verify(table, "--no-self-test")
     assert again["gallery_pass"]["measured"] <= 100

@@ -18,7 +18,7 @@ POLICY = Policy(min_queries=1, different_class_margin=None, max_design_effect=No
 CLASSES, SIZE, SEEDS = 60, 6, 3
 
 
-GAIN = {("recall_gain", "unseen")}
+GAIN = {("hit_gain", "unseen")}
 
 
 def retrieval(hits):
@@ -26,11 +26,13 @@ def retrieval(hits):
     return Retrieval(
         n_queries=len(hits),
         n_without_match=0,
-        recall={k: float(hits.mean()) for k in (1, 5)},
+        hit_rate={k: float(hits.mean()) for k in (1, 5)},
         map_at_k=float(hits.mean()),
         map_k=100,
         first_hit=np.where(hits, 1, NEVER),
         average_precision=hits * 1.0,
+        recall={10: hits * 1.0},
+        ndcg={10: hits * 1.0},
     )
 
 
@@ -91,11 +93,11 @@ def test_only_close_calls_are_drawn_again():
     assert lengths == {0.3: set(), 0.0: set()}
     (close,) = borderline(1)
     result = measure(POLICY, close.evidence, lambda: np.random.default_rng(0), 999)
-    assert borderline_checks(POLICY, result, judge(POLICY, result)) == {("recall_gain", "unseen")}
+    assert borderline_checks(POLICY, result, judge(POLICY, result)) == {("hit_gain", "unseen")}
     only = measure(
-        POLICY, close.evidence, lambda: np.random.default_rng(0), 999, {("recall_gain", "unseen")}
+        POLICY, close.evidence, lambda: np.random.default_rng(0), 999, {("hit_gain", "unseen")}
     )
-    assert [entry.name for entry in only] == ["recall_gain"]
+    assert [entry.name for entry in only] == ["hit_gain"]
     assert np.array_equal(only[0].estimate.replicates, result[0].estimate.replicates)
 
 
@@ -108,7 +110,7 @@ def test_a_p_value_that_the_seed_cannot_change_is_no_close_call(side):
     skew = replace(entry.skew_low, shift=-1.0) if side > 0 else entry.skew_low
     held = replace(result[0], estimate=replace(entry, skew_low=skew))
     assert borderline_checks(POLICY, [held], judge(POLICY, [held])) == (
-        set() if side > 0 else {("recall_gain", "unseen")}
+        set() if side > 0 else {("hit_gain", "unseen")}
     )
 
 

@@ -123,7 +123,7 @@ def test_the_report_says_what_could_not_be_checked(tmp_path: Path, real: Emoji) 
 
 
 def test_figures_are_those_of_an_explicit_loop(tmp_path: Path, real: Emoji) -> None:
-    """Recall, flips and mean cosines of leave-one-out are what loops over all items find."""
+    """Hit rate, flips and mean cosines of leave-one-out are what loops over all items find."""
     table = real.table(real.old)
     _, report = verify(tmp_path, table, real.table(real.new))
     group = report["groups"][0]
@@ -137,7 +137,7 @@ def test_figures_are_those_of_an_explicit_loop(tmp_path: Path, real: Emoji) -> N
         places[name] = slow_ranks(table, rows, rows, querying, searched)
         for k in (1, 5, 10):
             share = np.mean([0 < place <= k for place in places[name]])
-            assert group["recall"][name][str(k)] == pytest.approx(share, abs=1e-12)
+            assert group["hit_rate"][name][str(k)] == pytest.approx(share, abs=1e-12)
     both = list(zip(places["old_old"], places["new_old"], strict=True))
     assert group["positive_flips"] == pytest.approx(np.mean([a != 1 == b for a, b in both]))
     assert group["negative_flips"] == pytest.approx(np.mean([a == 1 != b for a, b in both]))
@@ -165,7 +165,7 @@ def test_roles_say_who_searches_whom(tmp_path: Path, real: Emoji) -> None:
     assert len(counted) == len(queries) - 5
     for k in (1, 5):
         share = np.mean([place <= k for place in counted])
-        assert group["recall"]["new_old"][str(k)] == pytest.approx(share, abs=1e-12)
+        assert group["hit_rate"]["new_old"][str(k)] == pytest.approx(share, abs=1e-12)
 
 
 def test_slices_are_judged_one_by_one(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_slices_are_judged_one_by_one(tmp_path: Path) -> None:
     for least in (20, 100):
         policy = tmp_path / f"{least}.yaml"
         policy.write_text(
-            f"format: 3\nname: slices\nmin_slice_gain: -0.1\nslice_min_queries: {least}\n"
+            f"format: 4\nname: slices\nmin_slice_gain: -0.1\nslice_min_queries: {least}\n"
         )
         more = ("--policy", policy, "--slice", "rare", "--slice", "vendor")
         result, report = verify(tmp_path, *tables, *more)
@@ -259,8 +259,8 @@ def test_lengths_and_number_types_do_not_matter(tmp_path: Path, real: Emoji) -> 
     assert len(bodies) == 1
 
 
-def _recall(queries: Array, gallery: Array, labels: Array, kind: str) -> float:
-    """recall@1, leave-one-out, by a loop over the queries in float64."""
+def _hit_rate(queries: Array, gallery: Array, labels: Array, kind: str) -> float:
+    """hit@1, leave-one-out, by a loop over the queries in float64."""
     right = 0
     rows = gallery.astype(np.float64)
     for at, query in enumerate(queries.astype(np.float64)):
@@ -273,7 +273,7 @@ def _recall(queries: Array, gallery: Array, labels: Array, kind: str) -> float:
 @pytest.mark.parametrize("kind", ["dot", "l2"])
 @pytest.mark.parametrize("away", [0.0, 30.0])
 def test_norms_count_for_dot_and_l2(tmp_path: Path, real: Emoji, kind: str, away: float) -> None:
-    """By dot and by l2 every recall is that of a slow loop over the rows as they are, also far
+    """By dot and by l2 every hit rate is that of a slow loop over the rows as they are, also far
     from the origin; by the cosine it is another; nothing of cosines is reported."""
     rng = np.random.default_rng(1)
     scale = np.exp(rng.normal(0.0, 0.5, len(real.ids)))[:, None]
@@ -281,12 +281,12 @@ def test_norms_count_for_dot_and_l2(tmp_path: Path, real: Emoji, kind: str, away
     columns = {"similarity": np.array(kind)}
     outcome, report = verify(tmp_path, real.table(old, **columns), real.table(new, **columns))
     assert outcome.code in {0, 3, 4}, outcome.stderr
-    result = report["groups"][0]["recall"]
+    result = report["groups"][0]["hit_rate"]
     for name, queries, gallery in (
         ("old_old", old, old), ("new_old", new, old), ("new_new", new, new), ("old_new", old, new)
     ):  # fmt: skip
         assert result[name]["1"] == pytest.approx(
-            _recall(queries, gallery, real.labels, kind), abs=1e-9
+            _hit_rate(queries, gallery, real.labels, kind), abs=1e-9
         )
     assert report["data"]["name"] == f"features, {kind}"
     assert not {"same_class", "different_class"} & {
@@ -294,9 +294,9 @@ def test_norms_count_for_dot_and_l2(tmp_path: Path, real: Emoji, kind: str, away
     }
     assert any("cosines" in line for line in report["not_checked"])
     flag = verify(tmp_path, real.table(old), real.table(new), "--similarity", kind)[1]
-    assert flag["groups"][0]["recall"] == result
+    assert flag["groups"][0]["hit_rate"] == result
     _, cosine = verify(tmp_path, real.table(old), real.table(new), "--similarity", "cosine")
-    assert cosine["groups"][0]["recall"] != result
+    assert cosine["groups"][0]["hit_rate"] != result
 
 
 def test_two_similarities_and_options_about_cosines_are_refused(
@@ -520,7 +520,7 @@ def test_poor_evidence_never_passes(tmp_path: Path, real: Emoji, name: str, leas
     if least == "nothing":
         policy = ["--policy", tmp_path / "nothing.yaml"]
         (tmp_path / "nothing.yaml").write_text(
-            "format: 3\nname: nothing\nmin_queries: 1\nmin_classes: 1\n"
+            "format: 4\nname: nothing\nmin_queries: 1\nmin_classes: 1\n"
             "different_class_margin: null\n"
         )
     tables = change(real.table(real.old)), change(real.table(real.new))
@@ -561,7 +561,7 @@ def test_a_model_that_rejects_every_match_does_not_pass(tmp_path: Path, real: Em
     old, new = scaled(real)
     result, report = verify(tmp_path, old, new, "--threshold", "0.6")
     by_name = checks(report)
-    assert by_name["recall_gain", "unseen"]["outcome"] == "pass"
+    assert by_name["hit_gain", "unseen"]["outcome"] == "pass"
     assert by_name["far_ratio", "unseen"]["estimate"] == 0.0
     rejects = by_name["frr_increase", "unseen"]
     assert rejects["estimate"] > 0.5

@@ -130,7 +130,7 @@ def plain(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
 def policy_of(folder: Path, text: str) -> Path:
     """A policy file."""
     path = folder / "policy.yaml"
-    path.write_text(f"format: 3\nname: test\n{text}\n")
+    path.write_text(f"format: 4\nname: test\n{text}\n")
     return path
 
 
@@ -321,10 +321,10 @@ def test_bad_pairs_are_exit_5(begun: Path, slow: Slow, tmp_path: Path, name: str
     assert word in result.stderr, result.stderr
 
 
-def test_judgments_equal_to_the_classes_give_the_same_recall(
+def test_judgments_equal_to_the_classes_give_the_same_hit_rate(
     begun: Path, slow: Slow, tmp_path: Path, plain: Done
 ) -> None:
-    """--qrels with every pair of one class: recall, flips and mAP are those of the labels."""
+    """--qrels with every pair of one class: hit rate, flips and mAP are those of the labels."""
     lines = [
         f"{query} 0 {item} {int(a == b)}"
         for query, a in zip(slow.query_ids, slow.query_labels, strict=True)
@@ -334,9 +334,9 @@ def test_judgments_equal_to_the_classes_give_the_same_recall(
     qrels = tmp_path / "judged.qrels"
     qrels.write_text("\n".join(lines) + "\n")
     judged = verify(begun, tmp_path, "--qrels", qrels)
-    for name in ("recall", "cmc", "map_at_k", "negative_flips", "positive_flips", "n_queries"):
+    for name in ("hit_rate", "cmc", "map_at_k", "negative_flips", "positive_flips", "n_queries"):
         assert judged.group[name] == plain.group[name], name
-    assert judged.check("recall_gain")["estimate"] == plain.check("recall_gain")["estimate"]
+    assert judged.check("hit_gain")["estimate"] == plain.check("hit_gain")["estimate"]
     assert judged.group["n_classes"] == plain.group["n_classes"]  # judgments keep the classes
     assert judged.code == 0
 
@@ -376,7 +376,7 @@ def test_latency_is_measured_on_request_and_decides_if_limited(begun: Path, tmp_
 
 
 def test_the_mixed_gallery_is_half_of_each_model(slow: Slow, plain: Done) -> None:
-    """Recall and rank bias on it are those of a loop: sha1 of the id says which half is new."""
+    """Hit rate and rank bias on it are those of a loop: sha1 of the id says which half is new."""
     result = plain
     half = [hashlib.sha1(item_id.encode()).digest()[0] < 128 for item_id in slow.gallery_ids]
     mixed = np.stack([
@@ -385,7 +385,7 @@ def test_the_mixed_gallery_is_half_of_each_model(slow: Slow, plain: Done) -> Non
     ])  # fmt: skip
     for name, queries in (("old", slow.old), ("new", slow.new)):
         right = slow.right(queries, mixed).mean()
-        assert result.group["recall"][f"{name}_mixed"]["1"] == pytest.approx(right, abs=1e-9)
+        assert result.group["hit_rate"][f"{name}_mixed"]["1"] == pytest.approx(right, abs=1e-9)
         by_new = [
             half[g]
             for query in queries
@@ -456,7 +456,7 @@ def test_the_index_is_swept_upwards(slow: Slow, plain: Done) -> None:
     efs = [ef for ef, _ in ann["sweep"]]
     assert efs == sorted(set(efs))
     assert efs[0] >= ann["k"] == 10
-    assert all(0.0 <= recall <= 1.0 for _, recall in ann["sweep"])
+    assert all(0.0 <= hit_rate <= 1.0 for _, hit_rate in ann["sweep"])
     assert ann["ef_needed"] >= ann["ef_current"]
     assert ann["recall_current"] > 0.95  # 155 rows: ef 64 finds nearly everything
     assert ann["n_queries"] == len(slow.query_ids)

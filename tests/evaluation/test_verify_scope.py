@@ -33,13 +33,13 @@ def test_without_a_self_test_the_criterion_is_the_same(shop: Shop) -> None:
     code, part, _ = _verify(shop, "--no-self-test")
     assert code == 0
     (before,), (after,) = whole["groups"], part["groups"]  # type: ignore[misc]
-    assert set(before["recall"]) - set(after["recall"]) == {
+    assert set(before["hit_rate"]) - set(after["hit_rate"]) == {
         "new_new",
         "old_new",
         "old_mixed",
         "new_mixed",
     }
-    assert after["recall"]["new_old"] == before["recall"]["new_old"]
+    assert after["hit_rate"]["new_old"] == before["hit_rate"]["new_old"]
     names = {check["name"] for check in part["verdict"]["checks"]}  # type: ignore[index]
     assert not names & {"self_test_gain", "mixed_gain"}
     assert any("--no-self-test" in entry for entry in part["not_checked"])  # type: ignore[union-attr]
@@ -123,7 +123,7 @@ def test_old_queries_on_a_re_embedded_gallery_equal_a_loop(shop: Shop) -> None:
     scores = old.embed(data.take(queries)).features @ new.embed(data.take(gallery)).features.T
     labels = np.array(data.labels)
     right = labels[gallery][scores.argmax(axis=1)] == labels[queries]
-    result = report["groups"][0]["recall"]["old_new"]["1"]  # type: ignore[index]
+    result = report["groups"][0]["hit_rate"]["old_new"]["1"]  # type: ignore[index]
     assert result == pytest.approx(right.mean(), abs=3e-3)
 
 

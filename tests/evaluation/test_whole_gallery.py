@@ -34,7 +34,7 @@ def shop_of(folder: Path, *, old: float = 0.22, new: float = 0.12, seed: int = 0
 
 
 def truth(world: World, data: Path, model: str) -> float:
-    """recall@1 of a model's queries over every row of the store, by a whole matrix."""
+    """hit@1 of a model's queries over every row of the store, by a whole matrix."""
     gallery = DeployedGallery.open(Store.open(world.folder / "store"))
     items = load(data)
     queries = [at for at, item in enumerate(items.items) if item.role == "query"]
@@ -54,13 +54,13 @@ def test_rows_outside_the_table_are_searched(tmp_path: Path) -> None:
     world.begin(world.save("all.npz"))
     table = world.save("table.npz", lambda item_id: not item_id.startswith("r"))
     code, report = world.verify(table)
-    recall = report["groups"][0]["recall"]
+    hit_rate = report["groups"][0]["hit_rate"]
     assert code == 3
     assert report["searched"]["rows"] == report["searched"]["stored"] == 720
     for pair, model in (("old_old", "old"), ("new_old", "new")):
-        assert recall[pair]["1"] == pytest.approx(truth(world, table, model), abs=1e-9)
+        assert hit_rate[pair]["1"] == pytest.approx(truth(world, table, model), abs=1e-9)
     assert report["searched"]["self_test_rows"] == 120
-    assert recall["new_old_subset"]["1"] > recall["new_old"]["1"] + 0.3
+    assert hit_rate["new_old_subset"]["1"] > hit_rate["new_old"]["1"] + 0.3
     assert any("120 of 720 gallery items" in line for line in report["warnings"])
 
 
@@ -87,7 +87,7 @@ def test_a_stored_query_does_not_find_itself(tmp_path: Path) -> None:
     assert code in {0, 3, 4}
     assert report["searched"]["stored"] == 420
     assert report["groups"][0]["n_same_image"] == 0
-    assert report["groups"][0]["recall"]["old_old"]["1"] < 1.0
+    assert report["groups"][0]["hit_rate"]["old_old"]["1"] < 1.0
 
 
 def test_two_labels_of_one_item_leave_it_unjudged(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_two_labels_of_one_item_leave_it_unjudged(tmp_path: Path) -> None:
     assert report["searched"]["conflict_ids"][:2] == ["g0", "g2"]
     group, bound = report["groups"][0], check(report, "unjudged_gain")
     assert 0.2 < group["unjudged"]["old"]["1"] < 0.8
-    assert bound["estimate"] < check(report, "recall_gain")["estimate"]
+    assert bound["estimate"] < check(report, "hit_gain")["estimate"]
     assert (code, bound["outcome"]) == (4, "inconclusive")
     assert any("60 items have another label" in line for line in report["warnings"])
 
@@ -122,11 +122,11 @@ def touched(folder: Path, left_out: int) -> World:
 def test_queries_of_untouched_rows_are_judged_separately(tmp_path: Path) -> None:
     """Four fifths of the gallery passed, whole classes left out: the rest decides, and loses."""
     policy = tmp_path / "small.yaml"
-    policy.write_text("format: 3\nname: small\nslice_min_queries: 30\nmin_queries: 100\n")
+    policy.write_text("format: 4\nname: small\nslice_min_queries: 30\nmin_queries: 100\n")
     world = touched(tmp_path, 12)
     _, report = world.verify(tmp_path / "all.npz", "--policy", policy)
     rows, result = report["groups"][0]["training_overlap"], check(report, "untouched_gain")
-    assert check(report, "recall_gain")["estimate"] > 0
+    assert check(report, "hit_gain")["estimate"] > 0
     assert rows["untouched_queries"] == result["n"] == 60
     assert rows["of_gallery"] == pytest.approx(0.8)
     assert result["estimate"] < -0.4
@@ -161,14 +161,14 @@ def test_gains_are_weighted_to_the_stores_shares(tmp_path: Path) -> None:
     table = world.save("fewer.npz", lambda array: array in fewer and array not in dropped)
     _, report = world.verify(table)
     rows = report["groups"][0]["training_overlap"]
-    recall = report["groups"][0]["recall"]
-    plain = recall["new_old"]["1"] - recall["old_old"]["1"]
-    weighted = check(report, "recall_gain")["estimate"]
+    hit_rate = report["groups"][0]["hit_rate"]
+    plain = hit_rate["new_old"]["1"] - hit_rate["old_old"]["1"]
+    weighted = check(report, "hit_gain")["estimate"]
     assert rows["of_queries"] > rows["of_gallery"] == pytest.approx(40 / 60)
-    parts = rows["parts"]["recall_gain"]
+    parts = rows["parts"]["hit_gain"]
     assert weighted == pytest.approx(parts[0] * 2 / 3 + parts[1] / 3)
     assert weighted < plain
-    assert abs(weighted - check(whole, "recall_gain")["estimate"]) < 0.1
+    assert abs(weighted - check(whole, "hit_gain")["estimate"]) < 0.1
     assert code in {3, 4}
 
 
@@ -179,8 +179,8 @@ def test_an_old_model_that_finds_nothing_is_inconclusive(tmp_path: Path) -> None
     world.vectors[0][120:] = list(unit(rng.normal(size=(300, DIM))))
     world.begin(world.save("all.npz"))
     code, report = world.verify(tmp_path / "all.npz")
-    floor = check(report, "old_recall")
-    assert floor["estimate"] < 0.05 < check(report, "recall_gain")["low"]
+    floor = check(report, "old_hit_rate")
+    assert floor["estimate"] < 0.05 < check(report, "hit_gain")["low"]
     assert (code, floor["outcome"]) == (4, "inconclusive")
 
 
@@ -260,4 +260,4 @@ def test_data_with_queries_only_are_searched_in_the_store(tmp_path: Path, policy
     assert (report["searched"]["stored"], report["searched"]["self_test_rows"]) == (120, 0)
     assert (test["n"], test["outcome"]) == (0, "inconclusive")
     assert (code, test["decides"]) == ((0, False) if policy == "default" else (4, True))
-    assert report["groups"][0]["recall"]["new_new"]["1"] is None
+    assert report["groups"][0]["hit_rate"]["new_new"]["1"] is None

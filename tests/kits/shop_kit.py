@@ -143,8 +143,8 @@ def filtered_table(shop: Shop, keep: Callable[[dict[str, str]], bool]) -> Path:
     return path
 
 
-def slow_recall(shop: Shop, models: Sequence[Encoder], gallery: NDArray[np.float32]) -> float:
-    """recall@1 of held-out queries, by the models' mean, on the catalogue's rows, one by one."""
+def slow_hit_rate(shop: Shop, models: Sequence[Encoder], gallery: NDArray[np.float32]) -> float:
+    """hit@1 of held-out queries, by the models' mean, on the catalogue's rows, one by one."""
     labels, right, matched = Store.open(shop.path("store")).catalog().labels, 0, 0
     queries = load(shop.data()).filter(split="test", role="query")
     features = np.sum([model.embed(queries).features for model in models], axis=0)

@@ -80,7 +80,7 @@ def case(shift: float, old_noise: float, seed: int = 0) -> Case:
 
 
 def test_with_every_row_the_curve_equals_loops() -> None:
-    """Recall at every share, one query at a time."""
+    """Hit rate at every share, one query at a time."""
     gallery = case(0.8, 0.7)
     result = gallery.forecast(N)
     assert [point.share for point in result.curve] == [0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0]
@@ -90,7 +90,7 @@ def test_with_every_row_the_curve_equals_loops() -> None:
         mixed = np.where((replaced_at <= point.share)[:, None], gallery.new, gallery.old)
         first = [int(np.argmax(mixed @ query)) for query in gallery.queries]
         hits = truth.gallery_labels[first] == truth.query_labels
-        assert point.recall == pytest.approx(hits.mean())
+        assert point.hit_rate == pytest.approx(hits.mean())
 
 
 def test_a_sample_keeps_the_classes_of_its_queries_whole() -> None:

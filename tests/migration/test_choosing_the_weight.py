@@ -57,10 +57,10 @@ def test_the_search_equals_loops() -> None:
     hits = {weight: slow_hits(embeddings, labels, weight)[:-1] for weight in (0.0, *weights)}
     labels = labels[:-1]
     assert (search.queries, search.classes) == (3 * CLASSES, CLASSES)
-    np.testing.assert_allclose(search.old_recall, np.mean(hits[0.0]))
+    np.testing.assert_allclose(search.old_hit_rate, np.mean(hits[0.0]))
     for trial in search.trials:
-        np.testing.assert_allclose(trial.recall, np.mean(hits[trial.weight]))
-        np.testing.assert_allclose(trial.gain, trial.recall - search.old_recall, atol=1e-12)
+        np.testing.assert_allclose(trial.hit_rate, np.mean(hits[trial.weight]))
+        np.testing.assert_allclose(trial.gain, trial.hit_rate - search.old_hit_rate, atol=1e-12)
 
     def best(part: list[int]) -> float:
         order = sorted(weights, key=lambda weight: abs(weight - 0.5))

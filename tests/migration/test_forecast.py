@@ -85,10 +85,10 @@ def _measure(old: float, margin: float, ceiling: float | None) -> Measure:
     )
 
 
-def _hits(recall: float) -> np.ndarray:
+def _hits(hit_rate: float) -> np.ndarray:
     """Queries in an order that no class shares; the first of them are found."""
     order = np.argsort(np.arange(QUERIES) * 7919 % QUERIES)
-    return order < round(recall * QUERIES)
+    return order < round(hit_rate * QUERIES)
 
 
 def _points(amounts, start, exponent):
@@ -104,9 +104,9 @@ def test_goals_and_the_better_amount_follow_from_the_curves() -> None:
     }
     result = _conclude(hits, _measure(0.5, 0.02, 0.2), 1, 1.0)
     assert result.more == "classes"
-    for goal, recall in ((result.to_pass, 0.52), (result.to_keep_half, 0.6)):
-        assert goal.recall == pytest.approx(recall, abs=0.002)
-        expected = 100 * ((1 - recall) / 0.8) ** (-1 / 0.3)
+    for goal, hit_rate in ((result.to_pass, 0.52), (result.to_keep_half, 0.6)):
+        assert goal.hit_rate == pytest.approx(hit_rate, abs=0.002)
+        expected = 100 * ((1 - hit_rate) / 0.8) ** (-1 / 0.3)
         assert goal.classes.value == pytest.approx(expected, rel=0.15)
         assert goal.classes.low < expected < goal.classes.high
     assert result.classes.doubled.low < 1 - 0.8 * 8**-0.3 < result.classes.doubled.high

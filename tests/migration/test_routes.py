@@ -142,8 +142,8 @@ def _galleries(inputs: RouteInputs) -> tuple[PlanningGallery, PlanningGallery]:
     return gallery, gallery
 
 
-def _recall(inputs: RouteInputs, route: RouteResult) -> float:
-    """recall@1, each part of the queries on the gallery that it searches."""
+def _hit_rate(inputs: RouteInputs, route: RouteResult) -> float:
+    """hit@1, each part of the queries on the gallery that it searches."""
     right = sum(
         _right(inputs, route.queries, gallery)[part].sum() for part, gallery in route.searched
     )
@@ -162,10 +162,10 @@ def test_every_route_is_measured(inputs: RouteInputs, measured: dict[str, RouteR
         nearest = value.retrieval(inputs.truth, (1,), map_k=1)
         if value.name == "lazy":
             continue  # it ranks again: a test of its own has the loop
-        assert nearest.recall[1] == pytest.approx(_recall(inputs, value))
-    assert _recall(inputs, measured["re-embed"]) > _recall(inputs, measured["keep"]) + 0.1
-    assert _recall(inputs, measured["naive swap"]) < _recall(inputs, measured["bridge"])
-    assert _recall(inputs, measured["fuse"]) > _recall(inputs, measured["finetune"])
+        assert nearest.hit_rate[1] == pytest.approx(_hit_rate(inputs, value))
+    assert _hit_rate(inputs, measured["re-embed"]) > _hit_rate(inputs, measured["keep"]) + 0.1
+    assert _hit_rate(inputs, measured["naive swap"]) < _hit_rate(inputs, measured["bridge"])
+    assert _hit_rate(inputs, measured["fuse"]) > _hit_rate(inputs, measured["finetune"])
     assert measured["fuse"].variant.encoders == ("old", "new")
 
 
@@ -177,7 +177,7 @@ def test_lift_is_the_free_model_on_a_gallery_that_is_mapped_to_it(
     assert (lift.rewritten, lift.variant.encoders) == (1.0, ("new",))
     assert lift.variant.recipe == free.variant.recipe
     assert np.array_equal(lift.queries, free.queries)
-    assert _recall(inputs, lift) > _recall(inputs, measured["naive swap"]) + 0.3
+    assert _hit_rate(inputs, lift) > _hit_rate(inputs, measured["naive swap"]) + 0.3
     stored = inputs.reference.gallery_features
     twice = replace(inputs.reference, gallery_features=stored[[0, *range(len(stored) - 1)]])
     for entry in islice(routes.lift_variants(replace(inputs, reference=twice), heads[0]), 25):
@@ -287,7 +287,7 @@ def test_each_fold_continues_from_its_own_choice(inputs: RouteInputs) -> None:
     assert np.array_equal(outcome.queries[first], halves[1].queries[first])
 
 
-def test_a_backfill_uses_the_route_with_the_higher_recall(
+def test_a_backfill_uses_the_route_with_the_higher_hit_rate(
     inputs: RouteInputs, measured: dict[str, RouteResult]
 ) -> None:
     """Its queries are those of fuse or of finetune, its new rows what that model makes of items."""

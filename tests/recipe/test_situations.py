@@ -107,11 +107,11 @@ def run(shop: Shop, command: str, *more: object) -> Any:
     return result.json
 
 
-def recalls(shop: Shop, old: Path, new: Path, *more: object) -> tuple[float, float]:
-    """recall@1 of old and of new queries of unseen classes on the deployed gallery."""
+def hit_rates(shop: Shop, old: Path, new: Path, *more: object) -> tuple[float, float]:
+    """hit@1 of old and of new queries of unseen classes on the deployed gallery."""
     report = run(shop, "verify", old, new, "--no-self-test", *more)
-    recall = report["groups"][0]["recall"]
-    return recall["old_old"]["1"], recall["new_old"]["1"]
+    hit_rate = report["groups"][0]["hit_rate"]
+    return hit_rate["old_old"]["1"], hit_rate["new_old"]["1"]
 
 
 @pytest.fixture(scope="module")
@@ -152,30 +152,30 @@ def better(town: Town) -> Path:
 
 @pytest.fixture(scope="module")
 def legacy(town: Town, old: Path, better: Path) -> tuple[Shop, float, float]:
-    """A store of the old model, fine-tuned by legacy.yaml; recall on validation and test."""
+    """A store of the old model, fine-tuned by legacy.yaml; hit rate on validation and test."""
     shop = town.project("legacy", town.classes["train"][:LABELLED])
     run(shop, "init", "--model", old)
     write_recipe(shop, "legacy", NEW, epochs=15)
     result = run(shop, "finetune", "--base", better)
     assert (result["frame"], result["gallery_pass"]["passed"]) == ("prototypes", 0)
-    return shop, result["validation_recall"], recalls(shop, old, shop.path("new.onnx"))[1]
+    return shop, result["validation_hit_rate"], hit_rates(shop, old, shop.path("new.onnx"))[1]
 
 
 def test_legacy(town: Town, old: Path, legacy: tuple[Shop, float, float]) -> None:
     """Nothing passes; unseen classes are found many times more often than by the network as it
     came; the file has the free head."""
-    shop, _, recall = legacy
-    naive = recalls(shop, old, town.folder / "new" / "new.onnx")[1]
-    assert recall > 10 * naive
+    shop, _, hit_rate = legacy
+    naive = hit_rates(shop, old, town.folder / "new" / "new.onnx")[1]
+    assert hit_rate > 10 * naive
     fused = shop.path("fused.onnx")
     run(shop, "fuse", old, shop.path("new.onnx"), "-o", fused)
-    before, after = recalls(shop, old, fused)
+    before, after = hit_rates(shop, old, fused)
     assert after > before - 0.03
-    assert after > recall
+    assert after > hit_rate
 
 
 def test_unlabelled(town: Town, old: Path, better: Path, legacy: tuple[Shop, float, float]) -> None:
-    """Images without labels raise the recall of one encoder, and pass nothing of the gallery."""
+    """Images without labels raise the hit rate of one encoder, and pass nothing of the gallery."""
     shop = Shop(town.folder / "legacy")
     write_recipe(shop, "unlabelled", NEW, epochs=15)
     folder = shop.path("unlabelled")
@@ -187,9 +187,9 @@ def test_unlabelled(town: Town, old: Path, better: Path, legacy: tuple[Shop, flo
     result = run(shop, "finetune", "--base", better)
     assert result["unlabelled"] + sum(result["left_out"].values()) == len(rows) > 1000
     assert result["gallery_pass"]["passed"] == 0
-    _, validation, recall = legacy
-    assert result["validation_recall"] > validation
-    assert recalls(shop, old, shop.path("new.onnx"))[1] > recall + 0.02
+    _, validation, hit_rate = legacy
+    assert result["validation_hit_rate"] > validation
+    assert hit_rates(shop, old, shop.path("new.onnx"))[1] > hit_rate + 0.02
 
 
 def test_small_network(
@@ -200,9 +200,9 @@ def test_small_network(
     write_recipe(shop, "small-network", NEW)
     result = run(shop, "finetune", "--base", better)
     assert (result["frame"], result["gallery_pass"]["passed"]) == ("prototypes", 0)
-    _, validation, recall = legacy
-    assert result["validation_recall"] > validation
-    assert recalls(shop, old, shop.path("new.onnx"))[1] > recall + 0.01
+    _, validation, hit_rate = legacy
+    assert result["validation_hit_rate"] > validation
+    assert hit_rates(shop, old, shop.path("new.onnx"))[1] > hit_rate + 0.01
 
 
 def test_faces(town: Town, old: Path, better: Path) -> None:
@@ -278,7 +278,7 @@ def test_sequential(town: Town, born: Shop) -> None:
     assert result["remembered"] == 5 * LABELLED
     assert 0.0 < result["blend"] <= 1.0
     _keeps_the_registry(born)
-    before, after = recalls(born, born.path("deployed.onnx"), born.path("new.onnx"))
+    before, after = hit_rates(born, born.path("deployed.onnx"), born.path("new.onnx"))
     assert after > before - 0.02
 
 
@@ -290,10 +290,10 @@ def test_replacement(town: Town, born: Shop, better: Path) -> None:
     assert result["gallery_pass"]["passed"] == 0
     assert result["rehearsed"] == 5 * KNOWN
     _keeps_the_registry(born)
-    trained = recalls(born, born.path("deployed.onnx"), born.path("new.onnx"))[1]
+    trained = hit_rates(born, born.path("deployed.onnx"), born.path("new.onnx"))[1]
     write_recipe(born, "replacement", NEW, epochs=1, lr=0.0)
     run(born, "finetune", "--base", better)  # as it came, with a junction that has learnt nothing
-    assert trained > 5 * recalls(born, born.path("deployed.onnx"), born.path("new.onnx"))[1]
+    assert trained > 5 * hit_rates(born, born.path("deployed.onnx"), born.path("new.onnx"))[1]
 
 
 def _keeps_the_registry(shop: Shop) -> None:

@@ -256,13 +256,13 @@ def test_policies_load_by_name_and_by_path(tmp_path: Path) -> None:
     assert (default.name, strict.name) == ("default", "strict")
     assert strict.same_class_margin == 0.0
     assert strict.different_class_margin < default.different_class_margin
-    (tmp_path / "mine.yaml").write_text("format: 3\nname: mine\nmin_queries: 7\n")
+    (tmp_path / "mine.yaml").write_text("format: 4\nname: mine\nmin_queries: 7\n")
     assert load_policy(tmp_path / "mine.yaml").min_queries == 7
     with pytest.raises(InputError, match="no policy called lax") as caught:
         load_policy("lax")
     assert "default, lenient, strict" in caught.value.tip
-    (tmp_path / "mine.yaml").write_text("format: 3\nmin_recall_gain: low\n")
-    with pytest.raises(InputError, match="min_recall_gain"):
+    (tmp_path / "mine.yaml").write_text("format: 4\nmin_hit_gain: low\n")
+    with pytest.raises(InputError, match="min_hit_gain"):
         load_policy(tmp_path / "mine.yaml")
 
 

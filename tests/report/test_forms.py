@@ -146,7 +146,7 @@ def test_a_suite_without_a_deciding_check_is_an_error(report: Report) -> None:
 def test_a_suite_is_green_only_for_a_pass(tmp_path: Path) -> None:
     """If all deciding checks pass but the criterion is not among them, the suite is an error."""
     parsed = report_of(tmp_path)
-    kept = tuple(item for item in parsed.verdict.checks if item.name != "recall_gain")
+    kept = tuple(item for item in parsed.verdict.checks if item.name != "hit_gain")
     assert {item.outcome for item in kept if item.decides} == {"pass"}
     open_one = replace(parsed, verdict=replace(parsed.verdict, checks=kept, outcome="inconclusive"))
     suite = ET.fromstring(junit(open_one)).find("testsuite")
@@ -311,34 +311,35 @@ def test_metrics_parse_strictly_and_say_what_the_report_says(report: Report) -> 
 
 
 def test_metrics_leave_out_what_is_not_a_number(tmp_path: Path) -> None:
-    """Undefined recall is left out: the text has neither NaN nor infinity."""
+    """Undefined hit rate is left out: the text has neither NaN nor infinity."""
     old, new = tables(tmp_path)
     for path in (old, new):
         with np.load(path) as archive:
             arrays = dict(archive)
         np.savez(path, **{**arrays, "labels": arrays["ids"]})
     parsed = verify_features(old, new, Policy(), VerifyOptions(threshold=0.999))
-    recall = parsed.groups[0].recall["old_old"]["1"]
-    assert np.isnan(recall)
+    hit_rate = parsed.groups[0].hit_rate["old_old"]["1"]
+    assert np.isnan(hit_rate)
     names = {name for name, _ in strictly(openmetrics(parsed))}
     assert "compatctl_verdict" in names
-    assert "compatctl_recall" not in names
+    for measure in ("hit_rate", "ndcg", "mrr", "recall"):
+        assert f"compatctl_{measure}" not in names
 
 
 def test_report_json_is_canonical(report: Report) -> None:
-    """ASCII, sorted keys, no NaN, format 4; writing what was read gives the same bytes."""
+    """ASCII, sorted keys, no NaN, format 5; writing what was read gives the same bytes."""
     body = report.to_bytes()
     body.decode("ascii")
     raw = json.loads(body, parse_constant=pytest.fail)
     assert canonical_json(raw) == body
-    assert raw["format"] == 4
+    assert raw["format"] == 5
     groups = [item["group"] for item in raw["verdict"]["checks"]]
     assert f"unseen, control={HOSTILE['control']}" in groups
     assert raw["policy_sha256"] == sha256_bytes(canonical_json(raw["policy"]))
 
 
 def test_undefined_numbers_are_null(tmp_path: Path) -> None:
-    """Recall of nothing is null in report.json, and reading it as strict JSON works."""
+    """Hit rate of nothing is null in report.json, and reading it as strict JSON works."""
     old, new = tables(tmp_path)
     for path in (old, new):
         with np.load(path) as archive:
@@ -346,7 +347,7 @@ def test_undefined_numbers_are_null(tmp_path: Path) -> None:
         np.savez(path, **{**arrays, "labels": arrays["ids"]})
     body = verify_features(old, new, Policy(), VerifyOptions()).to_bytes()
     raw = json.loads(body, parse_constant=pytest.fail)
-    assert raw["groups"][0]["recall"]["old_old"]["1"] is None
+    assert raw["groups"][0]["hit_rate"]["old_old"]["1"] is None
     assert canonical_json(raw) == body
 
 
@@ -371,10 +372,38 @@ def test_what_was_written_can_be_read(tmp_path: Path, report: Report) -> None:
 def test_the_report_of_the_committed_store_can_be_read() -> None:
     """Every later version reads the report under tests/fixtures."""
     (path,) = (EMOJI.parents[1] / "store-v4" / "store" / "reports").glob("*.json")
-    assert read_report(path).outcome == "inconclusive"
+    verified = read_report(path, earlier=True)
+    assert verified.outcome == "inconclusive"
+    raw = json.loads(path.read_bytes())
+    group, was = verified.report.groups[0], raw["groups"][0]
+    assert group.hit_rate == was["recall"]
+    assert {check.name for check in verified.report.verdict.checks} >= {"hit_gain", "old_hit_rate"}
+    assert verified.report.policy.hit_at == raw["policy"]["recall_at"]
+    with pytest.raises(InputError, match="format 4"):
+        read_report(path)
 
 
-@pytest.mark.parametrize("kind", [3, 5, "4", None, 4.5, True])
+@pytest.mark.parametrize("place", ["estimate", "outcome", "policy", "space"])
+def test_an_edited_report_of_the_format_before_is_refused(tmp_path: Path, place: str) -> None:
+    """An estimate, an outcome or a limit that was changed is found, and a byte between entries."""
+    (path,) = (EMOJI.parents[1] / "store-v4" / "store" / "reports").glob("*.json")
+    raw = json.loads(path.read_bytes())
+    check = raw["verdict"]["checks"][0]
+    if place == "policy":
+        raw["policy"]["min_recall_gain"] = -0.5
+    elif place != "space":
+        check[place] = {"estimate": 0.9, "outcome": "pass"}[place]
+    if place != "policy":  # the checksum proves nothing: anyone can compute it
+        raw.pop("checksum")
+        raw["checksum"] = sha256_bytes(canonical_json({**raw, "signature": None}))
+    text = canonical_json(raw) + (b"\n" if place == "space" else b"")
+    copy = tmp_path / "report.json"
+    copy.write_bytes(text)
+    with pytest.raises(InputError, match=r"contradicts itself|not a report that verify wrote"):
+        read_report(copy, earlier=True)
+
+
+@pytest.mark.parametrize("kind", [4, 6, "5", None, 5.5, True])
 def test_another_format_is_refused(tmp_path: Path, report: Report, kind: Any) -> None:
     """A report of an older or newer format, or of none, is refused."""
     with pytest.raises(InputError, match=r"format|not a report"):
@@ -394,7 +423,7 @@ def test_an_edited_outcome_is_refused(tmp_path: Path, report: Report) -> None:
 
 
 def test_a_pass_without_the_criterion_is_refused(tmp_path: Path) -> None:
-    """A report whose recall gain does not decide is no pass."""
+    """A report whose hit gain does not decide is no pass."""
     parsed = report_of(tmp_path, "old")
     verdict = json.loads(parsed.to_bytes())["verdict"]
     for item in verdict["checks"]:
@@ -406,7 +435,7 @@ def test_a_pass_without_the_criterion_is_refused(tmp_path: Path) -> None:
 
 def test_an_edited_policy_is_refused(tmp_path: Path, report: Report) -> None:
     """A policy that does not have the stated digest is found."""
-    policy = {**json.loads(report.to_bytes())["policy"], "min_recall_gain": -0.5}
+    policy = {**json.loads(report.to_bytes())["policy"], "min_hit_gain": -0.5}
     with pytest.raises(InputError, match="digest"):
         read_report(edited(tmp_path / "report.json", report, policy=policy))
 

@@ -112,7 +112,7 @@ def test_a_softened_policy_is_not_the_projects_policy(seller: Shop) -> None:
     from compatctl.report import policy_sha256
 
     report = read_report(seller.path("report.json")).report
-    soft = replace(report.policy, min_old_recall=0.0)
+    soft = replace(report.policy, min_old_hit_rate=0.0)
     verdict = settle(soft, report.verdict.checks)
     changed = replace(report, policy=soft, policy_sha256=policy_sha256(soft), verdict=verdict)
     seller.path("report.json").write_bytes(changed.to_bytes())
@@ -128,12 +128,12 @@ def test_a_softened_policy_is_not_the_projects_policy(seller: Shop) -> None:
         (lambda raw: raw.update(seed=7), "seed"),
         (lambda raw: raw.update(replicates=100), "replicates"),
         (lambda raw: raw["groups"][0].update(n_queries=99_999), "queries"),
-        (lambda raw: raw["groups"][0]["recall"]["new_old"].update({"1": 0.99}), "the group"),
-        (lambda raw: _check(raw, "recall_gain").update(n=99_999), "queries"),
-        (lambda raw: _check(raw, "recall_gain").update(decides=False), "own checks"),
-        (lambda raw: _check(raw, "recall_gain").update(p="0.001"), "another type"),
-        (lambda raw: _check(raw, "recall_gain").update(n=True), "another type"),
-        (lambda raw: _check(raw, "recall_gain").update(note="x"), "'note'"),
+        (lambda raw: raw["groups"][0]["hit_rate"]["new_old"].update({"1": 0.99}), "the group"),
+        (lambda raw: _check(raw, "hit_gain").update(n=99_999), "queries"),
+        (lambda raw: _check(raw, "hit_gain").update(decides=False), "own checks"),
+        (lambda raw: _check(raw, "hit_gain").update(p="0.001"), "another type"),
+        (lambda raw: _check(raw, "hit_gain").update(n=True), "another type"),
+        (lambda raw: _check(raw, "hit_gain").update(note="x"), "'note'"),
         (lambda raw: raw["verdict"].pop("checks"), "checks"),
         (lambda raw: raw.pop("options"), "options"),
         (lambda raw: raw["verdict"]["checks"].append(raw["verdict"]["checks"][0]), "once"),
@@ -515,7 +515,7 @@ def test_earlier_attempts_are_shown(begun: Path, tmp_path: Path) -> None:
 
 
 def test_an_edited_ef_is_refused(seller: Shop) -> None:
-    """A report with a changed ef or recall is refused, because deploy would set it."""
+    """A report with a changed ef or hit rate is refused, because deploy would set it."""
     path = seller.path("report.json")
     honest = path.read_bytes()
     _edit(path, lambda raw: raw["ann"].update(ef_needed=11))

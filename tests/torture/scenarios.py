@@ -264,7 +264,7 @@ def _prepare_queries(machine: Machine, folder: Path) -> None:
     policy = replace(
         load_policy("default"),
         name="drill", alpha=0.4, replicates=999, min_queries=1, min_classes=1,
-        min_recall_gain=-1.0, **dict.fromkeys(unlimited),
+        min_hit_gain=-1.0, **dict.fromkeys(unlimited),
     )  # fmt: skip
     entries = {"format": POLICY_FORMAT, **asdict(policy)}
     (folder / "drill.yaml").write_text(

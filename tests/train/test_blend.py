@@ -34,7 +34,7 @@ def deployed(tmp_path: Path) -> Path:
 def test_the_best_share_on_validation_classes_is_kept(
     tmp_path: Path, deployed: Path, mode: str
 ) -> None:
-    """Weights and recall are those of an explicit mean, of all shares the best."""
+    """Weights and hit rate are those of an explicit mean, of all shares the best."""
     recipe = kit.recipe(
         tmp_path, objective=SETTINGS, train=f"train: {mode}", free_head="free_head: false"
     )
@@ -46,17 +46,17 @@ def test_the_best_share_on_validation_classes_is_kept(
     assert (full.record["blend"], first.record["blend"]) == (1.0, 1.0)
     before = {key: value.clone() for key, value in first.network.state_dict().items()}
     after = full.network.state_dict()
-    recalls = {}
+    hit_rates = {}
     for share in SHARES:
         mean = {
             key: before[key] + share * (value - before[key]) if value.is_floating_point() else value
             for key, value in after.items()
         }
         first.network.load_state_dict(mean)
-        recalls[share] = _recall(tmp_path, first)
-    best = max(recalls.values())
-    assert result.record["blend"] == next(s for s in SHARES if recalls[s] == best)
-    assert result.validation_recall == pytest.approx(best)
+        hit_rates[share] = _hit_rate(tmp_path, first)
+    best = max(hit_rates.values())
+    assert result.record["blend"] == next(s for s in SHARES if hit_rates[s] == best)
+    assert result.validation_hit_rate == pytest.approx(best)
     share = result.record["blend"]
     for key, value in result.network.state_dict().items():
         if value.is_floating_point():
@@ -70,8 +70,8 @@ def test_a_base_without_its_junction_is_not_mixed_in(tmp_path: Path) -> None:
     assert _trained(tmp_path, recipe, kit.base(tmp_path)).record["blend"] == 1.0
 
 
-def _recall(folder: Path, result: TrainResult) -> float:
-    """recall@1 of validation queries on the gallery without their own row."""
+def _hit_rate(folder: Path, result: TrainResult) -> float:
+    """hit@1 of validation queries on the gallery without their own row."""
     data = kit.dataset(folder)
     reference = kit.gallery(data)
     features = kit.features(result, data)

@@ -19,7 +19,7 @@ CONTRASTED = "objective: {frame: prototypes, lambda: 0.5, scale: 16.0}"
 
 @pytest.mark.parametrize("views", [1, 2])
 def test_a_head_trained_on_extracted_features_is_the_same(tmp_path: Path, views: int) -> None:
-    """With and without extracted features: the same weights and validation recall."""
+    """With and without extracted features: the same weights and validation hit rate."""
     data, base = kit.dataset(tmp_path), kit.base(tmp_path)
     reference = kit.gallery(data)
     recipe = kit.recipe(
@@ -35,7 +35,7 @@ def test_a_head_trained_on_extracted_features_is_the_same(tmp_path: Path, views:
     ]
     without, with_features = (run.network.junction.state_dict() for run in runs)
     assert all(torch.allclose(without[key], with_features[key], atol=1e-4) for key in without)
-    assert runs[0].validation_recall == runs[1].validation_recall
+    assert runs[0].validation_hit_rate == runs[1].validation_hit_rate
 
 
 def test_the_variants_of_an_image_pass_the_backbone_once_for_all_heads(tmp_path: Path) -> None:

@@ -40,8 +40,8 @@ def test_it_learns_what_no_linear_map_can() -> None:
     linear = max(
         cosine(adapter, x[300:], y[300:]) for adapter in ridge(Moments.from_pairs(x[:300], y[:300]))
     )
-    assert fitted.recall == pytest.approx(cosine(fitted.adapter, x[300:], y[300:]))
-    assert fitted.recall > linear + 0.2
+    assert fitted.hit_rate == pytest.approx(cosine(fitted.adapter, x[300:], y[300:]))
+    assert fitted.hit_rate > linear + 0.2
     assert fitted.adapter.hidden.shape == (10, 128)
     assert fitted.adapter.matrix.shape == (128, 6)
 
@@ -49,14 +49,14 @@ def test_it_learns_what_no_linear_map_can() -> None:
 def test_the_first_best_epoch_is_kept() -> None:
     """Every epoch's adapter is judged once; the first of the best is returned."""
     x, y = pairs(n=40)
-    recalls, adapted = iter([0.1, 0.5, 0.2, 0.5, 0.4]), []
+    hit_rates, adapted = iter([0.1, 0.5, 0.2, 0.5, 0.4]), []
 
     def judge(adapter: Perceptron) -> float:
         adapted.append(adapter(x))
-        return next(recalls)
+        return next(hit_rates)
 
     fitted = fit_perceptron(x, y, judge=judge, hidden=8, epochs=5)
-    assert (len(adapted), fitted.epoch, fitted.recall) == (5, 2, 0.5)
+    assert (len(adapted), fitted.epoch, fitted.hit_rate) == (5, 2, 0.5)
     np.testing.assert_array_equal(fitted.adapter(x), adapted[1])
     assert not np.array_equal(adapted[1], adapted[3])
 

@@ -78,8 +78,8 @@ def test_no_weight_is_a_stored_vector(tmp_path: Path, junction: str) -> None:
                 assert (unit @ reference.gallery_features.T).max() < 0.999, name
 
 
-def test_a_wrong_class_map_loses_recall(tmp_path: Path) -> None:
-    """If each class trains towards the rows of another one, recall on the gallery falls."""
+def test_a_wrong_class_map_loses_hit_rate(tmp_path: Path) -> None:
+    """If each class trains towards the rows of another one, hit rate on the gallery falls."""
     data = kit.dataset(tmp_path)
     reference = kit.gallery(data, dim=16, every=2)
     names = sorted(set(reference.gallery_labels))
@@ -90,14 +90,14 @@ def test_a_wrong_class_map_loses_recall(tmp_path: Path) -> None:
     recipe = kit.recipe(tmp_path, optimiser="optimiser: {epochs: 40, batch_size: 16, lr: 0.02}")
     items = data.filter(split="train")
     stored = np.array(reference.gallery_labels)
-    recall = []
+    hit_rate = []
     for target in (reference, wrong):
         trained = train(
             recipe=recipe, base=kit.base(tmp_path), data=data, reference=target, work=tmp_path
         )
         nearest = stored[(kit.features(trained, items) @ reference.gallery_features.T).argmax(1)]
-        recall.append(float((nearest == np.array(items.labels)).mean()))
-    assert recall[0] > recall[1] + 0.3
+        hit_rate.append(float((nearest == np.array(items.labels)).mean()))
+    assert hit_rate[0] > hit_rate[1] + 0.3
 
 
 @pytest.mark.parametrize("mode", ["head", "full"])
@@ -137,7 +137,7 @@ def test_only_full_changes_the_backbone(tmp_path: Path) -> None:
 
 
 def test_the_grid_is_searched_on_validation_classes(tmp_path: Path) -> None:
-    """Each trial is recorded with its recall; the network has the weights of the best."""
+    """Each trial is recorded with its hit rate; the network has the weights of the best."""
     data = kit.dataset(tmp_path)
     reference = kit.gallery(data, dim=16)
     line = (
@@ -155,15 +155,15 @@ def test_the_grid_is_searched_on_validation_classes(tmp_path: Path) -> None:
         for frame in ("prototypes", "anchored")
         for weight, mu in ((0.1, 5.0), (0.1, 10.0), (1.0, 5.0))
     ]
-    recalls = [trial["validation_recall_at_1"] for trial in trials]
-    assert trained.record["choice"] == int(np.argmax(recalls))
+    hit_rates = [trial["validation_hit_at_1"] for trial in trials]
+    assert trained.record["choice"] == int(np.argmax(hit_rates))
     queries = data.filter(split="validation")
     scores = kit.features(trained, queries) @ reference.gallery_features.T
     for i, item_id in enumerate(queries.ids):
         if item_id in reference.row_of:
             scores[i, reference.row_of[item_id]] = -2.0
     hits = np.array(reference.gallery_labels)[scores.argmax(1)] == np.array(queries.labels)
-    assert trained.validation_recall == pytest.approx(float(hits.mean())) == max(recalls)
+    assert trained.validation_hit_rate == pytest.approx(float(hits.mean())) == max(hit_rates)
 
 
 def test_the_record_names_every_item_and_class(tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ def test_a_free_model_needs_no_gallery_and_can_be_a_base(tmp_path: Path) -> None
     first = train(recipe=free, base=kit.base(tmp_path), data=data, reference=None, work=tmp_path)
     losses = first.record["trials"][0]["losses"]
     assert losses[-1] < 0.7 * losses[0]
-    assert (first.dim, first.validation_recall, first.registry) == (8, None, None)
+    assert (first.dim, first.validation_hit_rate, first.registry) == (8, None, None)
     save_weights(first.network, tmp_path / "first.safetensors")
     frozen = replace(free, optimiser=replace(free.optimiser, lr=0.0, weight_decay=0.0, epochs=1))
     second = train(
