@@ -1,8 +1,7 @@
 """backfill: re-embed a share of the gallery with the query model and build a new index.
 
-The gain on held-out queries is measured first, because a mixed gallery can have a lower hit rate
-than one left alone: the query model's own rows attract its queries whether they are relevant or
-not.
+The gain on held-out queries is measured first, because a mixed gallery can have fewer hits than one
+left alone: the query model's own rows attract its queries whether they are relevant or not.
 """
 
 from __future__ import annotations

@@ -75,8 +75,11 @@ def bound_unjudged(
     )
 
 
-def unknown_found(rows: Codes, unknown: Bools, ks: Sequence[int]) -> dict[int, Bools]:
-    """k -> (Q,) queries with a row of ``unknown`` (G,) among the first k of ``rows`` (Q, n)."""
+def unknown_found(rows: Codes, unknown: Bools | None, ks: Sequence[int]) -> dict[int, Bools]:
+    """k -> (Q,) queries with a row of ``unknown`` (G,) among the first k of ``rows`` (Q, n); empty
+    if ``unknown`` is None."""
+    if unknown is None:
+        return {}
     is_unknown = _is_unknown(rows[:, : max(ks)], unknown)
     return {k: np.asarray(is_unknown[:, :k].any(axis=1)) for k in ks}
 

@@ -151,9 +151,7 @@ def compare(
             dependence=_dependence(truth, old_old, new_old, policy.hit_at),
             answerable=truth.answerable,
             unjudged=_unjudged(truth, (old, new), (old_old, new_old), policy.hit_at),
-            unknown_found={}
-            if truth.unjudged is None
-            else unknown_found(new.rows, truth.unjudged, ranking_ks(policy)),
+            unknown_found=unknown_found(new.rows, truth.unjudged, ranking_ks(policy)),
             training_overlap=truth.training_overlap,
             **others,
         ),

@@ -170,9 +170,7 @@ def group_entry(result: GroupResult, policy: Policy) -> Group:
             pair: {str(k): value for k, value in test.hit_rate.items()}
             for pair, test in pairs.items()
         },
-        recall=_by_k(pairs, lambda test: test.recall),
-        ndcg=_by_k(pairs, lambda test: test.ndcg),
-        mrr=_by_k(pairs, lambda test: {k: test.reciprocal_rank(k) for k in test.ndcg}),
+        **_ranking_means(pairs),
         cmc={pair: tuple(map(float, cmc(test, CMC_MAX_K))) for pair, test in pairs.items()},
         map_at_k={pair: test.map_at_k for pair, test in pairs.items()},
         map_k=evidence.old_old.map_k,
@@ -196,6 +194,15 @@ def group_entry(result: GroupResult, policy: Policy) -> Group:
         unjudged=evidence.unjudged.shares(evidence.old_old.has_match) if evidence.unjudged else {},
         training_overlap=_training_overlap(evidence, policy),
     )
+
+
+def _ranking_means(pairs: Mapping[str, Retrieval]) -> dict[str, Any]:
+    """The report's entries of recall, nDCG and MRR."""
+    return {
+        "recall": _by_k(pairs, lambda test: test.recall),
+        "ndcg": _by_k(pairs, lambda test: test.ndcg),
+        "mrr": _by_k(pairs, lambda test: {k: test.reciprocal_rank(k) for k in test.ndcg}),
+    }
 
 
 def _by_k(
