@@ -19,6 +19,7 @@ from messages_kit import (
 
 from compatctl.core.policy import Policy
 from compatctl.encoder.import_onnx import ImportSpec
+from compatctl.encoder.import_text import TextImportSpec
 from compatctl.recipe import Project, Recipe
 
 MESSAGES = list(messages())
@@ -117,7 +118,9 @@ def test_a_tip_names_only_entries_of_files_that_exist() -> None:
     """``entry: value`` in a tip is an entry of the recipe, project, policy or preprocessing file;
     ``section.entry`` of a section of the recipe is one of its entries."""
     sections = _fields(Recipe)
-    known = set.union(*(_fields(kind)[""] for kind in (Recipe, Project, ImportSpec, Policy)))
+    known = set.union(
+        *(_fields(kind)[""] for kind in (Recipe, Project, ImportSpec, TextImportSpec, Policy))
+    )
     known |= {"lambda"}  # an entry that is no Python name
     named = [(_where(tip), entry) for tip in TIPS for entry in ENTRY.findall(tip.text)]
     assert len(named) > 5

@@ -119,8 +119,8 @@ Column = Annotated[
     list[str] | None,
     _setting(
         "--column",
-        "NAME=COLUMN: the column of the data that holds NAME (id, path, label, split or role); "
-        "repeatable.",
+        "NAME=COLUMN: the column of the data that holds NAME (id, path, text, label, split or "
+        "role); repeatable.",
     ),
 ]
 

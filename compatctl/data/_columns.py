@@ -7,7 +7,7 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from compatctl.errors import InputError
 from compatctl.notices import DataWarning, notice
@@ -18,7 +18,7 @@ _CLOSE = 0.8
 UNREAD = "\0"
 """The name of a column that is not read: its own name is mapped to another column."""
 
-MAPPED_NAMES = ("id", "path", "label", "split", "role")
+MAPPED_NAMES = ("id", "path", "text", "label", "split", "role")
 """Names of fields that a project may map to other columns."""
 
 NAME_TIP = "--column NAME=COLUMN, or columns: in compatctl.yaml, says which column it is"
@@ -96,6 +96,20 @@ class Fields:
         """The column of a field: the mapped one, or that of its name."""
         return self.mapped.get(name, name)
 
+    def for_names(self, names: Sequence[str]) -> Fields:
+        """These fields; with ``text`` in place of ``path`` if the names have only a text, or if
+        the text alone is mapped."""
+        if "path" not in self.required:
+            return self
+        text_mapped = self.mapped.get("text") in names and "path" not in self.mapped
+        has = {folded(name) for name in names}
+        paths = self.column("path") in names or folded(self.column("path")) in has
+        if not text_mapped and (paths or folded(self.column("text")) not in has):
+            return self
+        return replace(
+            self, required=tuple("text" if name == "path" else name for name in self.required)
+        )
+
     def rename(self, names: Sequence[str], source: object, what: str = "columns") -> dict[str, str]:
         """Name of a column -> name of its field, where they differ. Warns of each guess.
 
@@ -141,6 +155,9 @@ class Fields:
                 )
         replaced = [name for name in self.known if name in self.mapped and name not in renamed]
         unread = [name for name in names if name in replaced]
+        if "text" in self.required and "path" in names and "path" not in renamed:
+            notice("column-not-read", source, f"{what} beside a text", ["'path'"])
+            renamed["path"] = UNREAD
         if unread:
             pairs = [f"{name!r}: {name} is {self.mapped[name]!r}" for name in unread]
             notice("column-not-read", source, f"{what} whose name is mapped to another", pairs)
@@ -211,8 +228,9 @@ class LineKeys:
         """
         names = tuple(record)
         if names not in self._renamed:
-            renamed = self._fields.guess(names, self._source, "keys")
-            self._fields.refuse_missing(names, renamed, where, "keys", partial=True)
+            fields = self._fields.for_names(names)
+            renamed = fields.guess(names, self._source, "keys")
+            fields.refuse_missing(names, renamed, where, "keys", partial=True)
             self._renamed[names] = renamed
         renamed = self._renamed[names]
         return {renamed.get(name, name): value for name, value in record.items()}
@@ -227,7 +245,7 @@ class LineKeys:
         if names:
             with warnings.catch_warnings():  # each line gave its notices
                 warnings.simplefilter("ignore", DataWarning)
-                self._fields.rename(names, self._source, "keys")
+                self._fields.for_names(names).rename(names, self._source, "keys")
 
 
 def warn_of_hidden_words(

@@ -8,9 +8,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compatctl.core.arrays import Pixels
 from compatctl.data._columns import (
@@ -25,7 +26,7 @@ from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule
 from compatctl.data._folders import class_records, image_files, warn_of_empty_folders
 from compatctl.data._near import warn_of_near_equal
 from compatctl.data._roots import AllowedRoots
-from compatctl.data._tables import CellBudget, field_rows, open_table, raw_lines
+from compatctl.data._tables import CellBudget, field_rows, open_table, raw_lines, text_lines
 from compatctl.errors import InputError
 from compatctl.files import parse_json
 from compatctl.files.npz import read_npz
@@ -34,7 +35,7 @@ _REQUIRED = ("id", "path", "label")
 _WITHOUT_LABEL = ("id", "path")
 _OPTIONAL = ("split", "role")
 _RESERVED = frozenset((*_REQUIRED, *_OPTIONAL, UNREAD))
-_ARRAYS = {"id": "ids", "label": "labels", "path": "images"}
+_ARRAYS = {"id": "ids", "label": "labels", "path": "images", "text": "texts"}
 """Name of a field -> name of its array in an .npz file, where they differ."""
 _EXPECTED = {
     "id": (
@@ -42,6 +43,7 @@ _EXPECTED = {
         "write one, such as the file's name; it must not change between tables",
     ),
     "path": ("the image's file", "write its path, relative to the table; or leave the item out"),
+    "text": ("the item's text", "write it, or leave the item out"),
     "label": (
         "the item's class",
         "write it, or leave the item out; to train on images of unknown class, name a table of "
@@ -55,8 +57,8 @@ _WITHOUT = {
 }
 """Field that an item may lack -> what holds then."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_FORMS = "a folder of class folders, a .csv, .tsv or .jsonl table, or an .npz file"
-_FORMS_WITHOUT_LABELS = "a folder, a .csv, .tsv or .jsonl table, or an .npz file"
+_FORMS = "a folder of class folders, a .csv, .tsv or .jsonl table, a .txt or an .npz file"
+_FORMS_WITHOUT_LABELS = "a folder, a .csv, .tsv or .jsonl table, a .txt or an .npz file"
 
 Record = Mapping[str, object]
 
@@ -78,9 +80,13 @@ def load(
     - an .npz file with the arrays images (N, H, W, 3) or (N, H, W) uint8, ids and labels, and
       optionally split, role, and slices.
 
+    Items are texts where a table has a column text and no path, or an .npz file an array texts (N,)
+    of strings and no images; or in a .txt file, one a line: its number is the id and the label.
+
     ``rule`` splits items without a split. Images lie in the data's own folder or in ``data_root``.
-    ``columns`` (id, path, label, split or role -> column) names columns that have other names. With
-    ``partial`` they name those of other data, too: here only the needed ones must exist.
+    ``columns`` (id, path, text, label, split or role -> column) names columns that have other
+    names. With ``partial`` they name those of other data, too: here only the needed ones must
+    exist.
 
     Raises:
         InputError: there is nothing, or no item; the form is unknown; an id is repeated; an id or
@@ -137,12 +143,17 @@ def from_files(images: Sequence[Path]) -> Dataset:
 
 
 class _Row:
-    """An unchecked item: its position for messages, its fields, and its image if it is an array."""
+    """An unchecked item: its position for messages, its fields, and its image if it is an array.
+
+    ``content`` is the field that has what the item is: the path of an image, or a text.
+    """
 
     def __init__(self, where: str, record: Record, source: Path | Pixels | None = None) -> None:
         self.where = where
         self.record = record
         self.source = source
+        is_text = source is None and "text" in record and "path" not in record
+        self.content: Literal["path", "text"] = "text" if is_text else "path"
 
     def text(self, key: str) -> str:
         """A field as text; empty if it is missing or None."""
@@ -172,11 +183,14 @@ class _Row:
         return value or None
 
     def lacks(self, key: str) -> bool:
-        """Whether a field is missing, or has nothing but blanks; an array needs no path."""
+        """Whether a field is missing, or has nothing but blanks; an array needs no path, nor does
+        a text."""
+        key = self.content if key == "path" else key
         return (key != "path" or self.source is None) and not self.text(key).strip()
 
     def refusal(self, key: str, others: int) -> InputError:
         """The error of an item that lacks ``key``, as so many ``others`` do."""
+        key = self.content if key == "path" else key
         expected, tip = _EXPECTED[key]
         more = f"; {others + 1} items have none" if others else ""
         got = "nothing" if self.record.get(key) is None else repr(self.record[key])
@@ -197,7 +211,8 @@ class _Row:
     def item(self, rule: SplitRule) -> Item:
         """The item, after all checks of its fields."""
         item_id, label = self.text("id"), self.text("label")
-        slices = {key: self.text(key) for key in sorted(self.record) if key not in _RESERVED}
+        described = (key for key in sorted(self.record) if key not in {*_RESERVED, self.content})
+        slices = {key: self.text(key) for key in described}
         split = self.word("split", get_args(Split)) or rule.split_of(label, item_id)
         return Item(
             id=item_id,
@@ -207,10 +222,12 @@ class _Row:
             slices={key: value for key, value in slices.items() if value},
         )
 
-    def image(self, folder: Path, roots: AllowedRoots) -> Path | Pixels:
-        """The image's array or file; a relative path starts from ``folder``."""
+    def take(self, folder: Path, roots: AllowedRoots) -> Path | Pixels | str:
+        """The image's array or file, or the text; a relative path starts from ``folder``."""
         if self.source is not None:
             return self.source
+        if self.content == "text":
+            return self.text("text")
         return roots.check(folder / self.text("path"), self.where)
 
 
@@ -248,6 +265,7 @@ def _rows(path: Path, roots: AllowedRoots, fields: Fields, forms: str) -> Iterat
         ".csv": _csv,
         ".tsv": _csv,
         ".jsonl": _jsonl,
+        ".txt": _lines,
         ".npz": _npz,
     }
     if not path.exists():
@@ -271,7 +289,8 @@ def _collect(
     rows: Iterator[tuple[Item, _Row]], path: Path, roots: AllowedRoots, forms: str
 ) -> Dataset:
     positions: dict[str, str] = {}
-    items, sources = [], []
+    items: list[Item] = []
+    sources: list[Path | Pixels | str] = []
     named: set[str] = set()
     for item, row in rows:
         named.update(row.record.keys() & _RESERVED)
@@ -279,9 +298,14 @@ def _collect(
             raise InputError(f"{row.where}: the id {item.id!r} is already at {positions[item.id]}")
         positions[item.id] = row.where
         items.append(item)
-        sources.append(row.image(path.parent, roots))
+        sources.append(row.take(path.parent, roots))
+        if isinstance(sources[0], str) != isinstance(sources[-1], str):
+            raise InputError(
+                f"{row.where}: it has a {row.content}, and the first item has another kind",
+                tip="write images and texts into tables of their own",
+            )
     if not items:
-        raise InputError(f"{path}: there is no image in it", tip=f"data is {forms}")
+        raise InputError(f"{path}: there is no item in it", tip=f"data is {forms}")
     warn_of_near_equal(path, tuple(positions), {item.label for item in items})
     warn_of_hidden_words(
         [item.slices for item in items], [name for name in _OPTIONAL if name not in named], path
@@ -335,9 +359,31 @@ def _jsonl(path: Path, fields: Fields) -> Iterator[_Row]:
     keys.refuse_unseen()
 
 
+def _lines(path: Path, fields: Fields) -> Iterator[_Row]:
+    """The lines of a text file, each a text."""
+    if fields.mapped and not fields.partial:
+        raise InputError(
+            f"{path}: a .txt file has a text a line, and no columns; the names of columns are "
+            f"given for {', '.join(fields.mapped)}",
+            tip="write a .csv table of the columns; or leave columns: of compatctl.yaml out",
+        )
+    labels = ("label",) if "label" in fields.required else ()
+    try:
+        with open_table(path) as file:
+            for number, line in enumerate(text_lines(file, path), 1):
+                record = dict.fromkeys(("id", *labels), str(number))
+                yield _Row(f"{path}, line {number}", {**record, "text": line.rstrip("\r\n")})
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: not text in UTF-8: {error.reason}", tip="save it as UTF-8"
+        ) from error
+
+
 def _npz(path: Path, fields: Fields) -> Iterator[_Row]:
     arrays = read_npz(path)
-    needed = tuple(_ARRAYS[name] for name in ("path", "id", "label") if name in fields.required)
+    texts = "images" not in arrays and fields.mapped.get("text", "texts") in arrays
+    named = ("text" if texts else "path", "id", "label")
+    needed = tuple(_ARRAYS[name] for name in named if name in {*fields.required, "text"})
     arrays_of = replace(
         fields,
         required=needed,
@@ -347,20 +393,29 @@ def _npz(path: Path, fields: Fields) -> Iterator[_Row]:
     renamed = arrays_of.rename(tuple(arrays), path, "arrays")
     arrays = {renamed.get(name, name): array for name, array in arrays.items()}
     arrays.pop(UNREAD, None)
-    images = arrays.pop("images")
+    images = arrays.pop("images", None)
+    if images is None:
+        yield from _records(path, arrays, len(arrays["texts"]))
+        return
     grey, colour = images.ndim == 3, images.ndim == 4 and images.shape[-1] == 3
     if images.dtype != np.uint8 or not (grey or colour) or 0 in images.shape[1:]:
         raise InputError(
             f"{path}: images must be (N, H, W, 3) or (N, H, W) uint8, "
             f"got {images.shape} {images.dtype}"
         )
+    for row, image in zip(_records(path, arrays, len(images)), images, strict=True):
+        yield _Row(row.where, row.record, image)
+
+
+def _records(path: Path, arrays: Mapping[str, NDArray[Any]], n: int) -> Iterator[_Row]:
+    """The rows of ``n`` strings of each array."""
     for key, column in arrays.items():
-        if column.shape != (len(images),) or column.dtype.kind not in "Uiu":
+        if column.shape != (n,) or column.dtype.kind not in "Uiu":
             raise InputError(
-                f"{path}: {key} must be {len(images)} strings, got {column.shape} {column.dtype}"
+                f"{path}: {key} must be {n} strings, got {column.shape} {column.dtype}"
             )
     names = {array: name for name, array in _ARRAYS.items()}
     columns = {names.get(key, key): column.tolist() for key, column in arrays.items()}
-    for row in range(len(images)):
+    for row in range(n):
         record = {key: column[row] for key, column in columns.items()}
-        yield _Row(f"{path}, row {row}", record, images[row])
+        yield _Row(f"{path}, row {row}", record)

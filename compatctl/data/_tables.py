@@ -129,10 +129,12 @@ def field_rows(path: Path, fields: Fields) -> Iterator[tuple[str, dict[str, str]
     try:
         with open_table(path) as file:
             lines = text_lines(file, path)
-            columns = [*map(fields.column, fields.required)]
+            wanted = [fields, fields.for_names([fields.column("text")])]
+            columns = [[*map(part.column, part.required)] for part in wanted]
             separator, header, before = _header(lines, path, columns)
             reader = csv.reader(chain([header], lines), strict=True, delimiter=separator)
             names = next(reader, [])
+            fields = fields.for_names(names)
             renamed = fields.rename(names, path)
             names = [renamed.get(name, name) for name in names]
             if any(names.count(name) > 1 for name in fields.known):
@@ -172,14 +174,16 @@ def header_of(path: Path, needed: Sequence[str]) -> bool:
         return any(_count_of(first, sep, needed) == len(names) for sep in SEPARATORS)
 
 
-def _header(lines: Iterator[str], path: Path, needed: Sequence[str]) -> tuple[str, str, int]:
+def _header(
+    lines: Iterator[str], path: Path, needed: Sequence[Sequence[str]]
+) -> tuple[str, str, int]:
     """The separator of the table's cells, its header, and how many lines come before that."""
     first = next(lines, "")
     if said := _SAYS_SEPARATOR.fullmatch(first):
         return said[1], next(lines, ""), 1
     if path.suffix.lower() == ".tsv":
         return "\t", first, 0
-    counts = [_count_of(first, separator, needed) for separator in SEPARATORS]
+    counts = [max(_count_of(first, each, names) for names in needed) for each in SEPARATORS]
     separator = SEPARATORS[counts.index(max(counts))]  # without all of them an error follows
     if separator != ",":
         notice("separator", path, "separators of cells that are no comma", [repr(separator)])

@@ -16,6 +16,7 @@ from compatctl.encoder.fixed_batch import OLDEST_OPSET as SCAN_OPSET
 from compatctl.encoder.fixed_batch import any_batch, find_fixed_batch
 from compatctl.encoder.graphs import graph_inputs, inline_functions, prefixed_graph
 from compatctl.encoder.images import IMAGE, ImageInput
+from compatctl.encoder.import_text import TextImportSpec, derive_spec, takes_texts, wrap_text
 from compatctl.encoder.inputs import BATCH
 from compatctl.encoder.metadata import (
     OUTPUT,
@@ -126,8 +127,19 @@ def read_model_bytes(path: Path, preprocessing: Path | None = None) -> bytes:
         return data
     sidecar = preprocessing or sidecar_path(path)
     if preprocessing is None and not sidecar.is_file():
+        if takes_texts(model):
+            return wrap_text(path, model, *derive_spec(path, model))
         read_contract(path, model)  # raises the error that says what is missing
-    return wrap(path, model, read_spec(sidecar))
+    raw = _read_object(sidecar)
+    if raw.get("modality") == "text":
+        spec = TextImportSpec.from_json(sidecar, raw)
+        return wrap_text(path, model, spec, sidecar.parent / spec.tokenizer)
+    if takes_texts(model) and raw.get("modality", "image") == "image":
+        raise InputError(
+            f"{sidecar} describes images, and {path} takes texts",
+            tip='write "modality": "text" into it, with max_length and pooling',
+        )
+    return wrap(path, model, _image_spec(sidecar, raw))
 
 
 def read_spec(path: Path) -> ImportSpec:
@@ -136,9 +148,21 @@ def read_spec(path: Path) -> ImportSpec:
     Raises:
         InputError: it is missing or not JSON, or an entry is unknown, missing or wrong.
     """
+    return _image_spec(path, _read_object(path))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The object in a preprocessing file."""
     raw = read_json(path, MAX_SIDECAR_BYTES)
     if not isinstance(raw, dict):
         raise InputError(f"{path}: a preprocessing file is one JSON object")
+    return raw
+
+
+def _image_spec(path: Path, raw: dict[str, Any]) -> ImportSpec:
+    """What the object of a preprocessing file of images says."""
+    if (modality := raw.pop("modality", "image")) != "image":
+        raise InputError(f"{path}: modality must be image or text; got {modality!r}")
     known = [field.name for field in fields(ImportSpec)]
     unknown = sorted(set(raw) - set(known))
     missing = [name for name in known[:3] if name not in raw]

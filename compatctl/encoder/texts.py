@@ -133,6 +133,8 @@ class TextInput(EncoderInput):
             raise InputError("its text is empty")
         prefix = self.query_prefix if role == "query" else self.document_prefix
         encoding = load_tokenizer(self.tokenizer, self.max_length).encode(prefix + content)
+        if not encoding.ids:
+            raise InputError("its text has no token that the tokenizer knows")
         return np.array(encoding.ids, np.int64), bool(encoding.overflowing)
 
     def stack(self, arrays: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:

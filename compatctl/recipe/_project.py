@@ -61,8 +61,8 @@ class Project:
     """Content of ``compatctl.yaml``, with paths resolved relative to the file.
 
     ``data_root`` is a second folder that may hold the images of the data; ``policy`` is the name of
-    a shipped policy or a path. ``columns`` (id, path, label, split or role -> column) says which
-    columns of the data have other names. Columns of the data: ``slices`` are judged value by
+    a shipped policy or a path. ``columns`` (id, path, text, label, split or role -> column) says
+    which columns of the data have other names. Columns of the data: ``slices`` are judged value by
     value, ``cluster`` values are resampled as units (in addition to classes), and a gallery item
     that shares an ``ignore_same`` value with the query is no match for it. ``threshold`` is the
     cosine from which the deployed system accepts a match; ``calibrate`` keeps its meaning by a map

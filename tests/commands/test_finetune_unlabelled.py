@@ -197,7 +197,7 @@ def test_bad_images_and_folders(world: World) -> None:
     shutil.rmtree(world.folder)
     assert "no data at" in world.finetune().stderr
     world.folder.mkdir()
-    assert "no image in it" in world.finetune().stderr
+    assert "no item in it" in world.finetune().stderr
     world.copy(world.data.row_of[world.data.filter(split="test", role="query").ids[0]], "a.png")
     useless = world.finetune()
     assert (useless.code, "1 held-out queries" in useless.stderr) == (5, True), useless.stderr

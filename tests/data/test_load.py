@@ -100,7 +100,7 @@ def test_a_jsonl_table_reads_as_the_csv_does(tmp_path: Path) -> None:
     [
         ("id,label\nx,ant\n", "no column path"),
         ("id,path,label,label\nx,img/0.png,ant,bee\n", "two columns of one name"),
-        ("id,path,label\n", "no image in it"),
+        ("id,path,label\n", "no item in it"),
         ("", "no column id, path, label"),
         ("id,path,label\nx,img/0.png\n", "line 2: 2 cells under 3 columns"),
         ("id,path,label\nx,img/0.png,ant\ny,img/1.png, \n", r"line 3 \(id 'y'\): label is empty"),
@@ -260,7 +260,7 @@ def test_missing_and_unknown_data_are_refused(tmp_path: Path) -> None:
     """A missing path, an unknown form, an empty folder and a broken archive each say so."""
     for name, content, message in (
         ("missing", None, "no data at"),
-        ("notes.txt", b"x", "an unknown form of data"),
+        ("notes.doc", b"x", "an unknown form of data"),
         ("data.npz", b"PK\x03\x04 cut off", "not an .npz"),
         ("empty.npz", b"", "not an .npz"),
     ):
@@ -270,7 +270,7 @@ def test_missing_and_unknown_data_are_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             load(path)
     (tmp_path / "none").mkdir()
-    with pytest.raises(InputError, match="no image in it"):
+    with pytest.raises(InputError, match="no item in it"):
         load(tmp_path / "none")
 
 
@@ -360,7 +360,7 @@ def test_images_without_labels_may_lie_anywhere_in_a_folder(folder: Path) -> Non
     assert {"images/loose.png", "images/ant/deep/b.JPG"} < set(data.ids)
     assert {item.split for item in data.items} == {"train"}
     (folder / "none").mkdir()
-    with pytest.raises(InputError, match="no image in it"):
+    with pytest.raises(InputError, match="no item in it"):
         load_unlabelled(folder / "none")
 
 
