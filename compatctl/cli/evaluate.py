@@ -110,7 +110,11 @@ def verify(
         ),
     ] = None,
     qrels: Annotated[
-        Path | None, typer.Option("--qrels", help="Relevance judgments in TREC format.")
+        Path | None,
+        typer.Option(
+            "--qrels",
+            help="Relevance judgments: TREC, a table with a header, JSON lines, or a log.",
+        ),
     ] = None,
     training: TrainingRecordFile = None,
     allow_seen: Annotated[

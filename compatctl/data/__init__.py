@@ -8,7 +8,7 @@ from __future__ import annotations
 from compatctl.data._content import Content, ItemVectors, Modality, SpaceVectors
 from compatctl.data._dataset import Dataset, Item, Role, Source, Split, SplitRule, merge_items
 from compatctl.data._features import FeatureTable, load_features
-from compatctl.data._judgments import Pair, read_pairs, read_qrels, read_traffic, read_traffic_log
+from compatctl.data._judgments import Pair, read_pairs, read_traffic, read_traffic_log
 from compatctl.data._load import from_files, load, load_unlabelled
 from compatctl.data._memory import memory_bytes, read_memory, sample_per_class
 from compatctl.data._near import warn_of_near_equal, warn_of_near_known
@@ -24,6 +24,7 @@ from compatctl.data._pixels import (
     look_of,
     prepare,
 )
+from compatctl.data._qrels import Judgments, read_qrels
 from compatctl.data._tables import csv_rows
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Fit",
     "Item",
     "ItemVectors",
+    "Judgments",
     "Modality",
     "Pair",
     "Preprocessing",

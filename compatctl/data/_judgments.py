@@ -1,18 +1,16 @@
-"""What people know about items: pairs of one class or of two, TREC qrels files, traffic."""
+"""What people know about items: pairs of one class or of two, traffic."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from compatctl.data._tables import CellBudget, csv_rows, header_of, open_table, text_lines
+from compatctl.data._tables import csv_rows, header_of, open_table, text_lines
 from compatctl.errors import InputError
 
 _COLUMNS = ("id_a", "id_b", "same")
-_GRADE = re.compile(r"-?[0-9]{1,9}")
 _SAME = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -53,44 +51,6 @@ def _pair(row: dict[str, str], where: str, seen: set[frozenset[str]]) -> Pair:
         raise InputError(f"{where}: the pair {first}, {second} is there twice")
     seen.add(key)
     return Pair(first=first, second=second, same=_SAME[same.lower()])
-
-
-def read_qrels(path: Path) -> tuple[tuple[str, str], ...]:
-    """(query id, item id) of every relevant pair of a TREC qrels file.
-
-    A line has four columns, separated by blanks: query, iteration (ignored), item, and grade
-    (relevant if above 0).
-
-    Raises:
-        InputError: no such file, a line of another form, a repeated pair, or nothing relevant.
-    """
-    grades: dict[tuple[str, str], int] = {}
-    cells_left = CellBudget(path)
-    try:
-        with open_table(path) as file:
-            for number, line in enumerate(text_lines(file, path), 1):
-                cells = line.split()
-                cells_left.take(len(cells))
-                if cells:
-                    pair = _judgment(cells, grades, f"{path}, line {number}")
-                    grades[pair] = int(cells[3])
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    relevant = tuple(pair for pair, grade in grades.items() if grade > 0)
-    if not relevant:
-        raise InputError(f"{path}: no pair is judged relevant")
-    return relevant
-
-
-def _judgment(cells: list[str], grades: dict[tuple[str, str], int], where: str) -> tuple[str, str]:
-    if len(cells) != 4 or not _GRADE.fullmatch(cells[3]):
-        raise InputError(
-            f"{where}: expected query, iteration, item and relevance, got {' '.join(cells)[:80]!r}"
-        )
-    pair = (cells[0], cells[2])
-    if pair in grades:
-        raise InputError(f"{where}: {pair[0]} {pair[1]} is judged twice")
-    return pair
 
 
 def read_traffic(path: Path) -> dict[str, float]:

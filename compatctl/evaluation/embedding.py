@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from compatctl.core.arrays import Rows, Vectors, as_rows
-from compatctl.data import Dataset
+from compatctl.data import Dataset, Judgments
 from compatctl.deployment.gallery import DeployedGallery, stored_vectors
 from compatctl.deployment.project import open_store
 from compatctl.encoder import Encoder, check_steady, embed_together
 from compatctl.errors import InputError
 from compatctl.evaluation.comparison import PairedEmbeddings
 from compatctl.evaluation.gallery import EmbeddedRows, EvaluationGallery, stored_data_rows
-from compatctl.evaluation.ground_truth import RelevancePairs
 from compatctl.evaluation.protocol import QueryGroup, group_rows, same_dimension
 from compatctl.evaluation.self_test import self_test_rows
 from compatctl.progress import Progress
@@ -142,7 +141,7 @@ def embed_for_verify(
     encoders: tuple[Encoder, Encoder],
     gallery: DeployedGallery | None,
     pairs: Rows,
-    judged: RelevancePairs | None,
+    judged: Judgments | None,
     self_test: bool,
     skip_bad: bool,
     free: bool = False,

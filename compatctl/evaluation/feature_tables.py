@@ -14,12 +14,12 @@ from compatctl.core.arrays import Rows, Vectors
 from compatctl.core.gate import Measurement
 from compatctl.core.policy import Policy
 from compatctl.core.similarity import CosineReduction, Similarity
-from compatctl.data import FeatureTable, load_features, read_pairs, read_qrels
+from compatctl.data import FeatureTable, Judgments, load_features, read_pairs, read_qrels
 from compatctl.errors import InputError
 from compatctl.evaluation.adaptive_resampling import Sampling, adaptive_verdict, sampling
 from compatctl.evaluation.comparison import GroupResult, PairedEmbeddings, compare
 from compatctl.evaluation.gallery_report import duplicate_warnings
-from compatctl.evaluation.ground_truth import GroundTruth, RelevancePairs, reembedded_half
+from compatctl.evaluation.ground_truth import GroundTruth, reembedded_half, warn_of_unknown_ids
 from compatctl.evaluation.ignored_rows import Column, missing_value_notes, with_ignored_rows
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.evaluation.pairs import measure_pairs, resolve_pairs
@@ -66,6 +66,8 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
     check_same(tables[0], tables[1], old, new)
     queries, gallery = table_rows(tables[0], old)
     judged = read_qrels(options.qrels) if options.qrels else None
+    if judged is not None:
+        warn_of_unknown_ids(judged, options.qrels, tables[0].row_of, tables[0].row_of)
     shared = _shared_columns(tables[0], queries, gallery, options.ignore_same)
     truth = with_ignored_rows(table_truth(tables[0], queries, gallery, judged, options), shared)
     if options.self_test and not only_ranks:  # the old model's vectors alone show no duplicate
@@ -189,7 +191,7 @@ def table_truth(
     table: FeatureTable,
     queries: Rows,
     gallery: Rows,
-    judged: RelevancePairs | None,
+    judged: Judgments | None,
     options: VerifyOptions,
 ) -> GroundTruth:
     """What is relevant to the queries; columns are those of the table."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from compatctl.core.arrays import Rows, Vectors, as_rows
 from compatctl.core.gate import Measurement
 from compatctl.core.measurements import DECIDING_GROUP, ChainEvidence
 from compatctl.core.policy import Policy
-from compatctl.data import Dataset, read_qrels
+from compatctl.data import Dataset, Judgments, read_qrels
 from compatctl.deployment.gallery import DeployedGallery, score_map
 from compatctl.deployment.gallery_pass import ModelRows, gallery_pass
 from compatctl.deployment.training_record import TrainingRecord
@@ -25,7 +26,7 @@ from compatctl.evaluation.embedding import VerifyEmbeddings, embed_for_verify, p
 from compatctl.evaluation.exact_retrieval import measured_ks, retrieval_of_rows
 from compatctl.evaluation.gallery import EmbeddedRows, EvaluationGallery
 from compatctl.evaluation.gallery_report import GalleryImages, gallery_entry
-from compatctl.evaluation.ground_truth import GroundTruth, RelevancePairs
+from compatctl.evaluation.ground_truth import GroundTruth, warn_of_unknown_ids
 from compatctl.evaluation.groups import Groups, near_vectors, with_near_copies
 from compatctl.evaluation.ignored_rows import missing_value_notes, with_ignored_rows
 from compatctl.evaluation.options import VerifyOptions
@@ -57,7 +58,7 @@ class VerifySetup:
     policy: Policy
     options: VerifyOptions
 
-    def judged(self) -> RelevancePairs | None:
+    def judged(self) -> Judgments | None:
         """The user's relevance judgments."""
         return read_qrels(self.options.qrels) if self.options.qrels else None
 
@@ -162,6 +163,10 @@ class Findings:
             free=setup.options.rescore is not None or _rescores(gallery),
             progress=progress,
         )
+        if judged is not None:
+            ids = setup.data.row_of
+            items = chain(ids, embeddings.gallery.ids)
+            warn_of_unknown_ids(judged, setup.options.qrels, ids, items)
         setup = setup.with_near_vectors(embeddings)
         images = GalleryImages.of(setup.data, embeddings.gallery, bad=embeddings.bad)
         findings = cls(
@@ -194,7 +199,7 @@ class Findings:
         self,
         setup: VerifySetup,
         group: QueryGroup,
-        judged: RelevancePairs | None,
+        judged: Judgments | None,
         images: GalleryImages,
         store: DeployedGallery | None,
         judges: tuple[Judge | None, ServedToday | None],

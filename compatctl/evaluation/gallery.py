@@ -21,12 +21,12 @@ from compatctl.core.training_overlap import (
     touched_share_by_class,
     touched_share_judged,
 )
-from compatctl.data import Dataset
+from compatctl.data import Dataset, Judgments
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Embedded, Encoder, embed_together
 from compatctl.evaluation.clusters import all_columns, columns_of
-from compatctl.evaluation.ground_truth import GroundTruth, RelevancePairs, reembedded_half
+from compatctl.evaluation.ground_truth import GroundTruth, reembedded_half
 from compatctl.evaluation.ignored_rows import Column, shared_columns
 from compatctl.evaluation.protocol import QueryGroup
 from compatctl.progress import Progress, silent
@@ -144,12 +144,12 @@ class EvaluationGallery:
         self,
         data: Dataset,
         group: QueryGroup,
-        judged: RelevancePairs | None = None,
+        judged: Judgments | None = None,
         record: TrainingRecord | None = None,
     ) -> GroundTruth:
         """What is relevant to the group's queries, and what is unknown.
 
-        With ``judged`` pairs only these are relevant; a row that is neither in the data nor in a
+        With ``judged`` pairs only those are relevant; a row that is neither in the data nor in a
         pair is of unknown relevance. For the deciding group ``record`` says which rows training
         passed through the new model.
         """
@@ -168,7 +168,8 @@ class EvaluationGallery:
         )
         unjudged, answerable = truth.gallery_labels == NO_CLASS, None
         if judged is not None:
-            queries, judged_items = ({pair[side] for pair in judged} for side in (0, 1))
+            queries = {judged.query_ids[code] for code in np.unique(judged.query)}
+            judged_items = frozenset(judged.item_ids)
             answerable = np.array([item.id in queries for item in items], bool)
             in_pair = np.fromiter((item in judged_items for item in self.ids), bool, len(self))
             unjudged = unavailable & ~in_pair

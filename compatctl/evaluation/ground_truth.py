@@ -13,11 +13,10 @@ from compatctl.core.hash_order import hash_fraction
 from compatctl.core.ignored import Ignored
 from compatctl.core.pair_tiles import PairTruth
 from compatctl.core.training_overlap import TrainingOverlap
+from compatctl.data import Judgments
 from compatctl.errors import InputError
 from compatctl.evaluation.clusters import column_codes, resampling_units
-
-RelevancePairs = Sequence[tuple[str, str]]
-"""(query id, item id) of pairs judged relevant."""
+from compatctl.notices import MAX_NAMES, notice
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,7 +65,7 @@ class GroundTruth:
         gallery_ids: Sequence[str],
         gallery_labels: Sequence[str],
         cluster: Mapping[str, Sequence[str]] | None = None,
-        judged: RelevancePairs | None = None,
+        judged: Judgments | None = None,
         columns: Mapping[str, Sequence[str]] | None = None,
         slices: Mapping[str, Bools] | None = None,
         reembedded: Bools | None = None,
@@ -86,6 +85,7 @@ class GroundTruth:
         code = {name: index for index, name in enumerate(names)} | {"": NO_CLASS}
         labels = as_rows(code[label] for label in query_labels)
         units = resampling_units(labels, cluster or {}, judged=judged is not None)
+        pairs = None if judged is None else _judged_rows(judged, query_ids, gallery_ids)
         # Only the queries' ids are mapped: a large gallery has too many.
         own = dict.fromkeys(query_ids, -1)
         own.update((item, row) for row, item in enumerate(gallery_ids) if item in own)
@@ -94,7 +94,8 @@ class GroundTruth:
             query_labels=labels,
             gallery_labels=as_rows(code[label] for label in gallery_labels),
             self_row=as_rows(own[item] for item in query_ids),
-            judged=None if judged is None else _judged_rows(judged, query_ids, gallery_ids),
+            judged=pairs and pairs[:2],
+            grades=pairs and pairs[2],
             reembedded=reembedded,
             slices=slices or {},
             unit=units.unit,
@@ -181,23 +182,48 @@ class GroundTruth:
 
 
 def _judged_rows(
-    judged: RelevancePairs, queries: Sequence[str], gallery: Sequence[str]
-) -> tuple[Rows, Rows]:
-    """Positions of the judged pairs whose query and item are both here; others have no effect."""
+    judged: Judgments, queries: Sequence[str], gallery: Sequence[str]
+) -> tuple[Rows, Rows, Floats]:
+    """Query positions, gallery rows and grades of the pairs whose query and item are both here;
+    others have no effect, nor has a query's own item."""
     position = {query: index for index, query in enumerate(queries)}
-    items = {item for _, item in judged}
-    row_of = {item: row for row, item in enumerate(gallery) if item in items}
-    here = [
-        (position[query], row_of[item])
-        for query, item in judged
-        if query in position and item in row_of and query != item
-    ]
-    if not here:
+    own = {item: index for index, item in enumerate(judged.item_ids)}
+    row_of = np.full(len(own), -1, np.int64)
+    for at, item in enumerate(gallery):
+        if item in own:
+            row_of[own[item]] = at
+    query = as_rows(position.get(name, -1) for name in judged.query_ids)[judged.query]
+    itself = as_rows(own.get(name, -1) for name in judged.query_ids)[judged.query] == judged.item
+    row = row_of[judged.item]
+    here = (query >= 0) & (row >= 0) & ~itself
+    if not here.any():
         raise InputError(
             f"none of the {len(judged)} judgments is of a held-out query and a gallery item",
             tip="the ids in the judgments must be those of the data",
         )
-    return as_rows(query for query, _ in here), as_rows(row for _, row in here)
+    return query[here], row[here], judged.grades[here]
+
+
+def warn_of_unknown_ids(
+    judged: Judgments, source: object, queries: Iterable[str], items: Iterable[str]
+) -> None:
+    """A notice of judged queries and of judged items whose ids are not among those given."""
+    for what, ids, given in (
+        ("queries", judged.query_ids, queries),
+        ("items", judged.item_ids, items),
+    ):
+        wanted = frozenset(ids)
+        known = {name for name in given if name in wanted}
+        unknown = [name for name in ids if name not in known]
+        if unknown:
+            notice(
+                f"unknown-{what}",
+                source,
+                f"judged {what} that are not in the data",
+                unknown[:MAX_NAMES],
+                "their judgments do not count",
+                count=len(unknown),
+            )
 
 
 def reembedded_half(ids: Iterable[str]) -> Bools:

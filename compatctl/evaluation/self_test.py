@@ -6,10 +6,11 @@ the same in every run; old and new queries search the same sample.
 
 from __future__ import annotations
 
+import numpy as np
+
 from compatctl.core.arrays import Rows, as_rows
 from compatctl.core.hash_order import hash_key
-from compatctl.data import Dataset
-from compatctl.evaluation.ground_truth import RelevancePairs
+from compatctl.data import Dataset, Judgments
 
 SELF_TEST_ROWS = 20_000
 """The most gallery rows that are embedded for it."""
@@ -19,7 +20,7 @@ def self_test_rows(
     data: Dataset,
     available: Rows,
     queries: Rows,
-    judged: RelevancePairs | None = None,
+    judged: Judgments | None = None,
     *,
     limit: int = SELF_TEST_ROWS,
 ) -> Rows:
@@ -43,7 +44,7 @@ def self_test_rows(
         sought = [row for row in keys if labels[row] in wanted]
         sought.sort(key=lambda row: (order[labels[row]], keys[row]))
     else:
-        items = {item for _, item in judged}
+        items = {judged.item_ids[code] for code in np.unique(judged.item)}
         sought = [row for row in keys if data.items[row].id in items]
         sought.sort(key=lambda row: keys[row])
     first = sought[: limit // 2]

@@ -14,12 +14,12 @@ from compatctl.core.gate import Verdict
 from compatctl.core.measurements import GroupEvidence, ranking_measures
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import Retrieval, cmc
+from compatctl.data import Judgments
 from compatctl.evaluation.acceptance import shift_warnings, threshold_step
 from compatctl.evaluation.adaptive_resampling import Sampling
 from compatctl.evaluation.clusters import can_resample, dependence_warnings
 from compatctl.evaluation.comparison import GroupResult
 from compatctl.evaluation.exact_retrieval import CMC_MAX_K
-from compatctl.evaluation.ground_truth import RelevancePairs
 from compatctl.files import write_atomic
 from compatctl.recipe import Project
 from compatctl.report import (
@@ -124,7 +124,7 @@ def write_report(report: Report, path: Path, outputs: Outputs) -> None:
             write_atomic(target, text(report))
 
 
-def lost_judgments(judged: RelevancePairs, result: GroupResult) -> tuple[str, ...]:
+def lost_judgments(judged: Judgments, result: GroupResult) -> tuple[str, ...]:
     """A sentence if judgments have no effect: not of a held-out query and a gallery item."""
     lost = len(judged) - result.n_judged
     return (f"{lost} of {len(judged)} judgments: not of held-out queries and gallery",) * (lost > 0)

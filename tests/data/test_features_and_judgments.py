@@ -261,7 +261,10 @@ def test_judgments_are_read(tmp_path: Path) -> None:
     """Blanks of any number, empty lines, grades: what is relevant is greater than 0, in order."""
     path = tmp_path / "judged.qrels"
     path.write_text("q1 0 a 1\n\nq1\t0\tb  0\n q2 Q0 a 3 \nq2 0 c -1\nq1 7 c 2\r\n")
-    assert read_qrels(path) == (("q1", "a"), ("q2", "a"), ("q1", "c"))
+    judged = read_qrels(path)
+    assert judged.pairs == (("q1", "a"), ("q2", "a"), ("q1", "c"))
+    assert (judged.grades.tolist(), judged.form) == ([1.0, 3.0, 2.0], "TREC")
+    assert (judged.query_ids, judged.item_ids) == (("q1", "q2"), ("a", "b", "c"))
 
 
 @pytest.mark.parametrize(
@@ -302,7 +305,7 @@ def test_a_byte_order_mark_is_not_part_of_an_id(tmp_path: Path) -> None:
     """As in pairs: a file that an editor began with the mark has the ids that it shows."""
     path = tmp_path / "judged.qrels"
     path.write_text("\ufeffq 0 a 1\n", encoding="utf-8")
-    assert read_qrels(path) == (("q", "a"),)
+    assert read_qrels(path).pairs == (("q", "a"),)
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])

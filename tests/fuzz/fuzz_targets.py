@@ -262,6 +262,10 @@ TARGETS = {
     ),
     "pairs": Target(".csv", read_pairs, _texts("id_a,id_b,same\na,b,1\nb,c,false\n")),
     "qrels": Target(".txt", read_qrels, _texts("q1 0 d1 1\nq1 0 d2 0\n")),
+    "beir": Target(".tsv", read_qrels, _texts("query-id\tcorpus-id\tscore\nq1\td1\t2\n")),
+    "judged-lines": Target(
+        ".jsonl", read_qrels, _texts('{"query_id": "q1", "doc_id": "d1", "score": 2}\n')
+    ),
     "items": Target(
         ".csv",
         lambda path: list(csv_rows(path, ("key", "id", "label"))),
