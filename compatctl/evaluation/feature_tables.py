@@ -65,9 +65,7 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
         options.check_cosines(policy, similarity)
     check_same(tables[0], tables[1], old, new)
     queries, gallery = table_rows(tables[0], old)
-    judged = read_qrels(options.qrels) if options.qrels else None
-    if judged is not None:
-        warn_of_unknown_ids(judged, options.qrels, tables[0].row_of, tables[0].row_of)
+    judged = read_judged(tables[0], options.qrels)
     shared = _shared_columns(tables[0], queries, gallery, options.ignore_same)
     truth = with_ignored_rows(table_truth(tables[0], queries, gallery, judged, options), shared)
     if options.self_test and not only_ranks:  # the old model's vectors alone show no duplicate
@@ -99,6 +97,15 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
         not_checked=unchecked + (lost_judgments(judged, result) if judged else ()),
         **fields,
     )
+
+
+def read_judged(table: FeatureTable, qrels: Path | None) -> Judgments | None:
+    """The user's judgments, with a notice of ids that the table lacks; None without a file."""
+    if qrels is None:
+        return None
+    judged = read_qrels(qrels)
+    warn_of_unknown_ids(judged, qrels, table.row_of, table.row_of)
+    return judged
 
 
 def load_tables(
