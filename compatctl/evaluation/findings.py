@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -61,6 +61,12 @@ class VerifySetup:
     def judged(self) -> Judgments | None:
         """The user's relevance judgments."""
         return read_qrels(self.options.qrels) if self.options.qrels else None
+
+    def warn_of_unknown_ids(self, judged: Judgments | None, gallery: Iterable[str]) -> None:
+        """A notice of judged ids that neither the data nor the gallery has."""
+        if judged is not None:
+            ids = self.data.row_of
+            warn_of_unknown_ids(judged, self.options.qrels, ids, chain(ids, gallery))
 
     def judge(
         self,
@@ -163,10 +169,7 @@ class Findings:
             free=setup.options.rescore is not None or _rescores(gallery),
             progress=progress,
         )
-        if judged is not None:
-            ids = setup.data.row_of
-            items = chain(ids, embeddings.gallery.ids)
-            warn_of_unknown_ids(judged, setup.options.qrels, ids, items)
+        setup.warn_of_unknown_ids(judged, embeddings.gallery.ids)
         setup = setup.with_near_vectors(embeddings)
         images = GalleryImages.of(setup.data, embeddings.gallery, bad=embeddings.bad)
         findings = cls(
