@@ -187,12 +187,11 @@ class Findings:
                 setup, kept, judged, images, gallery, (judge, today), progress
             )
         lost = lost_judgments(judged, findings.results[0]) if judged else ()
-        unchecked = setup.options.unchecked() + lost + findings.unchecked
         first_stage = findings.results[0].old_first_stage
         by_new = np.union1d(embeddings.new.rows, judge.embedded() if judge else as_rows(()))
         return replace(
             findings,
-            unchecked=unchecked,
+            unchecked=setup.options.unchecked() + lost + findings.unchecked,
             by_new=by_new,
             rescoring=judge.entry(findings.results[0]) if judge else None,
             rescored_today=today.entry(first_stage) if today and first_stage else None,
