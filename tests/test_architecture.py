@@ -50,6 +50,7 @@ HOMES = {
     "hnswlib": {"index"},
     "torch": {"train"},
     "safetensors": {"train"},
+    "pyarrow": {"data"},
     "onnxscript": {"train"},
     "tokenizers": {"encoder"},
 }
@@ -189,7 +190,7 @@ def _loaded_by(arguments: str) -> set[str]:
 @pytest.mark.parametrize("arguments", ["--help", "verify --help", "status", "rollback", "history"])
 def test_light_commands_load_no_heavy_library(arguments: str) -> None:
     """Help, status, history and rollback load neither numpy nor any model or index library."""
-    heavy = {"numpy", "torch", "onnx", "onnxruntime", "hnswlib", "PIL", "safetensors"}
+    heavy = {"numpy", "torch", "onnx", "onnxruntime", "hnswlib", "PIL", "safetensors", "pyarrow"}
     assert not _loaded_by(arguments) & heavy
 
 

@@ -242,7 +242,7 @@ class LineKeys:
             InputError: there is one; the message lists the keys found.
         """
         names = tuple(dict.fromkeys(name for keys in self._renamed for name in keys))
-        if names:
+        if names or not self._fields.required:
             with warnings.catch_warnings():  # each line gave its notices
                 warnings.simplefilter("ignore", DataWarning)
                 self._fields.for_names(names).rename(names, self._source, "keys")

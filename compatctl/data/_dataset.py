@@ -22,7 +22,8 @@ from compatctl.core.hash_order import hash_fraction
 from compatctl.core.perceptual_hash import WIDTH
 from compatctl.data._content import Content, ItemVectors, Modality
 from compatctl.data._facts import ImageFacts
-from compatctl.data._pixels import BAD_IMAGE_TIP, decode, from_array, look_of
+from compatctl.data._lazy import StoredImage
+from compatctl.data._pixels import BAD_IMAGE_TIP, MAX_PIXELS, decode, from_array, look_of
 from compatctl.errors import InputError
 from compatctl.files.npz import open_regular
 
@@ -31,9 +32,12 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "validation", "test"]
 Role = Literal["query", "gallery"]
-Source = Path | bytes | Pixels | str | ItemVectors
-"""An image: its file, the bytes of an encoded file, or (H, W, 3) or (H, W) pixels; a text; or
-vectors."""
+Source = Path | StoredImage | bytes | Pixels | str | ItemVectors
+"""An image: its file, its place in a larger file, the bytes of an encoded file, or (H, W, 3) or
+(H, W) pixels; a text; or vectors."""
+
+MAX_STORED_BYTES = 3 * MAX_PIXELS
+"""Most bytes of an encoded image in a larger file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +204,7 @@ class Dataset:
             InputError: as ``read``; or the file changed since its digest was remembered.
         """
         source = self.sources[row]
-        if isinstance(source, Path):
+        if isinstance(source, Path | StoredImage):
             with self._opened(row, source) as file:
                 image = decode(file, self._name(row, source))
                 file.seek(0)
@@ -222,7 +226,7 @@ class Dataset:
         known, source = self._facts.digest(row), self.sources[row]
         if known.any():
             return known.tobytes().hex()
-        if isinstance(source, Path):
+        if isinstance(source, Path | StoredImage):
             with self._opened(row, source) as file:
                 digest = hashlib.file_digest(file, "sha256").digest()
         else:
@@ -268,7 +272,7 @@ class Dataset:
         source = self.sources[row]
         if isinstance(source, ItemVectors):
             raise InputError(f"{self.items[row].id} has vectors, and no content to keep")
-        if not isinstance(source, Path):
+        if not isinstance(source, Path | StoredImage):
             return source
         with self._opened(row, source) as file:
             data = file.read(max_bytes + 1)
@@ -308,7 +312,12 @@ class Dataset:
         known[:] = np.frombuffer(digest, np.uint8)
 
     @contextmanager
-    def _opened(self, row: int, source: Path) -> Iterator[io.BufferedReader]:
+    def _opened(
+        self, row: int, source: Path | StoredImage
+    ) -> Iterator[io.BufferedReader | io.BytesIO]:
+        if isinstance(source, StoredImage):
+            yield source.open(MAX_STORED_BYTES)
+            return
         try:
             with open_regular(source) as file:
                 yield file
@@ -317,7 +326,7 @@ class Dataset:
             name = self._name(row, source)
             raise InputError(f"{name}: cannot be read: {reason}", tip=BAD_IMAGE_TIP) from error
 
-    def _name(self, row: int, source: Path) -> str:
+    def _name(self, row: int, source: Path | StoredImage) -> str:
         name = self.items[row].id
         return name if str(source).endswith(name) else f"{name} ({source})"
 

@@ -30,22 +30,30 @@ Parts = tuple[str, ...]
 
 
 def image_files(top: Path, roots: AllowedRoots) -> list[Path]:
-    """Every image file that is not hidden, sorted. Links to folders are followed, each folder once.
+    """Every image file that is not hidden, sorted; see ``files_ending``."""
+    return files_ending(top, roots, IMAGE_SUFFIXES, "images")
 
-    Files that are passed over are counted and named by their ending.
+
+def files_ending(
+    top: Path, roots: AllowedRoots, suffixes: Collection[str], kind: str
+) -> list[Path]:
+    """Every file that ends so (in lower case) and is not hidden, sorted; ``kind`` says what it is.
+
+    Links to folders are followed, each folder once. Files that are passed over are counted and
+    named by their ending.
 
     Raises:
-        InputError: an image or folder lies outside the roots, or a folder is there twice.
+        InputError: a file or folder lies outside the roots, or a folder is there twice.
     """
     images: list[Path] = []
-    passed = _Passed(top)
+    passed = _Passed(top, kind)
     waiting, seen = [top], {roots.real(top)}
     while waiting:
         for path in waiting.pop().iterdir():
-            is_image = path.suffix.lower() in IMAGE_SUFFIXES
+            is_image = path.suffix.lower() in suffixes
             if path.name.startswith("."):
                 if is_image and path.is_file():
-                    passed.count("hidden images that are passed over", path)
+                    passed.count(f"hidden {kind} that are passed over", path)
             elif is_image and path.is_file():
                 images.append(roots.check(path, str(top)))
             elif path.is_dir():
@@ -55,7 +63,7 @@ def image_files(top: Path, roots: AllowedRoots) -> list[Path]:
                 seen.add(real)
                 waiting.append(path)
             elif is_image:
-                passed.count("images that are a broken link or no file", path)
+                passed.count(f"{kind} that are a broken link or no file", path)
             else:
                 ending = path.suffix.lower() or "no ending"
                 passed.count(f"files that are passed over ({ending})", path)
@@ -68,6 +76,7 @@ class _Passed:
     """Files that are not read: what they are -> how many, and the first of them."""
 
     top: Path
+    kind: str
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     names: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
@@ -78,7 +87,8 @@ class _Passed:
 
     def warn(self) -> None:
         for what in sorted(self.counts):
-            result = "convert images among them to JPEG or PNG" if "(" in what else ""
+            convert = self.kind == "images" and "(" in what
+            result = "convert images among them to JPEG or PNG" if convert else ""
             names = sorted(self.names[what])
             notice("file-not-read", self.top, what, names, result, count=self.counts[what])
 
@@ -139,13 +149,18 @@ def warn_of_empty_folders(top: Path, labels: Collection[str]) -> None:
         notice("empty-folder", top, "folders without an image", [*map(repr, sorted(empty))])
 
 
+def fields_of_split(word: str) -> Record | None:
+    """What a name of a split or role says of the items below it; None if it is no such name."""
+    plain = word.casefold()
+    if plain in _ROLES:
+        return {"split": "test", "role": _ROLES[plain]}
+    return {"split": _SPLITS[plain]} if plain in _SPLITS else None
+
+
 def _meaning(name: str) -> str:
     plain = name.casefold()
     return _SPLITS.get(plain) or _ROLES[plain]
 
 
 def _nested(parts: Parts) -> Record:
-    plain = parts[0].casefold()
-    if plain in _SPLITS:
-        return {"label": parts[1], "split": _SPLITS[plain]}
-    return {"label": parts[1], "split": "test", "role": _ROLES[plain]}
+    return {"label": parts[1], **(fields_of_split(parts[0]) or {})}

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import starmap
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -24,9 +25,14 @@ from compatctl.data._columns import (
 )
 from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule
 from compatctl.data._folders import class_records, image_files, warn_of_empty_folders
+from compatctl.data._lazy import StoredImage
 from compatctl.data._near import warn_of_near_equal
+from compatctl.data._parquet import parquet_rows
 from compatctl.data._roots import AllowedRoots
+from compatctl.data._saved import arrow_rows, saved_rows
+from compatctl.data._shards import folder_form, shards
 from compatctl.data._tables import CellBudget, field_rows, open_table, raw_lines, text_lines
+from compatctl.data._webdataset import TarItems
 from compatctl.errors import InputError
 from compatctl.files import parse_json
 from compatctl.files.npz import read_npz
@@ -57,8 +63,12 @@ _WITHOUT = {
 }
 """Field that an item may lack -> what holds then."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_FORMS = "a folder of class folders, a .csv, .tsv or .jsonl table, a .txt or an .npz file"
-_FORMS_WITHOUT_LABELS = "a folder, a .csv, .tsv or .jsonl table, a .txt or an .npz file"
+_FILES = (
+    "a .csv, .tsv, .jsonl or .parquet table, a .txt or an .npz file, or a .tar archive of "
+    "WebDataset"
+)
+_FORMS = f"a folder of class folders, of .parquet or .tar files, or of save_to_disk; {_FILES}"
+_FORMS_WITHOUT_LABELS = f"a folder; {_FILES}"
 
 Record = Mapping[str, object]
 
@@ -78,7 +88,10 @@ def load(
     - a CSV, TSV or JSONL table with the columns id, path and label, and optionally split and role.
       Every other column is a slice. Paths are relative to the table's folder;
     - an .npz file with the arrays images (N, H, W, 3) or (N, H, W) uint8, ids and labels, and
-      optionally split, role, and slices.
+      optionally split, role, and slices;
+    - a Parquet table of the same columns, where path or image may hold the encoded image; a folder
+      of such tables; or a folder that Hugging Face's ``save_to_disk`` wrote;
+    - a WebDataset archive (.tar), or a folder of them.
 
     Items are texts where a table has a column text and no path, or an .npz file an array texts (N,)
     of strings and no images; or in a .txt file, one a line: its number is the id and the label.
@@ -143,12 +156,14 @@ def from_files(images: Sequence[Path]) -> Dataset:
 
 
 class _Row:
-    """An unchecked item: its position for messages, its fields, and its image if it is an array.
+    """An unchecked item: its position for messages, its fields, and its image if that is known.
 
     ``content`` is the field that has what the item is: the path of an image, or a text.
     """
 
-    def __init__(self, where: str, record: Record, source: Path | Pixels | None = None) -> None:
+    def __init__(
+        self, where: str, record: Record, source: Path | Pixels | StoredImage | None = None
+    ) -> None:
         self.where = where
         self.record = record
         self.source = source
@@ -222,8 +237,8 @@ class _Row:
             slices={key: value for key, value in slices.items() if value},
         )
 
-    def take(self, folder: Path, roots: AllowedRoots) -> Path | Pixels | str:
-        """The image's array or file, or the text; a relative path starts from ``folder``."""
+    def take(self, folder: Path, roots: AllowedRoots) -> Path | Pixels | StoredImage | str:
+        """The image's array or place, or the text; a relative path starts from ``folder``."""
         if self.source is not None:
             return self.source
         if self.content == "text":
@@ -254,19 +269,16 @@ def _count(rows: Iterator[_Row], key: str) -> int:
 def _rows(path: Path, roots: AllowedRoots, fields: Fields, forms: str) -> Iterator[_Row]:
     """The rows of a data set of any form; its records have the required ``fields``."""
     if path.is_dir():
-        if fields.mapped and not fields.partial:
-            raise InputError(
-                f"{path}: a folder of images has no columns; the names of columns are given for "
-                f"{', '.join(fields.mapped)}",
-                tip="leave --column out, and columns: of compatctl.yaml",
-            )
-        return _folder(path, roots, labelled="label" in fields.required)
+        return _folder_rows(path, roots, fields)
     readers: dict[str, Callable[[Path, Fields], Iterator[_Row]]] = {
         ".csv": _csv,
         ".tsv": _csv,
         ".jsonl": _jsonl,
         ".txt": _lines,
         ".npz": _npz,
+        ".parquet": _parquet,
+        ".arrow": _arrow,
+        ".tar": _tar,
     }
     if not path.exists():
         raise InputError(f"no data at {path}", tip=f"data is {forms}")
@@ -274,6 +286,47 @@ def _rows(path: Path, roots: AllowedRoots, fields: Fields, forms: str) -> Iterat
     if reader is None:
         raise InputError(f"{path}: an unknown form of data", tip=f"data is {forms}")
     return reader(path, fields)
+
+
+def _folder_rows(top: Path, roots: AllowedRoots, fields: Fields) -> Iterator[_Row]:
+    """The rows of a folder: images, shards of Parquet or tar, or a saved data set."""
+    form = folder_form(top)
+    if form == "images":
+        if fields.mapped and not fields.partial:
+            raise InputError(
+                f"{top}: a folder of images has no columns; the names of columns are given for "
+                f"{', '.join(fields.mapped)}",
+                tip="leave --column out, and columns: of compatctl.yaml",
+            )
+        return _folder(top, roots, labelled="label" in fields.required)
+    if form == "saved":
+        return starmap(_Row, saved_rows(top, fields))
+    files = shards(top, roots, form)
+    if form == ".tar":
+        return _tars(files, fields, top)
+    return starmap(_Row, parquet_rows(files, fields, top))
+
+
+def _parquet(path: Path, fields: Fields) -> Iterator[_Row]:
+    return starmap(_Row, parquet_rows([(path, {})], fields, path))
+
+
+def _arrow(path: Path, fields: Fields) -> Iterator[_Row]:
+    return starmap(_Row, arrow_rows(path, fields))
+
+
+def _tar(path: Path, fields: Fields) -> Iterator[_Row]:
+    return _tars([(path, {})], fields, path)
+
+
+def _tars(
+    files: Sequence[tuple[Path, Mapping[str, object]]], fields: Fields, source: Path
+) -> Iterator[_Row]:
+    items = TarItems(source, fields)
+    for path, record in files:
+        for where, row, image in items.rows(path):
+            yield _Row(where, {**record, **row}, image)
+    items.end()
 
 
 def _read(
@@ -288,9 +341,10 @@ def _read(
 def _collect(
     rows: Iterator[tuple[Item, _Row]], path: Path, roots: AllowedRoots, forms: str
 ) -> Dataset:
+    folder = path if path.is_dir() else path.parent
     positions: dict[str, str] = {}
     items: list[Item] = []
-    sources: list[Path | Pixels | str] = []
+    sources: list[Path | Pixels | StoredImage | str] = []
     named: set[str] = set()
     for item, row in rows:
         named.update(row.record.keys() & _RESERVED)
@@ -298,7 +352,7 @@ def _collect(
             raise InputError(f"{row.where}: the id {item.id!r} is already at {positions[item.id]}")
         positions[item.id] = row.where
         items.append(item)
-        sources.append(row.take(path.parent, roots))
+        sources.append(row.take(folder, roots))
         if isinstance(sources[0], str) != isinstance(sources[-1], str):
             raise InputError(
                 f"{row.where}: it has a {row.content}, and the first item has another kind",
