@@ -82,15 +82,15 @@ def bridge(
             ``kind`` is mlp and torch is not installed.
     """
     check_adapter_options(kind, share := pair_share(project, share))
-    _check_output(new, output)
-    if not dry_run and not output.parent.is_dir():
-        raise InputError(f"no folder {output.parent} to write {output.name} to")
+    _check_output(new, output, dry_run=dry_run)
     new_model = onnx_files.read_model_bytes(new)
     encoder = Encoder.from_bytes(new_model, new)
     before = find_record(new, encoder, named=training, candidate=project.candidate, with_names=True)
     data, gallery = load_data(project), DeployedGallery.open(open_store(project))
     pairs = budgeted_pairs(project, data, gallery, share, before, skip_bad=skip_bad)
-    alignment = alignment_set(data, gallery, encoder, pairs, skip_bad=skip_bad, progress=progress)
+    alignment = alignment_set(
+        data, gallery, encoder, pairs, project=project, skip_bad=skip_bad, progress=progress
+    )
     fitted = fit_adapter(
         alignment.source,
         alignment.target,
@@ -138,12 +138,15 @@ def parity_of(data: Dataset, bridged: Encoder, new: Encoder, adapter: Adapter) -
     )
 
 
-def _check_output(new: Path, output: Path) -> None:
+def _check_output(new: Path, output: Path, *, dry_run: bool) -> None:
+    """Refuse an output that would replace the new encoder, or whose folder does not exist."""
     if record_path(output).resolve() == record_path(new).resolve():
         raise UsageError(
             f"{output} would replace the new encoder, or its training record",
             tip="name another file for --output",
         )
+    if not dry_run and not output.parent.is_dir():
+        raise InputError(f"no folder {output.parent} to write {output.name} to")
 
 
 def _record(before: TrainingRecord | None, pairs: TrainingRecord, parity: float) -> TrainingRecord:

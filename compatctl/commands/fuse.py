@@ -22,6 +22,7 @@ from compatctl.encoder import Encoder, check_steady
 from compatctl.errors import InputError, UsageError
 from compatctl.evaluation.embedding import embed_pair, load_encoders, open_deployed
 from compatctl.evaluation.ignored_rows import shared_columns, with_ignored_rows
+from compatctl.evaluation.judged import judgments_for
 from compatctl.evaluation.protocol import drop_rows, ground_truth, query_group, query_rows
 from compatctl.files import sha256_bytes
 from compatctl.migration.fusion import WeightSearch, search_weight
@@ -129,7 +130,8 @@ def _search(
     )
     group = drop_rows(group, both.bad)
     shared = shared_columns(data, project.ignore_same, group.queries, group.gallery)
-    truth = with_ignored_rows(ground_truth(data, group), shared)
+    judged = judgments_for(project, data, group.queries)
+    truth = with_ignored_rows(ground_truth(data, group, judged), shared)
     _require(bool(truth.has_match().any()))
     labels = [data.labels[int(row)] for row in group.queries]
     return search_weight(truth, labels, both.paired(group))

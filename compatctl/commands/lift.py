@@ -182,20 +182,19 @@ class _Work:
 
     def measure(self, result: Lifted, progress: Progress) -> tuple[Lifted, _Plan]:
         """Fit, choose and measure; also return what is needed to write the result."""
-        options, new = self.options, self.model
+        options, new, skip_bad = self.options, self.model, self.options.skip_bad
         data, gallery = load_data(self.project), DeployedGallery.open(self.store)
         record = find_record(
             new.path, new.encoder, named=options.training, candidate=self.project.candidate
         )
         check_steady(new.encoder, data)
         share = pair_share(self.project, options.share)
-        pairs = budgeted_pairs(
-            self.project, data, gallery, share, record, skip_bad=options.skip_bad
-        )
+        pairs = budgeted_pairs(self.project, data, gallery, share, record, skip_bad=skip_bad)
         queries = lift_queries(data, record, pairs)
         self._require_queries(len(queries))
+        sides = data, gallery, new.encoder, pairs
         alignment = alignment_set(
-            data, gallery, new.encoder, pairs, skip_bad=options.skip_bad, progress=progress
+            *sides, project=self.project, skip_bad=skip_bad, progress=progress
         )
         fitted = fit_adapter(
             alignment.target,

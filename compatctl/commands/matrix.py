@@ -11,7 +11,7 @@ import numpy as np
 from compatctl.core.arrays import Rows, Vectors, as_rows
 from compatctl.core.matrix import summarise, summarise_samples
 from compatctl.core.resampling import half_samples
-from compatctl.data import Dataset
+from compatctl.data import Dataset, Judgments
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.project import open_store
@@ -22,6 +22,7 @@ from compatctl.evaluation.exact_retrieval import retrieval
 from compatctl.evaluation.gallery import EmbeddedRows, EvaluationGallery
 from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.evaluation.ignored_rows import shared_columns, with_ignored_rows
+from compatctl.evaluation.judged import judgments_for
 from compatctl.evaluation.protocol import (
     QueryGroup,
     drop_rows,
@@ -79,6 +80,7 @@ def compatibility_matrix(
     seed: int = 0,
     skip_bad: bool = False,
     ignore_same: Sequence[str] = (),
+    judged: Judgments | None = None,
     store: DeployedGallery | None = None,
     progress: Progress = silent,
 ) -> CompatibilityMatrix:
@@ -105,7 +107,7 @@ def compatibility_matrix(
     shared = shared_columns(data, ignore_same, group.queries, group.gallery)
     queries = [version.take(group.queries) for version in embedded]
     totals, counts = _cells(
-        with_ignored_rows(ground_truth(data, group), shared),
+        with_ignored_rows(ground_truth(data, group, judged), shared),
         queries,
         [version.take(group.gallery) for version in embedded],
     )
@@ -123,7 +125,7 @@ def compatibility_matrix(
     result = replace(result, gallery_rows=len(group.gallery))
     if store is None or store.manifest.index.dim != encoders[0].dim:
         return result
-    on_store = _on_store(store, data, group, queries, ignore_same)
+    on_store = _on_store(store, data, group, queries, ignore_same, judged)
     return replace(result, stored_rows=store.manifest.index.count, on_store=on_store)
 
 
@@ -145,17 +147,18 @@ def _embed(
     return embedded, {int(row) for row in rows if data.items[row].id in bad}
 
 
-def _on_store(
+def _on_store(  # noqa: PLR0917
     store: DeployedGallery,
     data: Dataset,
     group: QueryGroup,
     queries: Sequence[Vectors],
     ignore_same: Sequence[str],
+    judged: Judgments | None,
 ) -> tuple[float, ...]:
     """hit@1 of each version's queries (Q, D) on every stored row."""
     empty = np.zeros((0, store.manifest.index.dim), np.float32)
     gallery = EvaluationGallery.build(data, store, EmbeddedRows(rows=as_rows(()), features=empty))
-    truth = gallery.ground_truth(data, group)
+    truth = gallery.ground_truth(data, group, judged)
     truth = with_ignored_rows(truth, gallery.shared(data, group, ignore_same))
     tests = [retrieval(truth, version, gallery.vectors, (1,), map_k=1) for version in queries]
     return tuple(float(test.hit_rate[1]) for test in tests)
@@ -238,12 +241,14 @@ def matrix(
     files, not_kept = list(models), tuple[str, ...]()
     if not files:
         files, not_kept = _versions(open_store(project))
+    data = load_data(project)
     result = compatibility_matrix(
         files,
-        load_data(project),
+        data,
         seed=seed,
         skip_bad=skip_bad,
         ignore_same=project.ignore_same,
+        judged=judgments_for(project, data, query_rows(data, "test")),
         store=_gallery(project),
         progress=progress,
     )

@@ -26,6 +26,8 @@ from compatctl.errors import InputError
 from compatctl.evaluation.adaptive_resampling import Sampling, adaptive_verdict, sampling
 from compatctl.evaluation.gallery import stored_data_rows
 from compatctl.evaluation.ground_truth import GroundTruth
+from compatctl.evaluation.judged import judgments_for
+from compatctl.evaluation.protocol import query_rows
 from compatctl.evaluation.served_today import TodayAnswers
 from compatctl.migration import routes
 from compatctl.migration.forecast import Forecast, Measure, forecast_more_data
@@ -95,8 +97,11 @@ def plan(
 
     if skip_bad:
         data, _ = data.readable()
-    split = planning_split(data, deployed.catalog.ids, limit, choosing=len(make_trials(recipe)) > 1)
+    judged = judgments_for(project, data, query_rows(data, "validation"))
+    choosing = len(make_trials(recipe)) > 1
+    split = planning_split(data, deployed.catalog.ids, limit, choosing=choosing, judged=judged)
     inputs, milliseconds = _inputs(split, deployed, (recipe, base), project, progress)
+    inputs = replace(inputs, judged=judged)
     facts = preflight(deployed, split, inputs.trained_against)
     whole, part = _galleries(inputs, data, deployed, progress)
     free = routes.train_free_models(inputs, _folds(inputs), progress)

@@ -31,6 +31,7 @@ from compatctl.evaluation.feature_tables import (
     table_truth,
 )
 from compatctl.evaluation.ground_truth import GroundTruth
+from compatctl.evaluation.judged import judgments_for
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.evaluation.protocol import ground_truth, query_group, query_rows
 from compatctl.recipe import Project, load_policy
@@ -222,7 +223,8 @@ def _sample(project: Project, policy: Policy, options: PowerOptions) -> _Sample:
     if earlier is not None and project.data is None:
         return earlier
     data = load_data(project)
-    truth = ground_truth(data, query_group("power", data, query_rows(data, "test"), (), cluster))
+    group = query_group("power", data, query_rows(data, "test"), (), cluster)
+    truth = ground_truth(data, group, judgments_for(project, data, group.queries))
     held_out = HeldOutSet.from_codes(truth.classes, truth.unit, truth.has_match())
     return _with_earlier(held_out, earlier)
 

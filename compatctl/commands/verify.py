@@ -125,7 +125,7 @@ def _verify_models(  # noqa: PLR0917
     options: VerifyOptions,
     progress: Progress,
 ) -> Report:
-    data = load_data(project)
+    data = load_data(project, labelled=options.qrels is None)
     encoders = _load(old, new, data, options)
     record = find_record(new, encoders[1], named=options.training, candidate=project.candidate)
     gallery = open_deployed(project, encoders[0])

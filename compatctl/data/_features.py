@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -25,6 +25,10 @@ _FIELDS = Fields(
     required=("ids", "labels", "features"),
     optional=("role", "similarity"),
     advice="a feature table has the arrays ids (N,), labels (N,) and features (N, D)",
+)
+
+_WITHOUT_LABELS = replace(
+    _FIELDS, required=("ids", "features"), optional=("labels", *_FIELDS.optional)
 )
 
 
@@ -53,12 +57,15 @@ class FeatureTable:
         return {item_id: row for row, item_id in enumerate(self.ids)}
 
 
-def load_features(path: Path, similarity: str | None = None) -> FeatureTable:
+def load_features(
+    path: Path, similarity: str | None = None, *, labelled: bool = True
+) -> FeatureTable:
     """Read an .npz with the arrays ids (N,), labels (N,) and features (N, D).
 
     Optional arrays are role (N,), ``query`` or ``gallery``, further columns (N,), which are slices,
     and one text ``similarity``: cosine, dot or l2. The argument ``similarity`` serves a file
-    without one. Rows are normalised, except for dot and l2.
+    without one. Rows are normalised, except for dot and l2. Unless ``labelled``, labels may be
+    missing or empty: such an item is its own class, by its id.
 
     Raises:
         InputError: no such file; a missing array; other shapes or types; a repeated id; an empty id
@@ -66,17 +73,18 @@ def load_features(path: Path, similarity: str | None = None) -> FeatureTable:
             similarity; or a similarity that contradicts the file's.
     """
     arrays = read_npz(path)
-    renamed = _FIELDS.rename(tuple(arrays), path, "arrays")
+    renamed = (_FIELDS if labelled else _WITHOUT_LABELS).rename(tuple(arrays), path, "arrays")
     arrays = {renamed.get(name, name): array for name, array in arrays.items()}
     similarity = _similarity(arrays, path, similarity)
     features = _rows(arrays.pop("features"), path)
     columns = {name: _text(path, name, column, len(features)) for name, column in arrays.items()}
-    for name in ("ids", "labels"):
+    for name in ("ids", "labels") if labelled else ("ids",):
         _refuse_empty(path, name, columns)
+    labels = columns.pop("labels", ())
     ids = columns.pop("ids")
     if len(set(ids)) < len(ids):
         raise InputError(f"{path}: {len(ids) - len(set(ids))} ids are there twice")
-    warn_of_near_equal(path, ids, columns["labels"])
+    warn_of_near_equal(path, ids, {label for label in labels if label.strip()})
     role = columns.pop("role", None)
     unknown = set(role or ()) - {"query", "gallery"}
     if unknown:
@@ -87,12 +95,19 @@ def load_features(path: Path, similarity: str | None = None) -> FeatureTable:
         _normalise(features)
     return FeatureTable(
         ids=ids,
-        labels=columns.pop("labels"),
+        labels=own_classes(ids, labels),
         features=features,
         role=role,
         slices=columns,
         similarity=similarity,
     )
+
+
+def own_classes(ids: Sequence[str], labels: Sequence[str]) -> tuple[str, ...]:
+    """The labels, with an item's id where one is empty; ``labels`` () if there are none."""
+    if not labels:
+        return tuple(ids)
+    return tuple(label if label.strip() else item for item, label in zip(ids, labels, strict=True))
 
 
 def _refuse_empty(path: Path, name: str, columns: Mapping[str, tuple[str, ...]]) -> None:

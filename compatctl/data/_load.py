@@ -80,6 +80,7 @@ def load(
     data_root: Path | None = None,
     columns: Mapping[str, str] | None = None,
     partial: bool = False,
+    labelled: bool = True,
 ) -> Dataset:
     """Load the data set at ``path``; no image file is opened. It has one of these forms:
 
@@ -99,7 +100,8 @@ def load(
     ``rule`` splits items without a split. Images lie in the data's own folder or in ``data_root``.
     ``columns`` (id, path, text, label, split or role -> column) names columns that have other
     names. With ``partial`` they name those of other data, too: here only the needed ones must
-    exist.
+    exist. Unless ``labelled``, a table needs no label: an item without one is its own class, by its
+    id.
 
     Raises:
         InputError: there is nothing, or no item; the form is unknown; an id is repeated; an id or
@@ -109,8 +111,10 @@ def load(
     rule = rule or SplitRule()
     roots = AllowedRoots(path if path.is_dir() else path.parent, data_root)
     check_mapping(columns or {})
-    fields = Fields(required=_REQUIRED, mapped=columns or {}, partial=partial)
-    rows = _whole(_rows(path, roots, fields, _FORMS), _REQUIRED)
+    needed = _REQUIRED if labelled else _WITHOUT_LABEL
+    optional = _OPTIONAL if labelled else ("label", *_OPTIONAL)
+    fields = Fields(required=needed, optional=optional, mapped=columns or {}, partial=partial)
+    rows = _whole(_rows(path, roots, fields, _FORMS), needed)
     return _read(((row.item(rule), row) for row in rows), path, roots, _FORMS)
 
 
@@ -225,7 +229,8 @@ class _Row:
 
     def item(self, rule: SplitRule) -> Item:
         """The item, after all checks of its fields."""
-        item_id, label = self.text("id"), self.text("label")
+        item_id = self.text("id")
+        label = item_id if self.lacks("label") else self.text("label")
         described = (key for key in sorted(self.record) if key not in {*_RESERVED, self.content})
         slices = {key: self.text(key) for key in described}
         split = self.word("split", get_args(Split)) or rule.split_of(label, item_id)
@@ -298,7 +303,7 @@ def _folder_rows(top: Path, roots: AllowedRoots, fields: Fields) -> Iterator[_Ro
                 f"{', '.join(fields.mapped)}",
                 tip="leave --column out, and columns: of compatctl.yaml",
             )
-        return _folder(top, roots, labelled="label" in fields.required)
+        return _folder(top, roots, labelled="label" in fields.known)
     if form == "saved":
         return starmap(_Row, saved_rows(top, fields))
     files = shards(top, roots, form)
@@ -441,6 +446,7 @@ def _npz(path: Path, fields: Fields) -> Iterator[_Row]:
     arrays_of = replace(
         fields,
         required=needed,
+        optional=tuple(_ARRAYS.get(name, name) for name in fields.optional),
         mapped={_ARRAYS.get(name, name): column for name, column in fields.mapped.items()},
         advice=f"an .npz file has the arrays {', '.join(needed)}; {NAME_TIP}",
     )

@@ -11,13 +11,13 @@ import csv
 import math
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from compatctl.core.arrays import Floats, Rows
+from compatctl.core.arrays import Bools, Floats, Rows
 from compatctl.data._columns import folded
 from compatctl.data._tables import (
     SEPARATORS,
@@ -75,6 +75,11 @@ class Judgments:
         """(query id, item id) of every relevant pair."""
         found = zip(self.query.tolist(), self.item.tolist(), strict=True)
         return tuple((self.query_ids[query], self.item_ids[item]) for query, item in found)
+
+    def has_relevant(self, queries: Iterable[str]) -> Bools:
+        """(Q,) whether anything is judged relevant to each of the queries."""
+        answered = {self.query_ids[code] for code in np.unique(self.query).tolist()}
+        return np.array([query in answered for query in queries], dtype=bool)
 
     @classmethod
     def from_pairs(

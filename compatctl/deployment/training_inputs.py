@@ -11,7 +11,7 @@ import numpy as np
 from compatctl.core.arrays import Rows, Vectors
 from compatctl.core.simplex import Registry
 from compatctl.data import Dataset
-from compatctl.deployment.data import load_data
+from compatctl.deployment.data import load_data, require_classes
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.old_features import cached_features
 from compatctl.deployment.project import find_store, open_store, require
@@ -56,7 +56,9 @@ def load_inputs(project: Project, base: Path, seed: int | None) -> TrainingInput
     if frames != {"free"} and not first:
         gallery = DeployedGallery.open(open_store(project))
     _refuse_useless_images(recipe, gallery)
-    return TrainingInputs(recipe=recipe, data=load_data(project), gallery=gallery)
+    data = load_data(project)
+    require_classes(project, data)
+    return TrainingInputs(recipe=recipe, data=data, gallery=gallery)
 
 
 def load_first_inputs(

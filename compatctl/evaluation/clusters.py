@@ -32,10 +32,10 @@ def resampling_units(
 
     A query without a value is a unit of its own. Classes or a column are left out if each of their
     units lies within a unit of another. If relevance was ``judged`` and all queries have one label,
-    that is no class: the units are those of the columns, or single queries.
+    or each its own, that is no class: the units are those of the columns, or single queries.
     """
     kinds = {CLASS: labels} | {name: _codes(values) for name, values in columns.items()}
-    if judged and len(np.unique(labels)) < 2:
+    if judged and len(np.unique(labels)) in {0, 1, len(labels)}:
         del kinds[CLASS]
     if not kinds:
         return ResamplingUnits(classes=np.arange(len(labels)), unit=(QUERY,))

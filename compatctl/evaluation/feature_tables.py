@@ -59,7 +59,8 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
         UsageError: an option that needs a model, or one about cosines for another similarity.
     """
     options.check_features()
-    tables, similarity = load_tables((old, new), options.similarity)
+    labelled = options.qrels is None
+    tables, similarity = load_tables((old, new), options.similarity, labelled=labelled)
     only_ranks = similarity != "cosine"
     if only_ranks:
         options.check_cosines(policy, similarity)
@@ -109,14 +110,16 @@ def read_judged(table: FeatureTable, qrels: Path | None) -> Judgments | None:
 
 
 def load_tables(
-    paths: Sequence[Path], similarity: str | None = None
+    paths: Sequence[Path], similarity: str | None = None, *, labelled: bool = True
 ) -> tuple[tuple[FeatureTable, ...], Similarity]:
     """The tables and their one similarity; ``similarity`` is that of tables that do not name one.
+
+    ``labelled``: as ``load_features``.
 
     Raises:
         InputError: a table that cannot be read, or two similarities.
     """
-    tables = [load_features(path, similarity) for path in paths]
+    tables = [load_features(path, similarity, labelled=labelled) for path in paths]
     named = {table.similarity for table in tables} - {None}
     if len(named) > 1:
         raise InputError(
@@ -127,7 +130,7 @@ def load_tables(
     common = cast("Similarity", named.pop() if named else "cosine")
     if common != "cosine":  # a table without a similarity was normalised: read it again
         tables = [
-            load_features(path, common) if table.similarity is None else table
+            load_features(path, common, labelled=labelled) if table.similarity is None else table
             for path, table in zip(paths, tables, strict=True)
         ]
     return tuple(tables), common

@@ -22,6 +22,7 @@ from compatctl.core.training_overlap import (
     touched_share_judged,
 )
 from compatctl.data import Dataset, Judgments
+from compatctl.deployment.data import has_classes
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Embedded, Encoder, embed_together
@@ -166,11 +167,9 @@ class EvaluationGallery:
             slices=group.slices,
             reembedded=self._reembedded,
         )
-        unjudged, answerable = truth.gallery_labels == NO_CLASS, None
+        unjudged = truth.gallery_labels == NO_CLASS
         if judged is not None:
-            queries = {judged.query_ids[code] for code in np.unique(judged.query)}
             judged_items = frozenset(judged.item_ids)
-            answerable = np.array([item.id in queries for item in items], bool)
             in_pair = np.fromiter((item in judged_items for item in self.ids), bool, len(self))
             unjudged = unavailable & ~in_pair
         overlap = None
@@ -178,7 +177,6 @@ class EvaluationGallery:
             overlap = self._training_overlap(record, truth)
         return replace(
             truth,
-            answerable=answerable,
             unjudged=unjudged if unjudged.any() else None,
             training_overlap=overlap,
             image_unavailable=unavailable if unavailable.any() else None,
@@ -223,9 +221,11 @@ def _labels(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(G,) labels, and the ids of the stored rows that the data label differently."""
     labels = [*stored_labels, *[""] * (len(data_rows) - len(stored_labels))]
-    conflicts = []
+    conflicts, own_classes = [], not has_classes(data)
     for row in np.flatnonzero(data_rows >= 0).tolist():
         label = data.labels[data_rows[row]]
+        if labels[row] and own_classes:  # the store knows more
+            continue
         if labels[row] not in {"", label}:
             conflicts.append(stored_ids[row])
             label = ""

@@ -96,6 +96,7 @@ class GroundTruth:
             self_row=as_rows(own[item] for item in query_ids),
             judged=pairs and pairs[:2],
             grades=pairs and pairs[2],
+            answerable=None if judged is None else judged.has_relevant(query_ids),
             reembedded=reembedded,
             slices=slices or {},
             unit=units.unit,
@@ -159,7 +160,11 @@ class GroundTruth:
         return np.isin(query * n + rows, self.judged[0] * n + self.judged[1])
 
     def has_match(self) -> Bools:
-        """(Q,) whether another gallery row of the query's class counts for it."""
+        """(Q,) whether a gallery row is relevant to the query: judged so, or another one of its
+        class that counts."""
+        if self.judged is not None:
+            n = np.bincount(self.judged[0], minlength=len(self.query_labels))
+            return np.asarray(n > 0)
         sizes = np.bincount(
             self.gallery_labels[self.gallery_labels != NO_CLASS],
             minlength=int(self.query_labels.max(initial=0)) + 1,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compatctl.core.arrays import Rows, as_rows
-from compatctl.data import Dataset
+from compatctl.data import Dataset, Judgments
 from compatctl.errors import InputError
 from compatctl.evaluation.clusters import all_columns, columns_of
 from compatctl.evaluation.ground_truth import GroundTruth, reembedded_half
@@ -118,7 +118,7 @@ def drop_rows(group: QueryGroup, bad: set[int]) -> QueryGroup:
     )
 
 
-def ground_truth(data: Dataset, group: QueryGroup) -> GroundTruth:
+def ground_truth(data: Dataset, group: QueryGroup, judged: Judgments | None = None) -> GroundTruth:
     """What is relevant to the queries of a group, among the gallery items of the data."""
     queries, items = ([data.items[row] for row in rows] for rows in (group.queries, group.gallery))
     ids = [item.id for item in items]
@@ -128,6 +128,7 @@ def ground_truth(data: Dataset, group: QueryGroup) -> GroundTruth:
         gallery_ids=ids,
         gallery_labels=[item.label for item in items],
         cluster=columns_of(data, group.queries, group.cluster),
+        judged=judged,
         columns=all_columns(data, group.queries),
         slices=group.slices,
         reembedded=reembedded_half(ids),

@@ -26,7 +26,7 @@ from compatctl.core.rescoring import (
     rescore,
     within_budget,
 )
-from compatctl.data import Dataset
+from compatctl.data import Dataset, read_qrels
 from compatctl.encoder import Encoder, embed_together
 from compatctl.errors import InputError
 from compatctl.evaluation.comparison import GroupResult, RescoredAnswers
@@ -240,7 +240,10 @@ def _validation_truth(
     """What is relevant to the validation queries at rows (Q,) of the data."""
     group = query_group("validation", data, rows)
     shared = gallery.shared(data, group, options.ignore_same)
-    return with_ignored_rows(gallery.ground_truth(data, group), shared)
+    judged = None if options.qrels is None else read_qrels(options.qrels)
+    if judged is not None and not judged.has_relevant(data.take(rows).ids).any():
+        judged = None
+    return with_ignored_rows(gallery.ground_truth(data, group, judged), shared)
 
 
 def require_free(encoder: Encoder) -> None:

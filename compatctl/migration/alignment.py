@@ -24,6 +24,7 @@ from compatctl.evaluation.embedding import embed_pair, prefixed
 from compatctl.evaluation.exact_retrieval import retrieval
 from compatctl.evaluation.gallery import EmbeddedRows
 from compatctl.evaluation.ground_truth import GroundTruth
+from compatctl.evaluation.judged import judgments_for
 from compatctl.evaluation.protocol import (
     drop_rows,
     ground_truth,
@@ -178,10 +179,13 @@ def alignment_set(
     new: Encoder,
     pairs: Rows,
     *,
+    project: Project,
     skip_bad: bool,
     progress: Progress,
 ) -> AlignmentSet:
     """Both models' features: stored vectors by id; the encoders run only for what is not stored.
+
+    The project's judgments say what is relevant to the validation queries, or else their labels.
 
     Raises:
         InputError: no pair, or no validation query with an item of its class in the gallery; an
@@ -216,7 +220,7 @@ def alignment_set(
         queries=embeddings.new_queries,
         old_queries=embeddings.old_queries,
         gallery=embeddings.old_gallery,
-        truth=ground_truth(data, validation),
+        truth=ground_truth(data, validation, judgments_for(project, data, validation.queries)),
         skipped=tuple(sorted({*by_new.bad, *(data.items[row].id for row in both.bad)})),
     )
     _refuse_empty(alignment)

@@ -22,6 +22,7 @@ from compatctl.core.policy import Policy
 from compatctl.core.resampling import estimate_ratio, ratio_of
 from compatctl.core.sampling_units import count_units
 from compatctl.data import Dataset
+from compatctl.errors import UsageError
 from compatctl.evaluation.adaptive_resampling import sampling
 from compatctl.evaluation.exact_retrieval import evaluate_neighbours
 from compatctl.evaluation.ground_truth import GroundTruth
@@ -135,7 +136,16 @@ class SampleRows:
 
     @classmethod
     def choose(cls, truth: GroundTruth, ids: Sequence[str], available: Bools, size: int) -> Self:
-        """About ``size`` of the ``available`` (N,) rows: half at random, half whole classes."""
+        """About ``size`` of the ``available`` (N,) rows: half at random, half whole classes.
+
+        Raises:
+            UsageError: relevance is judged pair by pair, so that there are no classes.
+        """
+        if truth.judged is not None:
+            raise UsageError(
+                "--forecast samples classes, and gate.qrels says what is relevant pair by pair",
+                tip="compatctl backfill --dry-run measures every share with the judgments",
+            )
         rows, has_match = np.flatnonzero(available), truth.has_match()
         if len(rows) <= size:
             return cls(rows=rows, at_random=rows, queries=has_match)

@@ -57,6 +57,7 @@ class PlanningGallery:
             inputs.old_queries.queries,
             cluster=inputs.cluster,
             ignore_same=inputs.ignore_same,
+            judged=inputs.judged,
         )
         return cls(
             truth=queries.ground_truth(catalog),

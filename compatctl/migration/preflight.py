@@ -16,7 +16,7 @@ from compatctl.core.arrays import Rows, as_rows
 from compatctl.core.class_sums import sums_by_position
 from compatctl.core.hash_order import hash_fraction
 from compatctl.core.simplex import Registry, cosine_spread
-from compatctl.data import Dataset, Item
+from compatctl.data import Dataset, Item, Judgments
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.errors import InputError
 
@@ -78,12 +78,18 @@ class PlanningSplit:
 
 
 def planning_split(
-    data: Dataset, stored: Sequence[str], limit: int, *, choosing: bool
+    data: Dataset,
+    stored: Sequence[str],
+    limit: int,
+    *,
+    choosing: bool,
+    judged: Judgments | None = None,
 ) -> PlanningSplit:
     """Validation queries query; about ``limit`` gallery and ``limit`` training items are kept.
 
     The rest is left out by hash: training classes, and gallery items of no validation class. With
     ``choosing``, half of the validation classes choose among a recipe's trials and do not query.
+    With ``judged``, items that are judged are kept instead of those of validation classes.
 
     Raises:
         InputError: fewer than two classes to train on, no query, or no gallery item with its image.
@@ -94,7 +100,9 @@ def planning_split(
     planning = {
         label for label in validation if not choosing or hash_fraction(f"ask {label}") < 0.5
     }
-    searched = _searched(data, set(stored), validation, limit)
+    sought = {item.id for item in data.items if item.label in validation}
+    sought = sought if judged is None else set(judged.item_ids)
+    searched = _searched(data, set(stored), sought, limit)
     rows: list[int] = []
     items: list[Item] = []
     query_rows: list[int] = []
@@ -145,11 +153,11 @@ def _missing_tip(classes: int, queries: int) -> str:
     )
 
 
-def _searched(data: Dataset, stored: set[str], classes: set[str], limit: int) -> set[str]:
-    """Ids of the gallery items with an image: all of these classes, others up to ``limit``."""
-    available = [item for item in data.items if item.id in stored]
-    ids = [item.id for item in available if item.label in classes]
-    others = [item.id for item in available if item.label not in classes]
+def _searched(data: Dataset, stored: set[str], sought: set[str], limit: int) -> set[str]:
+    """Ids of the gallery items with an image: all those ``sought``, others up to ``limit``."""
+    available = [item.id for item in data.items if item.id in stored]
+    ids = [item for item in available if item in sought]
+    others = [item for item in available if item not in sought]
     return {*ids, *sorted(others, key=hash_fraction)[: max(0, limit - len(ids))]}
 
 

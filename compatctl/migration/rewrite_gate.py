@@ -12,7 +12,7 @@ from typing import Literal, Self
 import numpy as np
 
 from compatctl.core.arrays import Rows, Vectors
-from compatctl.data import Dataset
+from compatctl.data import Dataset, Judgments
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
 from compatctl.errors import EvidenceError
@@ -21,6 +21,7 @@ from compatctl.evaluation.clusters import columns_of
 from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.evaluation.groups import query_groups
 from compatctl.evaluation.ignored_rows import with_ignored_rows
+from compatctl.evaluation.judged import judgments_for
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.manifest import Catalog
 from compatctl.recipe import Project
@@ -45,6 +46,7 @@ class HeldOutQueries:
     cluster: Mapping[str, Sequence[str]] = field(default_factory=dict)
     columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     free: Vectors | None = None
+    judged: Judgments | None = None
 
     @classmethod
     def embed(
@@ -69,6 +71,7 @@ class HeldOutQueries:
             embedded.features,
             cluster=project.cluster,
             ignore_same=project.ignore_same,
+            judged=judgments_for(project, data, rows[embedded.rows]),
         )
         return replace(queries, free=embedded.free)
 
@@ -81,7 +84,12 @@ class HeldOutQueries:
         """
         features = np.zeros((len(rows), 0), np.float32)
         return cls.from_features(
-            data, rows, features, cluster=project.cluster, ignore_same=project.ignore_same
+            data,
+            rows,
+            features,
+            cluster=project.cluster,
+            ignore_same=project.ignore_same,
+            judged=judgments_for(project, data, rows),
         )
 
     @classmethod
@@ -93,8 +101,10 @@ class HeldOutQueries:
         *,
         cluster: tuple[str, ...] = (),
         ignore_same: tuple[str, ...] = (),
+        judged: Judgments | None = None,
     ) -> Self:
-        """The queries at ``rows`` (Q,) of the data with their features (Q, D).
+        """The queries at ``rows`` (Q,) of the data with their features (Q, D); ``judged``: what is
+        relevant to them, instead of their labels.
 
         Raises:
             InputError: no item has a column of ``cluster`` or ``ignore_same``.
@@ -110,6 +120,7 @@ class HeldOutQueries:
             columns={
                 name: dict(zip(data.ids, values, strict=True)) for name, values in shared.items()
             },
+            judged=judged,
         )
 
     def ground_truth(self, catalog: Catalog) -> GroundTruth:
@@ -127,6 +138,7 @@ class HeldOutQueries:
             gallery_ids=catalog.ids,
             gallery_labels=of_rows,
             cluster=self.cluster,
+            judged=self.judged,
         )
         shared = {
             name: ([of[item] for item in self.ids], [of.get(item, "") for item in catalog.ids])

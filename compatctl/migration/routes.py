@@ -21,7 +21,7 @@ import numpy as np
 from compatctl.core.adapters import fuse_rows
 from compatctl.core.arrays import Bools, Rows, Vectors, as_rows
 from compatctl.core.hash_order import hash_order
-from compatctl.data import Dataset
+from compatctl.data import Dataset, Judgments
 from compatctl.evaluation.clusters import columns_of
 from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.evaluation.ignored_rows import shared_columns, with_ignored_rows
@@ -95,6 +95,8 @@ class RouteInputs:
     """No query can run the old model: routes that do are left out"""
     rescored: bool = False
     """The store re-scores its answers: lift, which compares with the index alone, is left out"""
+    judged: Judgments | None = None
+    """What is relevant to the queries; None: items of their labels"""
     cluster: tuple[str, ...] = ()
     """Columns by whose values queries are resampled, in addition to their classes"""
     whole: Reference | None = None
@@ -122,6 +124,7 @@ class RouteInputs:
             gallery_ids=self.reference.gallery_ids,
             gallery_labels=self.reference.gallery_labels,
             cluster=columns_of(self.data, self.query_rows, self.cluster),
+            judged=self.judged,
         )
         shared = shared_columns(self.data, self.ignore_same, self.query_rows, self.gallery_rows)
         return with_ignored_rows(truth, shared)

@@ -37,6 +37,7 @@ class Gate:
     """Options of ``verify`` without a key of their own; deploy refuses a report made with others.
 
     ``data_sha256`` is the report's ``data.evaluation_set_sha256``: with it, deploy needs no data.
+    ``qrels``: relevance judgments of every command that measures; they stand in for labels.
     With ``require_signature``, deploy refuses a report that is not signed with its key.
     """
 
