@@ -9,7 +9,9 @@ COMPARED   := $(basename $(notdir $(wildcard benchmarks/speed/[a-z]*.py)))
 STUDIED    := $(basename $(notdir $(wildcard benchmarks/studies/[a-z]*.py)))
 CHARACTERS := examples/kanji/data/kanji.npz examples/characters/data/characters.npz
 
-.PHONY: demo test torture lint types docs bench studies wheel-test clean
+LIBRARIES  := .venv-libraries
+
+.PHONY: libraries-test demo test torture lint types docs bench studies wheel-test clean
 
 demo: $(READY)                 ## the whole story on real images, in a temporary folder
 	$(BIN)/compatctl demo
@@ -36,6 +38,9 @@ bench: $(READY)                ## comparisons, minutes each: both sides in one r
 studies: $(READY) $(CHARACTERS) ## every other benchmark: long training runs and simulations; writes no page
 	for name in $(STUDIED); do echo "== $$name"; $(BIN)/python -m benchmarks.studies.$$name || exit 1; done
 
+libraries-test: $(LIBRARIES)/.ready ## exports of timm, torchvision, open_clip and transformers, against them
+	$(LIBRARIES)/bin/python -m pytest -p no:cacheprovider tests/libraries
+
 wheel-test: $(READY)           ## build the wheel, install it alone, run the gate's commands from it
 	$(BIN)/python tests/wheel/run.py
 
@@ -45,8 +50,15 @@ $(READY): pyproject.toml .ci/constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[dev]'
 	touch $(READY)
 
+# Of its own: torchvision of PyPI does not import beside a torch for CPUs alone.
+$(LIBRARIES)/.ready: pyproject.toml .ci/libraries.txt
+	$(PYTHON) -m venv $(LIBRARIES)
+	$(LIBRARIES)/bin/python -m pip install --quiet --upgrade pip
+	$(LIBRARIES)/bin/python -m pip install --quiet --constraint .ci/libraries.txt --editable '.[hnswlib,text,timm,torchvision,open-clip,transformers]' pytest
+	touch $@
+
 $(CHARACTERS): | $(READY)      # Debian's font packages, by apt-get
 	$(BIN)/python $(dir $(@D))build.py
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LIBRARIES) build dist .pytest_cache .mypy_cache .ruff_cache

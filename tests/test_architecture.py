@@ -52,6 +52,10 @@ HOMES = {
     "safetensors": {"train"},
     "pyarrow": {"data"},
     "onnxscript": {"train"},
+    "timm": {"train"},
+    "torchvision": {"train"},
+    "open_clip": {"train"},
+    "transformers": {"train"},
     "tokenizers": {"encoder"},
 }
 MAX_MODULE_LINES = 500

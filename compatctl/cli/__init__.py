@@ -8,10 +8,10 @@ from __future__ import annotations
 import io
 import sys
 
-from compatctl.cli import build, evaluate, operate
+from compatctl.cli import build, evaluate, models, operate
 from compatctl.cli.app import app
 
-__all__ = ["build", "evaluate", "main", "operate"]
+__all__ = ["build", "evaluate", "main", "models", "operate"]
 
 
 def main() -> None:

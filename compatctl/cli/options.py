@@ -62,7 +62,7 @@ SkipBad = Annotated[
 PreprocessingFile = Annotated[
     Path | None,
     typer.Option(
-        "--preprocessing", help="Preprocessing JSON of an ONNX file that compatctl did not export."
+        "--preprocessing", help="Preprocessing JSON of a model that compatctl did not export."
     ),
 ]
 EfSearch = Annotated[

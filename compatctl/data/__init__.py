@@ -15,6 +15,7 @@ from compatctl.data._near import warn_of_near_equal, warn_of_near_known
 from compatctl.data._packed import pack, unpack
 from compatctl.data._pixels import (
     MAX_PIXELS,
+    MIN_CROP_SHARE,
     WHITE,
     CropOffset,
     Fit,
@@ -29,6 +30,7 @@ from compatctl.data._tables import csv_rows
 
 __all__ = [
     "MAX_PIXELS",
+    "MIN_CROP_SHARE",
     "WHITE",
     "Content",
     "CropOffset",

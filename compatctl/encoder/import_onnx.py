@@ -42,6 +42,9 @@ _BYTE_RANGE = 10.0
 _WIDEST, _NARROWEST = 600.0, 0.5
 """Limits on the width of a model's input range."""
 
+IMAGE_TYPES = {"float32", "float16", "float64", "uint8"}
+"""Types of the pixels that a model of another tool may take."""
+
 _PREFIX = "model/"
 _TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.UINT8)
 """Of images that a model takes."""

@@ -94,8 +94,8 @@ def read_contract(path: Path, model: onnx.ModelProto) -> Contract:
     if len(texts) != 1:
         raise InputError(
             f"{path} carries no preprocessing in its metadata: compatctl did not make it",
-            tip=f"put {sidecar_path(path).name} beside it; init and import also take another name: "
-            "compatctl init --preprocessing FILE",
+            tip=f"put {sidecar_path(path).name} beside it, which compatctl export "
+            f"--preprocessing-template {path.name} prints",
         )
     if len(texts[0]) > MAX_CONTRACT:
         raise InputError(f"{path}: its metadata is longer than {MAX_CONTRACT} characters")

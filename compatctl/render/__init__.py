@@ -13,12 +13,12 @@ from compatctl.errors import CompatError
 from compatctl.files import json_safe
 from compatctl.printable import printable
 from compatctl.progress import Progress, silent
-from compatctl.render.console import T, cell, fields_table, make_console
+from compatctl.render.console import T, cell, fields_table, json_table, make_console
 
 if TYPE_CHECKING:
     from compatctl.render.console import Table
 
-__all__ = ["error", "fields_table", "progress", "result", "warn"]
+__all__ = ["error", "fields_table", "json_table", "progress", "result", "warn"]
 
 SHOW_AFTER_S = 2.0
 """A stage that lasts longer gets a progress bar."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
@@ -147,3 +148,8 @@ def fields_table(console: Console, value: object) -> None:
         else:
             shown = cell(entry)
         console.print(f"{cell(name).replace('_', ' '):<22} {shown}")
+
+
+def json_table(console: Console, value: object) -> None:
+    """Print a value as JSON, as ``--json`` does, in the order that it has."""
+    console.file.write(json.dumps(json_safe(value), indent=2) + "\n")

@@ -7,6 +7,13 @@ returns a network and its training record; ``export`` writes the network as ONNX
 
 from __future__ import annotations
 
+from compatctl.train.exporting import (
+    ExportedNetwork,
+    ExportRequest,
+    input_spec,
+    library_rows,
+    load_network,
+)
 from compatctl.train.features import Features
 from compatctl.train.frames import born_on_simplex
 from compatctl.train.grid_search import make_trials
@@ -14,12 +21,16 @@ from compatctl.train.mlp_adapter import FittedPerceptron, fit_perceptron, iter_p
 from compatctl.train.network import Network, embed, embed_outputs, export
 from compatctl.train.reference import Reference, items_to_encode
 from compatctl.train.run import TrainResult, train
+from compatctl.train.sources import PixelSpec
 from compatctl.train.weights import carried_record, save_weights
 
 __all__ = [
+    "ExportRequest",
+    "ExportedNetwork",
     "Features",
     "FittedPerceptron",
     "Network",
+    "PixelSpec",
     "Reference",
     "TrainResult",
     "born_on_simplex",
@@ -28,8 +39,11 @@ __all__ = [
     "embed_outputs",
     "export",
     "fit_perceptron",
+    "input_spec",
     "items_to_encode",
     "iter_perceptrons",
+    "library_rows",
+    "load_network",
     "make_trials",
     "save_weights",
     "train",

@@ -10,6 +10,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -202,14 +203,26 @@ def export(network: Network, path: Path, height: int, width: int) -> None:
     example = torch.zeros(2, height, width, 3, dtype=torch.uint8)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
+        program = torch.onnx.export(
             module,
             (example,),
-            str(path),
             dynamo=True,
-            external_data=False,
             input_names=["image"],
             output_names=["embedding"] if network.free is None else ["embedding", "free"],
             dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
             verbose=False,
         )
+        assert program is not None, "dynamo gives a program"
+        _rename_inner(program.model.graph)
+        program.save(str(path), external_data=False)
+
+
+def _rename_inner(graph: Any) -> None:
+    """Rename inner values that have an output's name: torch calls the rows of a table of tokens or
+    positions ``embedding`` as well."""
+    outputs = {id(value) for value in graph.outputs}
+    names = {value.name for value in graph.outputs}
+    inner = [*graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    for value in inner:
+        if value.name in names and id(value) not in outputs:
+            value.name = f"inner/{value.name}"
