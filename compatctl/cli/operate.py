@@ -289,8 +289,15 @@ def remove(
 @command
 @with_project("store", "data", "data_root")
 def search(
-    images: Annotated[list[Path], typer.Argument(help="Query images.")],
     project: Project,
+    queries: Annotated[
+        list[str] | None,
+        typer.Argument(help="Query images; of a text model the texts, each in quotes."),
+    ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option("--texts", help="Search for each text of a file: .txt, .csv, .jsonl, .npz."),
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of items to find.")] = 5,
     model: Annotated[
         Path | None,
@@ -305,7 +312,7 @@ def search(
         ),
     ] = None,
 ) -> Outcome[Any]:
-    """Find the gallery items nearest to query images, with the deployed query model."""
+    """Find the gallery items nearest to query images or texts, with the deployed query model."""
     from compatctl.commands.search import search
     from compatctl.render.tables import search_table
 
@@ -315,7 +322,8 @@ def search(
             raise UsageError(f"--ignore-same of search is COLUMN=VALUE, got {text!r}")
     result = search(
         project,
-        images=images,
+        queries=queries or (),
+        texts=texts,
         k=k,
         model=model,
         ignore_same=[(name, value) for name, _, value in pairs],

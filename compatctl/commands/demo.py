@@ -192,7 +192,7 @@ def _switch(project: Project, folder: Path, report: Report) -> tuple[Served, str
 
 def _served(project: Project, images: list[tuple[Path, str]]) -> float:
     """Share of queries whose first hit in the deployed index has the right label."""
-    hits = search(project, images=[image for image, _ in images], k=1)
+    hits = search(project, queries=[str(image) for image, _ in images], k=1)
     right = [
         answer.hits[0].label == label
         for answer, (_, label) in zip(hits.queries, images, strict=True)

@@ -29,6 +29,7 @@ from compatctl.evaluation.protocol import (
     ground_truth,
     query_group,
     query_rows,
+    require_roles,
     same_dimension,
 )
 from compatctl.progress import Progress, silent
@@ -99,6 +100,7 @@ def compatibility_matrix(
     encoders = [Encoder.load(path) for path in models]
     for other in encoders[1:]:
         same_dimension(encoders[0].dim, other.dim)
+    require_roles(encoders, data)
     for encoder in encoders:
         check_steady(encoder, data)
     rows = np.union1d(group.queries, group.gallery)

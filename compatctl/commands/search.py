@@ -1,4 +1,4 @@
-"""search: find the nearest gallery items of query images with the deployed query model."""
+"""search: find the nearest gallery items of queries with the deployed query model."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import numpy as np
 
 from compatctl.core.arrays import AnyFloats, Bools, Rows, Vectors
 from compatctl.core.nearest import Neighbours
-from compatctl.data import from_files
+from compatctl.data import Dataset, from_files, from_texts, load_unlabelled
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery, score_map
 from compatctl.deployment.project import open_store
 from compatctl.deployment.rescoring import RescoredSearch, rescorer_of
+from compatctl.encoder import Encoder
 from compatctl.errors import InputError
 from compatctl.evaluation.clusters import columns_of
 from compatctl.files import sha256_file
@@ -41,9 +42,9 @@ class Hit:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """One query image and its hits, nearest first."""
+    """One query, an image's path or a text, and its hits, nearest first."""
 
-    image: str
+    query: str
     hits: tuple[Hit, ...]
 
 
@@ -109,19 +110,22 @@ class SearchResult:
 def search(
     project: Project,
     *,
-    images: Sequence[Path],
+    queries: Sequence[str] = (),
+    texts: Path | None = None,
     k: int,
     model: Path | None = None,
     ignore_same: Sequence[tuple[str, str]] = (),
 ) -> SearchResult:
-    """Embed the images with the store's query model and search its index.
+    """Embed the queries with the store's query model and search its index.
 
-    ``ignore_same``: pairs of a column and the queries' value. Gallery items with this value in the
-    project's data are left out, whatever their label.
+    ``queries``: paths of images, or texts, as the query model takes them; ``texts``: a data set of
+    further texts, whose labels do not count. ``ignore_same``: pairs of a column and the queries'
+    value. Gallery items with this value in the project's data are left out, whatever their label.
 
     Raises:
-        InputError: an image does not decode; ``model`` is not the store's query model; the query
-            model fails its canary; or no item has a column.
+        InputError: there is no query; an image does not decode; a text is empty, or the path of a
+            file; texts are given, and the query model takes images; ``model`` is not the store's
+            query model; the query model fails its canary; or no item has a column.
         DamagedError: the index or the model differs from the manifest's digest.
     """
     gallery = DeployedGallery.open(open_store(project))
@@ -132,7 +136,8 @@ def search(
             tip="omit --model: the store decides which model embeds a query",
         )
     settings = manifest.rescoring
-    embedded = gallery.encoder.embed(from_files(images), free=settings is not None)
+    asked = _queries(project, gallery.encoder, queries, texts)
+    embedded = gallery.encoder.embed(asked, free=settings is not None)
     left_out, unknown = _left_out(project, gallery.catalog, ignore_same)
     count = k if settings is None else max(k, settings.candidates)
     rows, scores = _nearest(gallery, embedded.features, count, left_out)
@@ -154,10 +159,51 @@ def search(
         unknown=unknown,
         rescoring=_summary(settings, rescored),
         queries=tuple(
-            Query(image=str(image), hits=_hits(gallery.catalog, *parts))
-            for image, *parts in zip(images, rows, mapped, scores, known, strict=True)
+            Query(query=query, hits=_hits(gallery.catalog, *parts))
+            for query, *parts in zip(asked.ids, rows, mapped, scores, known, strict=True)
         ),
     )
+
+
+def _queries(
+    project: Project, encoder: Encoder, queries: Sequence[str], texts: Path | None
+) -> Dataset:
+    """The queries as items, by what the encoder takes."""
+    if not queries and texts is None:
+        raise InputError(
+            "there is no query", tip="name images, or texts: compatctl search 'a text'"
+        )
+    if encoder.modality != "text":
+        if texts is not None:
+            raise InputError(
+                f"{texts} has texts, and the store's query model takes {encoder.modality}s",
+                tip="name images: compatctl search image.png",
+            )
+        return from_files([Path(query) for query in queries])
+    files = [query for query in queries if _is_file(query)]
+    if files:
+        raise InputError(
+            f"{files[0]} is a file, and the store's query model takes texts",
+            tip="to search for each text of a file: compatctl search --texts FILE",
+        )
+    if texts is None:
+        return from_texts(queries)
+    data, _ = load_unlabelled(texts, data_root=project.data_root)
+    return from_texts([*queries, *(_text(data, row) for row in range(len(data)))])
+
+
+def _is_file(query: str) -> bool:
+    try:
+        return Path(query).is_file()
+    except (OSError, ValueError):  # too long for a path, or with a zero byte
+        return False
+
+
+def _text(data: Dataset, row: int) -> str:
+    content = data.content(row)
+    if not isinstance(content, str):
+        raise InputError(f"{data.ids[row]} is no text", tip="name a table with a column text")
+    return content
 
 
 def _hits(

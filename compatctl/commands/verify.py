@@ -147,7 +147,7 @@ def _verify_models(  # noqa: PLR0917
     results, chain = findings.results, findings.chain
     verdict = adaptive_verdict(policy, results, chain, checks, draws, measure_pairs)
     write_queries(options.queries_file, findings.answers)
-    unchecked = _unchecked(record, gallery, latency, chain, attempt) + findings.unchecked
+    unchecked = _unchecked(data, record, gallery, latency, chain, attempt) + findings.unchecked
     steps = _next_steps(options) if gallery else WITHOUT_STORE
     fields = verdict_fields(policy, verdict, draws, results, steps)
     fields["warnings"] += _warnings(setup, findings, gallery)
@@ -293,14 +293,15 @@ def _store_id(gallery: DeployedGallery | None) -> StoreId | None:
     )
 
 
-def _unchecked(
+def _unchecked(  # noqa: PLR0917
+    data: Dataset,
     record: TrainingRecord | None,
     gallery: DeployedGallery | None,
     latency: Latency | None,
     chain: list[ChainEvidence],
     attempt: Attempts | None,
 ) -> tuple[str, ...]:
-    notes = [*uncounted_note(attempt, gallery is not None), *leaks_unchecked(record)]
+    notes = [*uncounted_note(attempt, gallery is not None), *leaks_unchecked(record, data)]
     if record is None:
         notes.append("untouched rows: no record says which rows training passed through the model")
         notes.append("gallery pass: no record says how much of the gallery went through the model")

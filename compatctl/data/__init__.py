@@ -9,7 +9,7 @@ from compatctl.data._content import Content, ItemVectors, Modality, SpaceVectors
 from compatctl.data._dataset import Dataset, Item, Role, Source, Split, SplitRule, merge_items
 from compatctl.data._features import FeatureTable, load_features
 from compatctl.data._judgments import Pair, read_pairs, read_traffic, read_traffic_log
-from compatctl.data._load import from_files, load, load_unlabelled
+from compatctl.data._load import from_files, from_texts, load, load_unlabelled
 from compatctl.data._memory import memory_bytes, read_memory, sample_per_class
 from compatctl.data._near import warn_of_near_equal, warn_of_near_known
 from compatctl.data._packed import pack, unpack
@@ -52,6 +52,7 @@ __all__ = [
     "csv_rows",
     "decode",
     "from_files",
+    "from_texts",
     "load",
     "load_features",
     "load_unlabelled",

@@ -159,6 +159,14 @@ def from_files(images: Sequence[Path]) -> Dataset:
     )
 
 
+def from_texts(texts: Sequence[str]) -> Dataset:
+    """Query texts without a class. The id is the text, and may be repeated."""
+    return Dataset(
+        items=tuple(Item(id=text, label="", split="test", role="query") for text in texts),
+        sources=tuple(texts),
+    )
+
+
 class _Row:
     """An unchecked item: its position for messages, its fields, and its image if that is known.
 

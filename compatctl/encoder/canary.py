@@ -166,11 +166,17 @@ def _items_of(arrays: dict[str, NDArray[Any]]) -> tuple[Source, ...] | None:
 
 
 def _embed(encoder: Encoder, sources: tuple[Source, ...]) -> tuple[Vectors, Vectors | None]:
-    items = tuple(
-        Item(id=f"canary {i}", label="", split="test", role="query") for i in range(len(sources))
-    )
-    embedded = encoder.embed(Dataset(items=items, sources=sources), free=encoder.has_free)
-    return embedded.features, embedded.free
+    """Rows (n, D) and maybe free ones; nothing is said of texts that are cut off."""
+    ids = [f"canary {number}" for number in range(len(sources))]
+    items = tuple(Item(id=item_id, label="", split="test", role="query") for item_id in ids)
+    data = Dataset(items=items, sources=sources)
+    prepared = [encoder.prepare(data.content(row), "query")[0] for row in range(len(data))]
+    outputs, size = tuple(encoder.dims), encoder.largest_batch
+    batches = [prepared[start : start + size] for start in range(0, len(prepared), size)]
+    parts = zip(*(encoder.unchecked_rows(outputs, batch) for batch in batches), strict=True)
+    rows = [np.concatenate(part) for part in parts]
+    encoder.check_unit(outputs, rows, ids)
+    return rows[0], rows[1] if encoder.has_free else None
 
 
 def _runtime() -> str:

@@ -17,7 +17,7 @@ from compatctl.encoder import Encoder, check_steady, embed_together
 from compatctl.errors import InputError
 from compatctl.evaluation.comparison import PairedEmbeddings
 from compatctl.evaluation.gallery import EmbeddedRows, EvaluationGallery, stored_data_rows
-from compatctl.evaluation.protocol import QueryGroup, group_rows, same_dimension
+from compatctl.evaluation.protocol import QueryGroup, group_rows, require_roles, same_dimension
 from compatctl.evaluation.self_test import self_test_rows
 from compatctl.progress import Progress
 from compatctl.recipe import Project
@@ -183,11 +183,12 @@ def load_encoders(old: Path, new: Path, data: Dataset) -> tuple[Encoder, Encoder
     """Both encoders, of one dimension, each with one answer for one image of the data.
 
     Raises:
-        InputError: a file that is not an encoder, or another dimension.
+        InputError: a file that is not an encoder, or another dimension; or as ``require_roles``.
         UnsteadyError: an answer depends on the batch, or on chance.
     """
     pair = Encoder.load(old), Encoder.load(new)
     same_dimension(pair[0].dim, pair[1].dim)
+    require_roles(pair, data)
     for encoder in pair:
         check_steady(encoder, data)
     return pair

@@ -54,15 +54,18 @@ def leak_warnings(
     return tuple(notes)
 
 
-def leaks_unchecked(record: TrainingRecord | None) -> tuple[str, ...]:
+def leaks_unchecked(record: TrainingRecord | None, data: Dataset) -> tuple[str, ...]:
     """What could not be checked, for ``not_checked``."""
     notes = []
+    if data.modality == "text":
+        notes.append("near copies of texts: only equal texts and near vectors are looked for")
     if record is None:
         notes.append("leaks: the candidate has no training record")
     elif not record.whole:
         notes.append("leaks of the model behind the map: it has no training record")
     if (
         record is not None
+        and data.modality == "image"
         and len(record.ids) + len(record.unlabelled_ids)
         and not len(record.looks)
     ):
@@ -96,6 +99,8 @@ def _known(record: TrainingRecord | None) -> str:
 
 def _near(groups: Groups, data: Dataset) -> str:
     n = len(groups.near)
+    if not n and data.modality != "image":
+        return "No held-out query has a vector near that of an item that went through the new model"
     if not n:
         return "No held-out query looks like an item that went through the new model"
     names = ", ".join(data.items[int(row)].id for row in groups.near[:3])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from compatctl.core.arrays import Rows, as_rows
 from compatctl.data import Dataset, Judgments
+from compatctl.encoder import Encoder
 from compatctl.errors import InputError
 from compatctl.evaluation.clusters import all_columns, columns_of
 from compatctl.evaluation.ground_truth import GroundTruth, reembedded_half
@@ -56,6 +57,25 @@ def gallery_rows(data: Dataset) -> Rows:
 def has_roles(data: Dataset) -> bool:
     """Whether the data says which items query and which are searched."""
     return any(item.role is not None for item in data.items)
+
+
+def require_roles(encoders: Sequence[Encoder], data: Dataset) -> None:
+    """Refuse data without roles for encoders with a prefix for queries and another for documents.
+
+    An item that is both query and gallery item would be embedded once, as a document.
+
+    Raises:
+        InputError: an encoder embeds by role, and an item has none.
+    """
+    by_role = [encoder.name for encoder in encoders if encoder.embeds_by_role]
+    lacking = next((item.id for item in data.items if item.role is None), None)
+    if by_role and lacking is not None:
+        raise InputError(
+            f"{by_role[0]} puts another prefix before queries than before documents, and the item "
+            f"{lacking!r} has no role: it would be both, and be embedded as a document",
+            tip="give the data a column role: query or gallery; write an item that is both twice, "
+            "under two ids",
+        )
 
 
 def query_group(

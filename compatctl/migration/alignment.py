@@ -30,6 +30,7 @@ from compatctl.evaluation.protocol import (
     ground_truth,
     query_group,
     query_rows,
+    require_roles,
 )
 from compatctl.migration.adapters import AdapterTrial, FittedAdapter
 from compatctl.progress import Progress
@@ -188,9 +189,11 @@ def alignment_set(
     The project's judgments say what is relevant to the validation queries, or else their labels.
 
     Raises:
-        InputError: no pair, or no validation query with an item of its class in the gallery; an
+        InputError: as ``require_roles``; no pair, or no validation query with an item of its class
+            in the gallery; an
             image that does not decode, without ``skip_bad``.
     """
+    require_roles((gallery.encoder, new), data)
     validation = query_group("validation", data, query_rows(data, "validation"))
     both = embed_pair(
         data,

@@ -117,7 +117,7 @@ def status_table(console: Console, status: Status) -> None:
 
 def search_table(console: Console, result: SearchResult) -> None:
     for query in result.queries:
-        console.print(cell(query.image))
+        console.print(cell(query.query))
         scores = ("cosine", "score") if result.calibrated else ("cosine",)
         rows = [(hit.id, hit.label, *(getattr(hit, name) for name in scores)) for hit in query.hits]
         if result.rescoring is None:

@@ -1,0 +1,129 @@
+"""A store of texts goes through every command that serves it."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from text_shop_kit import TextShop, write_models, write_table
+
+from compatctl.data import load
+from compatctl.encoder import Encoder
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> TextShop:
+    """A text project whose store the old model embedded."""
+    shop = TextShop(tmp_path)
+    shop.done("init", "--model", shop.models["old"])
+    return shop
+
+
+def test_a_search_finds_the_nearest_documents_of_texts(shop: TextShop, tmp_path: Path) -> None:
+    """Texts on the command line and in a file give what a product of matrices gives."""
+    data = load(shop.data)
+    texts = [str(data.content(row)) for row in range(0, 12, 2)]
+    file = tmp_path / "more.txt"
+    file.write_text("\n".join(texts[3:]) + "\n")
+    found = shop.done("search", *texts[:3], "--texts", file, "-k", 2, "--json").json["queries"]
+    encoder = Encoder.load(shop.models["old"])
+    gallery = data.filter(role="gallery")
+    rows = encoder.embed(gallery).features
+    queries = encoder.embed(data.take(range(0, 12, 2))).features
+    assert [query["query"] for query in found] == texts
+    for query, vector in zip(found, queries, strict=True):
+        nearest = np.argsort(-(rows @ vector))[:2]
+        assert [hit["id"] for hit in query["hits"]] == [gallery.ids[row] for row in nearest]
+
+
+def test_a_search_says_what_it_cannot_take(shop: TextShop) -> None:
+    """A file in the place of a text, an empty text and no query at all are each refused."""
+    for arguments, message in (
+        ([shop.data], "is a file, and the store's query model takes texts"),
+        ([" "], "its text is empty"),
+        ([], "there is no query"),
+    ):
+        result = shop.run("search", *arguments)
+        assert result.code == 5, result.stdout
+        assert message in result.stderr
+
+
+def test_a_better_model_is_verified_deployed_and_taken_back(shop: TextShop) -> None:
+    """The gate passes it; it answers queries on the gallery that it did not embed; canaries hold;
+    and a rollback restores the old one."""
+    old, new = shop.models["old"], shop.models["better"]
+    report = shop.done("verify", old, new, "--json").json
+    assert report["verdict"]["outcome"] == "pass"
+    assert any("near copies of texts" in note for note in report["not_checked"])
+    shop.done("deploy")
+    assert shop.done("status", "--json").json["query_model"] == Encoder.load(new).sha256
+    shop.done("search", "red car")
+    shop.set(max_gallery_pass=0.5)
+    shop.done("backfill", "--share", 0.5, "--force", "--reason", "too little evidence")
+    shop.done("check")
+    shop.done("matrix", old, new)
+    shop.done("rollback")
+    assert shop.done("status", "--json").json["query_model"] == Encoder.load(old).sha256
+
+
+def test_a_model_of_another_space_fails_and_its_bridge_passes(
+    shop: TextShop, tmp_path: Path
+) -> None:
+    """A rotated model fails the gate; mapped by pairs of texts without labels it passes; and fused
+    with the old one, and lifted, it goes through."""
+    old, turned = shop.models["old"], shop.models["turned"]
+    assert shop.run("verify", old, turned).code == 3
+    bridged = tmp_path / "bridged.onnx"
+    shop.done("bridge", turned, "-o", bridged)
+    assert shop.done("verify", old, bridged, "--json").json["verdict"]["outcome"] == "pass"
+    data = load(shop.data).take(range(20))
+    assert Encoder.load(bridged).embed(data).features.shape == (20, Encoder.load(old).dim)
+    shop.done("fuse", old, bridged, "-o", tmp_path / "fused.onnx")
+    assert shop.run("lift", turned, "--dry-run").code in {0, 3, 4}
+
+
+def test_texts_are_added_and_removed(tmp_path: Path) -> None:
+    """Rows of a table that the store lacks are embedded; removed ones are found no more."""
+    shop = TextShop(tmp_path)
+    whole = shop.data.read_text().splitlines()
+    shop.data.write_text("\n".join(whole[:-10]) + "\n")
+    shop.done("init", "--model", shop.models["old"])
+    shop.data.write_text("\n".join(whole) + "\n")
+    assert shop.done("add", "--json").json["added"] == 5
+    last = next(csv.reader([whole[-1]]))
+    hits = shop.done("search", last[1], "-k", 1, "--json").json["queries"][0]["hits"]
+    assert hits[0]["id"] == last[0]
+    shop.done("remove", last[0])
+    hits = shop.done("search", last[1], "-k", 1, "--json").json["queries"][0]["hits"]
+    assert hits[0]["id"] != last[0]
+
+
+def test_a_model_of_two_prefixes_needs_roles(tmp_path: Path) -> None:
+    """Where a query and a document of one text have different vectors, items without a role are
+    refused by every command that compares, with the column to write."""
+    shop = TextShop(tmp_path, roles=False, query_prefix="query ", document_prefix="passage ")
+    shop.done("init", "--model", shop.models["old"])
+    for command in (
+        ("verify", shop.models["old"], shop.models["better"]),
+        ("matrix", shop.models["old"], shop.models["better"]),
+        ("bridge", shop.models["better"], "-o", tmp_path / "b.onnx"),
+        ("fuse", shop.models["old"], shop.models["better"], "-o", tmp_path / "f.onnx"),
+    ):
+        result = shop.run(*command)
+        assert result.code == 5, command
+        assert "'q0' has no role" in result.stderr
+        assert "column role" in result.stderr
+    write_table(shop.data)
+    assert shop.run("verify", shop.models["old"], shop.models["better"]).code in {0, 3, 4}
+
+
+def test_an_image_store_refuses_texts_and_a_text_store_images(tmp_path: Path) -> None:
+    """The data's kind and the model's are compared before anything is embedded."""
+    models = write_models(tmp_path)
+    (tmp_path / "i.csv").write_text("id,path,label\na,a.png,x\n")
+    shop = TextShop(tmp_path)
+    result = shop.run("init", "--model", models["old"], "--data", tmp_path / "i.csv")
+    assert result.code == 5
+    assert "takes texts; the data has images" in result.stderr
