@@ -127,6 +127,7 @@ def plan_of(
     """
     features = features_in(schema) if features is None else features
     names = [field.name for field in schema]
+    _refuse_names(names, source)
     wants_text = "text" in fields.mapped and "path" not in fields.mapped
     images = [field.name for field in schema if _is_image(field.type) and not wants_text]
     image = _image_column(images, names, fields, source)
@@ -158,6 +159,14 @@ def plan_of(
         nested=image is not None and _is_struct(schema.field(image).type),
         classes=_classes(features),
     )
+
+
+def _refuse_names(names: Sequence[str], source: object) -> None:
+    """Refuse columns of one name, and one without a name."""
+    doubled = [name for name in names if names.count(name) > 1]
+    if doubled or "" in names:
+        what = f"two columns of the name {doubled[0]!r}" if doubled else "a column without a name"
+        raise InputError(f"{source}: {what}", tip="rename it, or leave it out")
 
 
 def _refuse_unreadable(

@@ -62,6 +62,8 @@ _WITHOUT = {
     "role": "the item is both query and gallery item",
 }
 """Field that an item may lack -> what holds then."""
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_COMPRESSED = frozenset((".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip"))
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FILES = (
     "a .csv, .tsv, .jsonl or .parquet table, a .txt or an .npz file, or a .tar archive of "
@@ -196,7 +198,10 @@ class _Row:
             return value
         if isinstance(value, int | float) and (key not in _RESERVED or type(value) is int):
             return json.dumps(value)
-        raise InputError(f"{self.where}: {key} must be text, got {value!r}")
+        raise InputError(
+            f"{self.where}: {key} must be text, got {value!r}"[:400],
+            tip="write it as text, as it shall be compared: 7 and 7.0 are two labels",
+        )
 
     def word(self, key: str, known: tuple[str, ...]) -> str | None:
         """A field that is one of ``known``, or None if it is empty."""
@@ -256,6 +261,11 @@ class _Row:
             return self.source
         if self.content == "text":
             return self.text("text")
+        if _URL.match(self.text("path")):
+            raise InputError(
+                f"{self.where}: {self.text('path')[:80]!r} is an address; images are files",
+                tip="fetch the images first, and write their paths into the table",
+            )
         return roots.check(folder / self.text("path"), self.where)
 
 
@@ -297,7 +307,8 @@ def _rows(path: Path, roots: AllowedRoots, fields: Fields, forms: str) -> Iterat
         raise InputError(f"no data at {path}", tip=f"data is {forms}")
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise InputError(f"{path}: an unknown form of data", tip=f"data is {forms}")
+        tip = "unpack it first" if path.suffix.lower() in _COMPRESSED else f"data is {forms}"
+        raise InputError(f"{path}: an unknown form of data", tip=tip)
     return reader(path, fields)
 
 

@@ -119,10 +119,12 @@ class ParquetImages:
         groups = [reader.metadata.row_group(g) for g in range(reader.metadata.num_row_groups)]
         self._starts = np.array([0, *accumulate(group.num_rows for group in groups)], np.int64)
         self._chunk = _chunk_of(reader, leaf)
-        sizes = [group.column(self._chunk).total_uncompressed_size for group in groups]
         self._block_rows = [
-            min(MAX_BLOCK_ROWS, max(1, BLOCK_BYTES * group.num_rows // max(1, size)))
-            for group, size in zip(groups, sizes, strict=True)
+            min(
+                MAX_BLOCK_ROWS,
+                max(1, BLOCK_BYTES * group.num_rows // max(1, group.total_byte_size)),
+            )
+            for group in groups
         ]
         self._lock = threading.Lock()
         self._reading: tuple[int, int, Iterator[pa.Array]] | None = None

@@ -41,7 +41,7 @@ def saved_rows(top: Path, fields: Fields) -> Iterator[StoredRow]:
     """
     require_pyarrow(top)
     if not (top / "dataset_dict.json").is_file():
-        yield from _split_rows(top, fields, {}, "")
+        yield from _split_rows(top, top, fields, {}, "")
         return
     names = _described(top / "dataset_dict.json").get("splits")
     if not isinstance(names, list) or not all(_is_name(name) for name in names):
@@ -57,7 +57,7 @@ def saved_rows(top: Path, fields: Fields) -> Iterator[StoredRow]:
             "split-folders", top, "splits of the data set with a name of their own", unknown, result
         )
     for name in names:
-        yield from _split_rows(top / name, fields, known[name] or {}, f"{name}/")
+        yield from _split_rows(top, top / name, fields, known[name] or {}, f"{name}/")
 
 
 def arrow_rows(path: Path, fields: Fields) -> Iterator[StoredRow]:
@@ -67,7 +67,7 @@ def arrow_rows(path: Path, fields: Fields) -> Iterator[StoredRow]:
 
 
 def _split_rows(
-    folder: Path, fields: Fields, record: Mapping[str, object], prefix: str
+    top: Path, folder: Path, fields: Fields, record: Mapping[str, object], prefix: str
 ) -> Iterator[StoredRow]:
     state = _described(folder / "state.json")
     if state.get("_indices_files") or state.get("_indices_data_files"):
@@ -80,9 +80,10 @@ def _split_rows(
     if not files or not all(_is_name(name) for name in files):
         raise InputError(f"{folder}: its state.json names no data files")
     features = _described(folder / "dataset_info.json").get("features")
+    features = features if isinstance(features, dict) and features else None
     counter = RowCounter()
     for name in files:
-        rows = _file_rows(folder / str(name), fields, features or None, folder)
+        rows = _file_rows(folder / str(name), fields, features, top)
         yield from counter.counted(rows, record, prefix)
 
 

@@ -264,3 +264,19 @@ def test_a_folder_has_no_columns(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with pytest.raises(InputError, match="a folder of images has no columns"):
         load(tmp_path, columns={"id": "sku"})
+
+
+def test_a_label_without_one_text_and_an_address_are_refused(tmp_path: Path) -> None:
+    """A float is no label, and nothing is fetched; ``NA`` and leading zeros are text."""
+    line = {"id": "007", "path": "a.png", "label": "NA"}
+    data = load(written(tmp_path, json.dumps(line), "t.jsonl"))
+    table = load(written(tmp_path, "id,path,label\n007,a.png,NA\n"))
+    assert data.items == table.items
+    assert (table.ids, table.labels) == (("007",), ("NA",))
+    for change, message, tip in (
+        ({"label": 7.0}, "label must be text, got 7.0", "two labels"),
+        ({"path": "https://a.b/c.png"}, "'https://a.b/c.png' is an address", "fetch the images"),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            load(written(tmp_path, json.dumps({**line, **change}), "t.jsonl"))
+        assert tip in error.value.tip
