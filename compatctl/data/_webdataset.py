@@ -42,7 +42,7 @@ class TarItems:
         json_fields = replace(
             fields,
             required=(),
-            optional=(*own, "label", *fields.optional),
+            optional=tuple(dict.fromkeys((*own, "label", *fields.optional))),
             advice="id and label may be keys of the .json files; --column NAME=KEY says which",
         )
         self._keys = LineKeys(source, json_fields)

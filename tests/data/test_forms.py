@@ -407,6 +407,26 @@ def test_unlabelled_items_of_every_form(tmp_path: Path) -> None:
         assert (len(data), set(data.labels), ignored) == (12, {""}, 12), form
 
 
+def test_items_without_a_class_are_their_own_where_judgments_say_what_is_relevant(
+    tmp_path: Path,
+) -> None:
+    """Tables and archives load without labels if they need none, and keep those they have."""
+    items = samples()
+    table = columns(items)
+    del table["label"]
+    bare = [(f"{item.id}.png", item.png) for item in items]
+    for path in (
+        write_parquet(tmp_path / "t.parquet", table),
+        write_tar(tmp_path / "t.tar", bare),
+    ):
+        data = load(path, labelled=False)
+        assert data.labels == data.ids
+        with pytest.raises(InputError, match="label"):
+            load(path)
+    labelled = load(FORMS["saved"](tmp_path, items), labelled=False)
+    assert labelled.labels == tuple(item.label for item in items)
+
+
 def test_parquet_without_pyarrow_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
