@@ -48,6 +48,8 @@ HOMES = {
     "onnx": {"encoder"},
     "onnxruntime": {"encoder"},
     "hnswlib": {"index"},
+    "faiss": {"index"},
+    "usearch": {"index"},
     "torch": {"train"},
     "safetensors": {"train"},
     "pyarrow": {"data"},

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from compatctl.recipe import Project
 
 
+_ITEM_COLUMNS = ("key", "id", "label", "vector")
+
+
 @command
 @with_project("store", "data", "data_root")
 def init(
@@ -100,16 +103,45 @@ def begin(
 @command
 @with_project("store", "data", "data_root")
 def import_(
-    index: Annotated[Path, typer.Argument(help="The deployed hnswlib file.")],
+    index: Annotated[
+        Path,
+        typer.Argument(help="A deployed index: hnswlib, FAISS, usearch, .npy, .npz or Parquet."),
+    ],
     model: Annotated[
         Path, typer.Option("--model", help="The encoder whose features the index holds.")
     ],
     project: Project,
     items: Annotated[
         Path | None,
-        typer.Option("--items", help="CSV of key,id,label: the item behind each hnswlib label."),
+        typer.Option(
+            "--items",
+            help="Table of key, id and label: the item behind each key of the index. CSV, JSON, "
+            "JSONL, SQLite, or a .txt of ids in the order of the keys.",
+        ),
     ] = None,
-    space: Annotated[str, typer.Option(help="Space of the index: ip, cosine or l2.")] = "ip",
+    items_column: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--items-column",
+            help="NAME=COLUMN: the column that holds NAME (key, id, label or vector), in --items "
+            "or in an index that is a table; repeatable.",
+        ),
+    ] = None,
+    items_table: Annotated[
+        str | None, typer.Option("--items-table", help="The table of an SQLite --items.")
+    ] = None,
+    space: Annotated[
+        str | None,
+        typer.Option(
+            help="What the index ranks by: ip, cosine or l2. Default: what the file says, or ip."
+        ),
+    ] = None,
+    norms: Annotated[
+        Path | None,
+        typer.Option(
+            "--norms", help="New .npz for the norms of rows whose norms are part of the ranking."
+        ),
+    ] = None,
     ef_search: EfSearch = 64,
     drop_deleted: Annotated[
         bool,
@@ -120,7 +152,7 @@ def import_(
     preprocessing: PreprocessingFile = None,
     dry_run: DryRun = False,
 ) -> Outcome[Any]:
-    """Create a store from a deployed hnswlib index. Embeds nothing."""
+    """Create a store from a deployed index of hnswlib or another engine. Embeds nothing."""
     from compatctl.commands.import_index import import_index
     from compatctl.render import progress
 
@@ -130,14 +162,33 @@ def import_(
             index=index,
             model=model,
             items=items,
+            columns=_item_columns(items_column),
+            table=items_table,
             space=space,
             ef_search=ef_search,
             preprocessing=preprocessing,
             drop_deleted=drop_deleted,
+            norms=norms,
             dry_run=dry_run,
             progress=report_progress,
         )
     return Outcome(result=result, warnings=result.warnings)
+
+
+def _item_columns(pairs: list[str] | None) -> dict[str, str]:
+    """NAME -> COLUMN of the options ``--items-column``."""
+    columns: dict[str, str] = {}
+    for pair in pairs or ():
+        name, separator, column = pair.partition("=")
+        if name not in _ITEM_COLUMNS or not separator or not column:
+            raise UsageError(
+                f"--items-column {pair}: expected NAME=COLUMN with NAME one of "
+                f"{', '.join(_ITEM_COLUMNS)}"
+            )
+        if name in columns:
+            raise UsageError(f"--items-column {name} is given twice")
+        columns[name] = column
+    return columns
 
 
 def _print_recipe(requested: bool) -> None:

@@ -1,18 +1,19 @@
-"""import: adopt a deployed hnswlib file as a store. Its bytes stay; nothing is re-embedded."""
+"""import: adopt a deployed index as a store. Nothing is re-embedded.
+
+The bytes of an hnswlib file of unit rows stay; the rows of other files are indexed again.
+"""
 
 from __future__ import annotations
 
-import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from compatctl.data import csv_rows, warn_of_near_equal, warn_of_near_known
+from compatctl.data import KeyColumns, read_key_table, warn_of_near_equal, warn_of_near_known
+from compatctl.deployment.adopted_rows import TOP, Norms, write_norms
+from compatctl.deployment.adopted_source import AdoptedSource, SourceRequest, open_adopted
 from compatctl.deployment.artifacts import ModelArtifacts, find_artifacts
 from compatctl.deployment.changed_items import image_digests
 from compatctl.deployment.creation import (
@@ -25,30 +26,21 @@ from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import indexed_rows
 from compatctl.deployment.model_file import ModelFile
 from compatctl.deployment.project import utc_now
-from compatctl.deployment.provenance import CLOSE, Agreement, compare, is_proven
-from compatctl.encoder import Encoder, check_steady
-from compatctl.errors import DamagedError, InputError
-from compatctl.files import sha256_file
-from compatctl.index import (
-    HnswIndex,
-    HnswParams,
-    NotUnitError,
-    build_without_deleted,
-    count_deleted,
-    read_header,
-    require_hnswlib,
+from compatctl.deployment.provenance import (
+    CLOSE,
+    LEAST_COSINE,
+    LEAST_RECONSTRUCTED,
+    Agreement,
+    compare,
+    is_proven,
 )
+from compatctl.encoder import Encoder, check_steady
+from compatctl.errors import InputError, UsageError
+from compatctl.index import KeyLookup, require_hnswlib
 from compatctl.manifest import Catalog, Operation
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 from compatctl.store import Store
-
-_NOT_UNIT = (
-    "an index whose rows are not of unit length (space ip or l2) cannot be adopted: divide each "
-    "row by its norm and build the index again, or embed the gallery with compatctl init"
-)
-_KEY = re.compile(r"[0-9]{1,20}")
-_LARGEST_KEY = 2**64 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +48,10 @@ class ImportResult:
     """The adopted index.
 
     Attributes:
+        engine, kind: what wrote the file, and its structure.
+        rebuilt: whether the rows were indexed again; if not, the file stays byte for byte.
+        lossy: why the rows are not those that were indexed; "" if they are.
+        norms: the file with the norms of the rows; None where there is none.
         agreement: the least cosine between stored vectors and the model's embeddings of the same
             items, over at most 32 items; None without images.
         in_top_3: the share of these items whose own vector is among the first three.
@@ -67,6 +63,11 @@ class ImportResult:
     generation: int
     query_model: str
     index_sha256: str
+    engine: str
+    kind: str
+    rebuilt: bool
+    lossy: str
+    norms: str | None
     rows: int
     dropped: int
     dim: int
@@ -77,112 +78,150 @@ class ImportResult:
     written: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class ItemsTable:
+    """The table that names the item of each key of an index.
+
+    ``columns``: key, id or label -> its name there; ``table``: of an SQLite database.
+    """
+
+    path: Path
+    columns: Mapping[str, str] = field(default_factory=dict)
+    table: str | None = None
+
+
 def import_index(
     project: Project,
     *,
     index: Path,
     model: Path,
     items: Path | None,
-    space: str,
+    space: str | None = None,
     ef_search: int = 64,
     preprocessing: Path | None = None,
     drop_deleted: bool = False,
+    columns: Mapping[str, str] | None = None,
+    table: str | None = None,
+    norms: Path | None = None,
     dry_run: bool = False,
     progress: Progress = silent,
 ) -> ImportResult:
-    """Create a store with the rows of a deployed hnswlib file.
+    """Create a store with the rows of a deployed index.
 
-    If the project has data, a few items are embedded to check that this model made these vectors;
-    otherwise the store is marked as unproven.
+    An hnswlib file of unit rows is adopted byte for byte. Rows of another engine, of a table, or of
+    other norms are indexed again; nothing is embedded. If the project has data, a few items are
+    embedded to check that this model made these vectors; otherwise the store is marked as unproven.
 
     Args:
-        items: a CSV (key, id, label) that names the item of each hnswlib key. Without it, the
-            keys' digits are the ids, and no class is known.
+        items: a table (key, id, label) that names the item of each key. Without it, the file's ids
+            or the keys' digits are the ids.
+        space: what the index ranks by: ip, l2 or cosine. Default: what the file says, or ip.
         drop_deleted: leave out rows that are marked deleted, and rebuild the index.
+        columns: names of columns of ``items`` and of an index that is a table; ``table``: of an
+            SQLite database of items.
+        norms: a new .npz for the norms of rows that are not of unit length.
 
     Raises:
-        InputError: the file's dimension is not the model's; its rows are not of unit length; the
-            table does not name exactly its keys; or the vectors are another model's.
+        InputError: the file's dimension is not the model's; its norms would be lost; the table does
+            not name exactly its keys; or the vectors are another model's.
+        UsageError: an option that does nothing for this file.
         DamagedError: the file is damaged, or has rows marked deleted.
     """
     require_hnswlib()
     model_file = ModelFile.read(model, preprocessing)
     encoder = model_file.encoder
-    header = read_header(index)
-    if header.dim != encoder.dim:
-        raise InputError(
-            f"{index} has {header.dim} dimensions, {model} has {encoder.dim}",
-            tip="name the model that filled this index",
-        )
-    params = HnswParams.from_header(header, space=space, ef_search=ef_search)
-    with _source(index, params, drop_deleted=drop_deleted, progress=progress) as source:
-        catalog = _catalog(source.index, items, encoder.sha256, source.dropped)
-        catalog, agreement = _compared(project, encoder, source.index, catalog, progress)
+    named = {} if columns is None else columns
+    request = SourceRequest(
+        path=index,
+        dim=encoder.dim,
+        space=space,
+        ef_search=ef_search,
+        drop_deleted=drop_deleted,
+        columns={name: column for name, column in named.items() if name != "key"},
+        norms=norms,
+    )
+    item_columns = {name: column for name, column in named.items() if name != "vector"}
+    names = None if items is None else ItemsTable(path=items, columns=item_columns, table=table)
+    if names is None and table is not None:
+        raise UsageError("--items-table chooses a table of --items, which is not given")
+    with open_adopted(request, progress) as source:
+        catalog = _catalog(source, names, encoder.sha256)
+        catalog, agreement = _compared(project, encoder, source, catalog, progress)
         artifacts = find_artifacts(project, model, encoder)
-        proven = agreement is not None
+        if norms is not None and source.norms is not None and not dry_run:
+            write_norms(norms, source.norms, catalog.ids)
         written = _write(
-            project, model_file, artifacts, source, catalog, proven=proven, dry_run=dry_run
+            project,
+            model_file,
+            artifacts,
+            source,
+            catalog,
+            proven=agreement is not None,
+            dry_run=dry_run,
         )
+        result = _result(project, encoder, source, agreement, written)
+    kept = norms is not None and source.norms is not None
+    return replace(
+        result,
+        index_sha256="" if dry_run else result.index_sha256,
+        norms=str(norms) if kept else None,
+    )
+
+
+def _result(
+    project: Project,
+    encoder: Encoder,
+    source: AdoptedSource,
+    agreement: Agreement | None,
+    written: _Written,
+) -> ImportResult:
     return ImportResult(
         store=str(project.store),
         generation=written.generation,
         query_model=encoder.sha256,
-        index_sha256="" if dry_run else source.sha256,
+        index_sha256=source.sha256,
+        engine=source.engine,
+        kind=source.kind,
+        rebuilt=source.rebuilt,
+        lossy=source.lossy,
+        norms=None,
         rows=len(source.index),
         dropped=len(source.dropped),
         dim=encoder.dim,
         agreement=agreement.least_cosine if agreement else None,
         in_top_3=agreement.in_top if agreement else None,
         proven=written.proven,
-        warnings=_warnings(agreement, proven=written.proven),
+        warnings=_warnings(source, agreement, proven=written.proven),
         written=written.written,
     )
 
 
-def _warnings(agreement: Agreement | None, *, proven: bool) -> tuple[str, ...]:
+def _warnings(
+    source: AdoptedSource, agreement: Agreement | None, *, proven: bool
+) -> tuple[str, ...]:
+    warnings = _norm_warnings(source.norms)
     if not proven:
         return (
+            *warnings,
             "model and index were never compared, as no image of an item is available: nothing "
             "shows that this model made these vectors; import with --data compares them",
         )
-    if agreement is not None and agreement.least_cosine < CLOSE:
+    if agreement is not None and agreement.least_cosine < CLOSE and not source.lossy:
         return (
+            *warnings,
             "stored vectors differ slightly from the model's embeddings here (least cosine "
             f"{agreement.least_cosine:.4f}): other libraries, or half precision?",
         )
-    return ()
+    return warnings
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Source:
-    """The file to adopt, its digest, its rows, and the keys (n,) that are left out."""
-
-    path: Path
-    sha256: str
-    index: HnswIndex
-    dropped: NDArray[np.uint64]
-
-
-@contextmanager
-def _source(
-    path: Path, params: HnswParams, *, drop_deleted: bool, progress: Progress
-) -> Iterator[_Source]:
-    """The file itself, or one rebuilt from its rows if some are marked deleted."""
-    dropped = np.zeros(0, np.uint64)
-    with ExitStack() as stack:
-        if drop_deleted and (marked := count_deleted(path)):
-            scratch = stack.enter_context(tempfile.TemporaryDirectory())
-            index, dropped = build_without_deleted(path, params, progress)
-            path = Path(scratch) / f"{marked} rows dropped.bin"
-            index.save(path)
-        progress("reading the index", 0, 1)
-        before = sha256_file(path)
-        try:
-            index = HnswIndex.load(path, params)
-        except NotUnitError as error:
-            raise DamagedError(error.message, tip=_NOT_UNIT) from None
-        progress("reading the index", 1, 1)
-        yield _Source(path=path, sha256=before, index=index, dropped=dropped)
+def _norm_warnings(norms: Norms | None) -> tuple[str, ...]:
+    if norms is None or norms.kept_share is None:
+        return ()
+    return (
+        f"norms from {norms.values.min():.4g} to {norms.values.max():.4g} are not part of the "
+        f"ranking any more: the cosine keeps {norms.kept_share:.1%} of the first {TOP} answers",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +235,7 @@ def _write(
     project: Project,
     model: ModelFile,
     artifacts: ModelArtifacts,
-    source: _Source,
+    source: AdoptedSource,
     catalog: Catalog,
     *,
     proven: bool,
@@ -253,48 +292,43 @@ def _adopted_store(
     return store
 
 
-def _catalog(
-    index: HnswIndex, items: Path | None, model: str, dropped: NDArray[np.uint64]
-) -> Catalog:
-    keys, dropped_keys = index.keys(), set(dropped.tolist())
-    if items is None:
-        names = {int(key): (str(key), "") for key in keys}
-    else:
-        names = {key: name for key, name in _read_items(items).items() if key not in dropped_keys}
-        missing = [int(key) for key in keys if int(key) not in names]
-        if missing or len(names) != len(keys):
-            raise InputError(
-                f"{items} names {len(names)} keys, the index has {len(keys)} rows; "
-                f"{f'the key {missing[0]} has no line' if missing else 'it names too many'}"
-            )
-    ids = tuple(names[int(key)][0] for key in keys)
-    labels = tuple(names[int(key)][1] for key in keys)
+def _catalog(source: AdoptedSource, items: ItemsTable | None, model: str) -> Catalog:
+    """The items of the rows: as the file names them, or the table of keys, or by their keys."""
+    keys = source.index.keys()
     if items is not None:
-        warn_of_near_equal(items, ids, labels)
+        ids, labels = _named(source, items)
+    else:
+        ids = source.ids or tuple(map(str, keys.tolist()))
+        labels = source.labels or ("",) * len(keys)
+    if items is not None or source.ids is not None:
+        warn_of_near_equal("the index" if items is None else items.path, ids, labels)
     return first_catalog(ids, labels, keys, model)
 
 
-def _read_items(path: Path) -> dict[int, tuple[str, str]]:
-    """key -> (id, label) of a CSV with the columns key, id and label."""
-    items: dict[int, tuple[str, str]] = {}
-    for position, line in csv_rows(path, ("key", "id", "label")):
-        key, item, label = line["key"], line["id"], line["label"]
-        if not _KEY.fullmatch(key) or not item.strip():
-            raise InputError(
-                f"{position}: expected a key of the index (a whole number), the item's id and its "
-                f"label, got {key!r:.40}, {item!r:.40} and {label!r:.40}",
-                tip="write all three; only a label may be empty: its class is then unknown",
-            )
-        if int(key) > _LARGEST_KEY:
-            raise InputError(f"{position}: the key {key} is larger than {_LARGEST_KEY}")
-        if int(key) in items:
-            raise InputError(f"{position}: the key is there twice")
-        items[int(key)] = (item, label if label.strip() else "")
-    return items
+def _named(source: AdoptedSource, items: ItemsTable) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Ids and labels of the rows by the table, which must name exactly the rows that are there."""
+    if source.ids is not None:
+        raise InputError(
+            f"the index names its items by texts, such as {source.ids[0]!r:.40}: --items names the "
+            "items of keys that are whole numbers",
+            tip="leave --items out; --items-column label=NAME reads the classes from the same file",
+        )
+    keys = source.index.keys()
+    table = read_key_table(items.path, KeyColumns(names=items.columns, table=items.table))
+    kept = np.flatnonzero(~np.isin(table.keys, source.dropped))
+    positions = KeyLookup(table.keys[kept]).find(keys)
+    missing = keys[positions < 0]
+    if len(missing) or len(kept) != len(keys):
+        raise InputError(
+            f"{items.path} names {len(kept)} keys, the index has {len(keys)} rows; "
+            f"{f'the key {missing[0]} has no line' if len(missing) else 'it names too many'}"
+        )
+    rows = kept[positions].tolist()
+    return tuple(table.ids[row] for row in rows), tuple(table.labels[row] for row in rows)
 
 
 def _compared(
-    project: Project, encoder: Encoder, index: HnswIndex, catalog: Catalog, progress: Progress
+    project: Project, encoder: Encoder, source: AdoptedSource, catalog: Catalog, progress: Progress
 ) -> tuple[Catalog, Agreement | None]:
     """The catalogue with the digests of the available images, and how well some items agree."""
     if project.data is None:
@@ -309,7 +343,8 @@ def _compared(
             f"no item of {project.data} is in the index by its id",
             tip="look at --items: its ids must be the data's",
         )
-    agreement = compare(encoder, index, catalog, data, rows)
+    least = LEAST_RECONSTRUCTED if source.lossy else LEAST_COSINE
+    agreement = compare(encoder, source.index, catalog, data, rows, least=least)
     digests = catalog.digests.copy()
     digests[catalog_rows] = image_digests(data, rows, progress)
     return replace(catalog, digests=digests), agreement

@@ -9,6 +9,7 @@ from compatctl.data._content import Content, ItemVectors, Modality, SpaceVectors
 from compatctl.data._dataset import Dataset, Item, Role, Source, Split, SplitRule, merge_items
 from compatctl.data._features import FeatureTable, load_features
 from compatctl.data._judgments import Pair, read_pairs, read_traffic, read_traffic_log
+from compatctl.data._keys import KeyColumns, KeyTable, read_key_table
 from compatctl.data._load import from_files, from_texts, load, load_unlabelled
 from compatctl.data._memory import memory_bytes, read_memory, sample_per_class
 from compatctl.data._near import warn_of_near_equal, warn_of_near_known
@@ -27,6 +28,7 @@ from compatctl.data._pixels import (
 )
 from compatctl.data._qrels import Judgments, read_qrels
 from compatctl.data._tables import csv_rows
+from compatctl.data._vector_columns import VectorColumns, column_names, read_vector_columns
 
 __all__ = [
     "MAX_PIXELS",
@@ -40,6 +42,8 @@ __all__ = [
     "Item",
     "ItemVectors",
     "Judgments",
+    "KeyColumns",
+    "KeyTable",
     "Modality",
     "Pair",
     "Preprocessing",
@@ -49,6 +53,8 @@ __all__ = [
     "SpaceVectors",
     "Split",
     "SplitRule",
+    "VectorColumns",
+    "column_names",
     "csv_rows",
     "decode",
     "from_files",
@@ -61,11 +67,13 @@ __all__ = [
     "merge_items",
     "pack",
     "prepare",
+    "read_key_table",
     "read_memory",
     "read_pairs",
     "read_qrels",
     "read_traffic",
     "read_traffic_log",
+    "read_vector_columns",
     "sample_per_class",
     "unpack",
     "warn_of_near_equal",

@@ -27,6 +27,10 @@ the canary (0.9999995) requires the same libraries; vectors in half precision, o
 decoder or of a GPU have cosines of 0.995 and more, and such an index may be adopted. The cosine
 alone can miss a wrong preprocessing: features with a large mean all resemble each other."""
 
+LEAST_RECONSTRUCTED = 0.5
+"""The least cosine where the stored rows are reconstructions from codes: these are further from
+today's embeddings the shorter the codes are, so mainly the neighbours decide."""
+
 TOP = 3
 MOST_BEYOND = 0.1
 """The largest share of items with ``TOP`` other items nearer than their own vector."""
@@ -51,11 +55,18 @@ class Agreement:
 
 
 def compare(
-    encoder: Encoder, index: VectorIndex, catalog: Catalog, data: Dataset, rows: Rows
+    encoder: Encoder,
+    index: VectorIndex,
+    catalog: Catalog,
+    data: Dataset,
+    rows: Rows,
+    *,
+    least: float = LEAST_COSINE,
 ) -> Agreement | None:
     """Embed a sample of ``rows`` (n,) of the data, all in the catalogue, and compare.
 
-    Returns None if no image can be read.
+    ``least``: the least cosine that an item's two vectors may have. Returns None if no image can
+    be read.
 
     Raises:
         InputError: the vectors are of another model or another preprocessing.
@@ -72,16 +83,16 @@ def compare(
     agreement = Agreement(
         items=len(rows), least_cosine=float(cosines.min()), in_top=float(1.0 - beyond.mean())
     )
-    _refuse(encoder, agreement, data.ids[rows[int(np.argmin(cosines))]])
+    _refuse(encoder, agreement, least, data.ids[rows[int(np.argmin(cosines))]])
     return agreement
 
 
-def _refuse(encoder: Encoder, agreement: Agreement, item: str) -> None:
+def _refuse(encoder: Encoder, agreement: Agreement, least: float, item: str) -> None:
     reason = ""
-    if not agreement.least_cosine >= LEAST_COSINE:
+    if not agreement.least_cosine >= least:
         reason = (
             f"a stored and a new vector of the same item ({item}) have the cosine "
-            f"{agreement.least_cosine:.4f}; the least is {LEAST_COSINE:g}"
+            f"{agreement.least_cosine:.4f}; the least is {least:g}"
         )
     elif agreement.in_top < 1.0 - MOST_BEYOND:
         reason = (

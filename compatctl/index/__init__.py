@@ -18,12 +18,16 @@ from compatctl.index.hnswlib.rebuilding import (
     build_without_deleted,
 )
 from compatctl.index.protocol import VectorIndex
-from compatctl.index.rows import NotUnitError
+from compatctl.index.rows import KeyLookup, NotUnitError
+from compatctl.index.sources import ForeignRows, Form, form_of, hnswlib_rows, open_source
 from compatctl.index.tuning import recall_per_query, tune_ef
 
 __all__ = [
+    "ForeignRows",
+    "Form",
     "HnswIndex",
     "HnswParams",
+    "KeyLookup",
     "NotUnitError",
     "VectorIndex",
     "build_mapped",
@@ -32,6 +36,9 @@ __all__ = [
     "build_without",
     "build_without_deleted",
     "count_deleted",
+    "form_of",
+    "hnswlib_rows",
+    "open_source",
     "read_all",
     "read_header",
     "read_keys",

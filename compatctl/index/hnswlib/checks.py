@@ -22,11 +22,14 @@ _LISTS_AT_ONCE = 64
 """The lists of a high level are far apart, and reading each maps its surroundings."""
 
 
-def check_layout(stored: StoredRows, *, keys: bool = True, deleted: bool = False) -> None:
+def check_layout(
+    stored: StoredRows, *, keys: bool = True, deleted: bool = False, unit: bool = True
+) -> None:
     """Check every value that hnswlib trusts, reading the file in blocks.
 
-    ``keys``: refuse duplicate keys. ``deleted``: rows may be marked deleted. To skip this check
-    later, remember the digest of the file: it covers these bytes only.
+    ``keys``: refuse duplicate keys. ``deleted``: rows may be marked deleted. ``unit``: rows must
+    be of unit length. To skip this check later, remember the digest of the file: it covers these
+    bytes only.
 
     Raises:
         DamagedError: a link, a key or a flag that hnswlib cannot have written, or a deleted row.
@@ -37,7 +40,8 @@ def check_layout(stored: StoredRows, *, keys: bool = True, deleted: bool = False
     _check_upper(stored, upper_lists(tail, header, path, stored.release_tail))
     for first, block in stored.blocks():
         _check_level0(block, first, header, path, deleted=deleted)
-        check_unit(block["row"], f"{path}: stored row", NotUnitError, first=first)
+        if unit:
+            check_unit(block["row"], f"{path}: stored row", NotUnitError, first=first)
     if keys and (duplicate := first_duplicate(stored.read_keys())) is not None:
         raise damaged_error(path, f"the key {duplicate} is there twice")
 

@@ -1,0 +1,153 @@
+"""Tables of vectors, with ids and labels where they have them: which columns, and Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compatctl.data._arrow import arrow_errors, require_pyarrow
+from compatctl.errors import InputError
+
+NAMES = {
+    "id": ("id", "ids", "key", "keys", "_id", "item_id", "point_id", "pk"),
+    "vector": ("vector", "vectors", "embedding", "embeddings", "feature", "features", "values"),
+    "label": ("label", "labels"),
+}
+"""Column -> the names by which it is found, in any case."""
+
+
+def column_names(
+    names: Sequence[str], columns: Mapping[str, str], path: Path, *, needed: Sequence[str]
+) -> dict[str, str]:
+    """Column -> its name in the table, of ``NAMES``: as ``columns`` says, or as it is found.
+
+    Raises:
+        InputError: a column is not there, or could be one of several.
+    """
+    listed = f"its columns are {', '.join(names) or 'none'}"
+    chosen: dict[str, str] = {}
+    for column, known in NAMES.items():
+        if column in columns:
+            if columns[column] not in names:
+                raise InputError(f"{path}: there is no column {columns[column]!r}; {listed}")
+            chosen[column] = columns[column]
+            continue
+        found = [name for name in names if name.lower() in known]
+        if len(found) > 1:
+            raise InputError(
+                f"{path}: {', '.join(map(repr, found))} could each be the {column}",
+                tip=f"--items-column {column}={found[0]} says which",
+            )
+        if found:
+            chosen[column] = found[0]
+        elif column in needed:
+            raise InputError(
+                f"{path}: no column is known to be the {column}; {listed}",
+                tip=f"name it: --items-column {column}=NAME",
+            )
+    return chosen
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VectorColumns:
+    """N vectors: ``rows`` (N, D) float32, mapped from a file; ``ids`` (N,), whole numbers or texts,
+    and N ``labels``, "" where there is none; either is None without such a column."""
+
+    rows: NDArray[np.float32]
+    ids: NDArray[Any] | None
+    labels: tuple[str, ...] | None
+
+
+def read_vector_columns(path: Path, columns: Mapping[str, str], target: Path) -> VectorColumns:
+    """A Parquet file with a column of lists of floats and, if it has them, ids and labels.
+
+    The vectors are copied to ``target``, a new .npy, batch by batch; ids and labels are in memory.
+
+    Raises:
+        UsageError: pyarrow is not installed.
+        InputError: no Parquet; a missing column; vectors of different lengths or without a value;
+            an id that is null.
+    """
+    require_pyarrow(path)
+    import pyarrow.parquet as pq
+
+    with arrow_errors(path, "Parquet"), pq.ParquetFile(path) as file:
+        chosen = column_names(file.schema_arrow.names, columns, path, needed=("vector",))
+        return _Reading(path, file, chosen, target).read()
+
+
+class _Reading:
+    """One reading of a Parquet file: vectors into a file, ids and labels into lists."""
+
+    def __init__(self, path: Path, file: Any, chosen: Mapping[str, str], target: Path) -> None:
+        self._path, self._file, self._chosen = path, file, chosen
+        self._target = target
+        self._ids: list[NDArray[Any]] = []
+        self._labels: list[str] = []
+
+    def read(self) -> VectorColumns:
+        """All rows."""
+        count = self._file.metadata.num_rows
+        if not count:
+            raise InputError(f"{self._path}: it has no rows")
+        rows, first = None, 0
+        for batch in self._file.iter_batches(columns=list(self._chosen.values())):
+            block = self._vectors(batch.column(self._chosen["vector"]), first)
+            if rows is None:
+                shape = (count, block.shape[1])
+                rows = np.lib.format.open_memmap(self._target, "w+", np.float32, shape)
+            if block.shape[1] != rows.shape[1]:
+                raise self._uneven(first, block.shape[1], rows.shape[1])
+            rows[first : first + len(block)] = block
+            self._texts(batch, first)
+            first += len(block)
+        assert rows is not None
+        return VectorColumns(
+            rows=rows,
+            ids=np.concatenate(self._ids) if self._ids else None,
+            labels=tuple(self._labels) if "label" in self._chosen else None,
+        )
+
+    def _vectors(self, column: Any, first: int) -> NDArray[np.float32]:
+        """(n, D) of one batch, whose first row is ``first``."""
+        kind = str(column.type)
+        if column.null_count or "list" not in kind:
+            what = f"{column.null_count} rows without one" if column.null_count else kind
+            raise InputError(
+                f"{self._path}: the column {self._chosen['vector']!r} must hold a list of floats "
+                f"in each row, got {what}",
+                tip="export vectors as lists of float32, and leave out items that have none",
+            )
+        values = column.flatten()
+        if values.null_count:
+            raise InputError(f"{self._path}: a vector near row {first} has an empty component")
+        flat = values.to_numpy(zero_copy_only=False)
+        if flat.dtype.kind not in "fiu":
+            raise InputError(f"{self._path}: a vector must be a list of floats, got {kind}")
+        lengths = np.diff(column.offsets.to_numpy()) if hasattr(column, "offsets") else None
+        if lengths is not None and (lengths != lengths[0]).any():
+            row = int(np.argmax(lengths != lengths[0]))
+            raise self._uneven(first + row, int(lengths[row]), int(lengths[0]))
+        return np.asarray(flat.reshape(len(column), -1), np.float32)
+
+    def _uneven(self, row: int, found: int, expected: int) -> InputError:
+        return InputError(
+            f"{self._path}: the vector in row {row} has {found} components, that of the first row "
+            f"has {expected}"
+        )
+
+    def _texts(self, batch: Any, first: int) -> None:
+        if "id" in self._chosen:
+            column = batch.column(self._chosen["id"])
+            if column.null_count:
+                raise InputError(f"{self._path}: {column.null_count} ids near row {first} are null")
+            is_whole = "int" in str(column.type)  # as they are: a list mixes int64 and uint64
+            self._ids.append(column.to_numpy() if is_whole else np.asarray(column.to_pylist()))
+        if "label" in self._chosen:
+            texts = batch.column(self._chosen["label"]).to_pylist()
+            self._labels += ["" if text is None else str(text) for text in texts]

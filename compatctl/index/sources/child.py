@@ -1,0 +1,123 @@
+"""A reader in a process of its own: a library that crashes there is an error here."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compatctl.core.arrays import Keys
+from compatctl.errors import CompatError, DamagedError, InputError
+from compatctl.index.rows import first_duplicate
+from compatctl.index.sources.rows import ForeignRows
+
+_DAMAGED = "export it again, or take it from a backup"
+_ROWS, _KEYS = "rows.npy", "keys.npy"
+
+
+def read_in_child(
+    path: Path, scratch: Path, *, module: str, library: str, name: str
+) -> ForeignRows:
+    """Let ``compatctl.index.sources.MODULE`` write the rows of ``path`` to ``scratch``.
+
+    Args:
+        library: what the module imports, an extra of that name; ``name``: for messages.
+
+    Raises:
+        InputError: the library is not installed, or the index is of a kind that is not read.
+        DamagedError: the library cannot read the file, or crashes.
+        CompatError: there is no space for the rows in ``scratch``.
+    """
+    if importlib.util.find_spec(library) is None:
+        raise InputError(
+            f"{path} is a {name} index: reading it needs {name}, which is not installed",
+            tip=f"pip install 'compatctl[{library}]'",
+        )
+    reader = f"compatctl.index.sources.{module}"
+    command = [sys.executable, "-m", reader, str(path), str(scratch)]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    if child.returncode < 0:
+        raise DamagedError(
+            f"{path}: {name} crashed while it read it (signal {-child.returncode})", tip=_DAMAGED
+        )
+    answer = _answer(child.stdout)
+    if answer is None:
+        raise CompatError(f"{path}: reading it with {name} failed: {child.stderr.strip()[-400:]}")
+    if "error" in answer:
+        raise _ERRORS[answer["kind"]](f"{path}: {answer['error']}", tip=answer["tip"])
+    rows = np.load(scratch / _ROWS, mmap_mode="r", allow_pickle=False)
+    keys = np.load(scratch / _KEYS, allow_pickle=False)
+    return ForeignRows(engine=name, rows=rows, keys=keys, **answer)
+
+
+_ERRORS: dict[str, type[CompatError]] = {
+    "input": InputError,
+    "damaged": DamagedError,
+    "other": CompatError,
+}
+
+
+def _answer(text: str) -> dict[str, Any] | None:
+    """The last line, which is JSON; libraries may print before it."""
+    try:
+        answer = json.loads(text.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def answer_parent(read: Callable[[Path, Path], dict[str, Any]]) -> None:
+    """In the child: read the file named first into the folder named second, and print the answer.
+
+    ``read`` writes rows and keys by ``write_rows`` and returns the other fields of ForeignRows.
+    """
+    try:
+        answer = read(Path(sys.argv[1]), Path(sys.argv[2]))
+    except InputError as error:
+        answer = {"kind": "input", "error": error.message, "tip": error.tip}
+    except OSError as error:
+        reason = f"its rows do not fit into the folder for temporary files: {error}"
+        answer = {"kind": "other", "error": reason, "tip": "set TMPDIR to a folder with more space"}
+    except (RuntimeError, ValueError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:300]
+        answer = {"kind": "damaged", "error": f"it cannot be read: {reason}", "tip": _DAMAGED}
+    print(json.dumps(answer))
+
+
+def write_rows(
+    scratch: Path, keys: NDArray[Any], dim: int, blocks: Iterable[NDArray[np.float32]]
+) -> None:
+    """In the child: write the keys (N,) and the rows, as blocks (n, D) in the order of the keys.
+
+    Raises:
+        InputError: there is no row, a key is negative, or there twice.
+    """
+    if not len(keys):
+        raise InputError("it has no rows", tip="add rows before it is imported")
+    if keys.dtype.kind == "i" and int(keys.min()) < 0:
+        raise InputError(
+            f"{int((keys < 0).sum())} ids are negative, the first is {keys[keys < 0][0]}; an index "
+            "of compatctl has keys from 0",
+            tip="export ids as text with their vectors to Parquet, and import that",
+        )
+    unsigned: Keys = keys.astype(np.uint64)
+    if (duplicate := first_duplicate(unsigned.copy())) is not None:
+        raise InputError(
+            f"the id {duplicate} is there more than once",
+            tip="keep one row an id: export ids and vectors without the older ones",
+        )
+    np.save(scratch / _KEYS, unsigned)
+    rows = np.lib.format.open_memmap(scratch / _ROWS, "w+", np.float32, (len(keys), dim))
+    first = 0
+    for block in blocks:
+        rows[first : first + len(block)] = block
+        first += len(block)
+    rows.flush()
+    assert first == len(keys)

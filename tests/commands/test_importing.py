@@ -1,0 +1,292 @@
+"""Indexes of other engines become stores: FAISS, usearch, tables, and hnswlib with norms."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import hnswlib
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+from pyarrow import parquet
+from shop_kit import DIM, Result, Shop, run, stored_rows
+
+from compatctl.data import Dataset, load
+from compatctl.encoder import Encoder
+from compatctl.store import Store
+
+FAISS = """
+import sys, faiss, numpy as np
+rows, keys = np.load(sys.argv[1]), np.load(sys.argv[2])
+index = faiss.index_factory(rows.shape[1], sys.argv[4], faiss.METRIC_INNER_PRODUCT)
+index.train(rows)
+index.add_with_ids(rows, keys)
+faiss.write_index(index, sys.argv[3])
+"""
+
+
+@pytest.fixture
+def gallery(shop: Shop) -> Dataset:
+    """The items that an index in production holds."""
+    return load(shop.data()).filter(role="gallery")
+
+
+@pytest.fixture
+def rows(shop: Shop, gallery: Dataset) -> NDArray[np.float32]:
+    """Their vectors by the old model."""
+    return Encoder.load(shop.path("old.onnx")).embed(gallery).features
+
+
+def _keys(count: int) -> NDArray[np.int64]:
+    """Keys in no order, none of them a row number, above 2^53."""
+    return 2**60 + 3 * np.random.default_rng(5).permutation(count).astype(np.int64)
+
+
+def _faiss(shop: Shop, rows: NDArray[np.float32], kind: str) -> Path:
+    np.save(shop.path("rows.npy"), rows)
+    np.save(shop.path("keys.npy"), _keys(len(rows)))
+    path = shop.path("prod.faiss")
+    words = [str(shop.path(name)) for name in ("rows.npy", "keys.npy", "prod.faiss")]
+    subprocess.run([sys.executable, "-c", FAISS, *words, kind], check=True, capture_output=True)
+    return path
+
+
+def _hnsw(path: Path, rows: NDArray[np.float32], space: str, deleted: tuple[int, ...] = ()) -> Path:
+    index = hnswlib.Index(space=space, dim=rows.shape[1])
+    index.init_index(len(rows) + 3, M=8)
+    index.add_items(rows, _keys(len(rows)))
+    for row in deleted:
+        index.mark_deleted(int(_keys(len(rows))[row]))
+    index.save_index(str(path))
+    return path
+
+
+def _items(shop: Shop, gallery: Dataset) -> Path:
+    """A JSON object from key to id and label."""
+    path = shop.path("keys.json")
+    entries = zip(_keys(len(gallery)).tolist(), gallery.ids, gallery.labels, strict=True)
+    path.write_text(json.dumps({str(key): {"id": i, "label": label} for key, i, label in entries}))
+    return path
+
+
+def _adopt(shop: Shop, index: Path, *more: object, model: str = "old.onnx") -> Result:
+    return run("import", index, "--model", shop.path(model), "--store", shop.path("adopted"),
+               "--json", *more)  # fmt: skip
+
+
+def test_a_faiss_index_is_imported_verified_deployed_and_searched(
+    shop: Shop, gallery: Dataset, rows: NDArray[np.float32]
+) -> None:
+    """The journey: its rows and ids are the store's, its vectors are proven by images, and the gate
+    passes the better model as it does on a store that compatctl made."""
+    index, items = _faiss(shop, rows, "IVF8,Flat"), _items(shop, gallery)
+    result = _adopt(shop, index, "--items", items, "--data", shop.data())
+    assert result.code == 0, result.stderr
+    answer = result.json
+    assert (answer["engine"], answer["kind"], answer["rebuilt"]) == ("FAISS", "IndexIVFFlat", True)
+    assert (answer["proven"], answer["rows"], answer["lossy"]) == (True, len(rows), "")
+    catalog = Store.open(shop.path("adopted")).catalog()
+    assert dict(zip(catalog.ids, catalog.keys.tolist(), strict=True)) == dict(
+        zip(gallery.ids, _keys(len(rows)).tolist(), strict=True)
+    )
+    store = ("--store", shop.path("adopted"), "--report", shop.path("r.json"))
+    verified = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"), *store)
+    assert verified.code == 0, verified.stderr
+    direct = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"),
+                      "--report", shop.path("direct.json"))  # fmt: skip
+    assert verified.json["verdict"]["outcome"] == direct.json["verdict"]["outcome"]
+    assert shop.run("deploy", *store).code == 0
+    image = next((shop.data().parent / "images" / "twemoji").iterdir())
+    found = shop.run("search", image, "--store", shop.path("adopted"))
+    assert found.json["queries"][0]["hits"][0]["id"] in set(gallery.ids)
+    assert run("check", "--store", shop.path("adopted")).code == 0
+
+
+def test_the_rows_of_a_faiss_index_are_unchanged(
+    shop: Shop, gallery: Dataset, rows: NDArray[np.float32]
+) -> None:
+    """Each id's stored vector is the one that was added; a second import has nothing to do."""
+    index, items = _faiss(shop, rows, "IDMap,HNSW16"), _items(shop, gallery)
+    assert _adopt(shop, index, "--items", items).code == 0
+    again = _adopt(shop, index, "--items", items)
+    assert (again.code, again.json["written"]) == (0, False)
+    shop.path("store").rename(shop.path("other"))
+    shop.path("adopted").rename(shop.path("store"))
+    stored = stored_rows(shop, list(gallery.ids))
+    assert np.abs(stored - rows).max() < 1e-6
+
+
+def test_reconstructions_are_said_to_be_so_and_are_proven_by_their_neighbours(
+    shop: Shop, gallery: Dataset, rows: NDArray[np.float32]
+) -> None:
+    """Rows of product quantisation differ from the model's: a notice and the result say so, images
+    still prove the model, --strict refuses, and another model is refused."""
+    index, items = _faiss(shop, rows, "IVF4,PQ16x6"), _items(shop, gallery)
+    flags = ("--items", items, "--data", shop.data())
+    strict = _adopt(shop, index, *flags, "--strict")
+    assert strict.code == 5
+    assert not shop.path("adopted").exists()
+    wrong = _adopt(shop, index, *flags, model="turned.onnx")
+    assert wrong.code == 5
+    assert "did not fill this index" in wrong.stderr
+    result = _adopt(shop, index, *flags)
+    assert result.code == 0, result.stderr
+    assert "reconstructions" in result.json["lossy"]
+    assert [entry["kind"] for entry in result.json["notices"]] == ["lossy-rows"]
+    assert result.json["notices"][0]["count"] == len(rows)
+    assert "norms from" in result.json["warnings"][0]
+    assert result.json["proven"]
+    assert 0.5 < result.json["agreement"] < 0.999
+
+
+@pytest.mark.parametrize("space", ["ip", "l2"])
+def test_norms_that_are_part_of_the_ranking_are_kept_in_a_file(
+    shop: Shop, gallery: Dataset, rows: NDArray[np.float32], space: str
+) -> None:
+    """Without --norms the index is refused with what the cosine would change; with it the
+    directions are the store's, and cosine and norm together give the score of before."""
+    norms = np.random.default_rng(2).uniform(0.5, 3.0, len(rows))
+    scaled = (rows * norms[:, None]).astype(np.float32)
+    index, items = _hnsw(shop.path("raw.hnsw"), scaled, space), _items(shop, gallery)
+    flags = ("--items", items, "--space", space, "--data", shop.data())
+    refused = _adopt(shop, index, *flags)
+    assert refused.code == 5
+    assert f"{_kept(scaled, space):.1%} of the first 10" in refused.stderr
+    assert "--norms" in refused.json["error"]["tip"]
+    target = shop.path("norms.npz")
+    result = _adopt(shop, index, *flags, "--norms", target)
+    assert result.code == 0, result.stderr
+    assert "not part of the ranking" in result.json["warnings"][0]
+    assert (result.json["rebuilt"], result.json["norms"]) == (True, str(target))
+    with np.load(target) as kept:
+        by_id = dict(zip(kept["ids"].tolist(), kept["norms"].tolist(), strict=True))
+    shop.path("store").rename(shop.path("other"))
+    shop.path("adopted").rename(shop.path("store"))
+    cosines = stored_rows(shop, list(gallery.ids)) @ rows[0]
+    before = scaled @ rows[0]
+    assert np.abs(cosines * np.array([by_id[item] for item in gallery.ids]) - before).max() < 1e-5
+
+
+def _kept(rows: NDArray[np.float32], space: str) -> float:
+    """The share of each row's first ten (and itself) that the cosine keeps, one query at a time."""
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(200, len(rows))).astype(int))
+    shares = []
+    for query in rows[chosen]:
+        exact = rows @ query if space == "ip" else -((rows - query) ** 2).sum(axis=1)
+        cosine = rows @ query / np.linalg.norm(rows, axis=1)
+        first = [set(np.argsort(-score, kind="stable")[:11].tolist()) for score in (exact, cosine)]
+        shares.append(len(first[0] & first[1]) / 11)
+    return float(np.mean(shares))
+
+
+def test_rows_of_one_norm_keep_their_ranking(
+    shop: Shop, gallery: Dataset, rows: NDArray[np.float32]
+) -> None:
+    """All of length 2.5: nothing is lost, and no file of norms is required, whatever is deleted."""
+    index = _hnsw(shop.path("raw.hnsw"), 2.5 * rows, "l2", deleted=(0, 4))
+    flags = ("--items", _items(shop, gallery), "--space", "l2", "--data", shop.data())
+    assert _adopt(shop, index, *flags).code == 5
+    result = _adopt(shop, index, *flags, "--drop-deleted")
+    assert result.code == 0, result.stderr
+    assert (result.json["dropped"], result.json["rows"]) == (2, len(rows) - 2)
+    assert (result.json["proven"], result.json["warnings"]) == (True, [])
+
+
+def test_options_that_would_do_nothing_are_refused(
+    shop: Shop, gallery: Dataset, rows: NDArray[np.float32]
+) -> None:
+    """--norms for unit rows, --drop-deleted for FAISS, --items-table without --items, and a --space
+    that the file contradicts."""
+    unit, items = _hnsw(shop.path("unit.hnsw"), rows, "ip"), _items(shop, gallery)
+    index = _faiss(shop, rows, "IDMap,Flat")
+    for words, code in [
+        ((unit, "--norms", shop.path("n.npz")), 2),
+        ((index, "--norms", shop.path("n.npz")), 2),
+        ((index, "--norms", shop.path("n.csv")), 2),
+        ((index, "--drop-deleted"), 2),
+        ((unit, "--items-table", "t"), 2),
+        ((unit, "--items", items, "--items-table", "t"), 5),
+        ((unit, "--items-column", "price=x"), 2),
+        ((index, "--space", "l2"), 5),
+        ((index, "--space", "hamming"), 5),
+    ]:
+        result = _adopt(shop, *words)
+        assert result.code == code, (words, result.stderr)
+        assert not shop.path("adopted").exists()
+
+
+def test_rows_without_a_direction_are_refused_by_key(shop: Shop, rows: NDArray[np.float32]) -> None:
+    """A zero row and one that is not finite are counted, and the first is named."""
+    for value in (0.0, np.nan):
+        bad = rows.copy()
+        bad[[2, 7]] = value
+        np.save(shop.path("rows.npy"), bad)
+        result = _adopt(shop, shop.path("rows.npy"))
+        assert result.code == 5
+        assert "2 rows are zero or not finite, the first has the key 2" in result.stderr
+
+
+def test_tables_of_vectors_name_their_items(
+    shop: Shop, gallery: Dataset, rows: NDArray[np.float32]
+) -> None:
+    """Parquet and .npz with ids and labels need no --items, and refuse one."""
+    columns = {"sku": list(gallery.ids), "emb": list(rows), "label": list(gallery.labels)}
+    parquet.write_table(pa.table(columns), shop.path("t.parquet"))
+    np.savez(shop.path("t.npz"), ids=np.array(gallery.ids), vectors=rows,
+             labels=np.array(gallery.labels))  # fmt: skip
+    named = ("--items-column", "id=sku", "--items-column", "vector=emb")
+    for index, flags in ((shop.path("t.parquet"), named), (shop.path("t.npz"), ())):
+        result = _adopt(shop, index, *flags, "--data", shop.data(), "--dry-run")
+        assert result.code == 0, result.stderr
+        assert result.json["proven"]
+        refused = _adopt(shop, index, *flags, "--items", _items(shop, gallery))
+        assert refused.code == 5
+        assert "names its items by texts" in refused.stderr
+    assert _adopt(shop, shop.path("t.npz")).code == 0
+    catalog = Store.open(shop.path("adopted")).catalog()
+    assert (catalog.ids, catalog.labels) == (gallery.ids, gallery.labels)
+
+
+def test_norms_of_a_table_need_its_space(shop: Shop, rows: NDArray[np.float32]) -> None:
+    """A table does not say what it is searched by: --space cosine adopts it, as norms change no
+    cosine; without it the command cannot know."""
+    np.save(shop.path("t.npy"), rows * np.linspace(1, 2, len(rows), dtype=np.float32)[:, None])
+    unknown = _adopt(shop, shop.path("t.npy"))
+    assert unknown.code == 5
+    assert "--space" in unknown.json["error"]["tip"]
+    result = _adopt(shop, shop.path("t.npy"), "--space", "cosine")
+    assert (result.code, result.json["kind"]) == (0, "npy"), result.stderr
+
+
+def test_keys_in_a_database_name_the_items(
+    shop: Shop, gallery: Dataset, rows: NDArray[np.float32]
+) -> None:
+    """SQLite as production has it: the key is a column of another name."""
+    with closing(sqlite3.connect(shop.path("prod.db"))) as database:
+        database.execute("CREATE TABLE products (vector_id INTEGER, sku TEXT, category TEXT)")
+        entries = zip(_keys(len(rows)).tolist(), gallery.ids, gallery.labels, strict=True)
+        database.executemany("INSERT INTO products VALUES (?, ?, ?)", entries)
+        database.commit()
+    index = _hnsw(shop.path("unit.hnsw"), rows, "cosine")
+    columns = [word for pair in ("key=vector_id", "id=sku", "label=category")
+               for word in ("--items-column", pair)]  # fmt: skip
+    result = _adopt(shop, index, "--items", shop.path("prod.db"), *columns, "--data", shop.data())
+    assert result.code == 0, result.stderr
+    assert (result.json["proven"], result.json["rebuilt"]) == (True, False)
+    labels = dict(zip(gallery.ids, gallery.labels, strict=True))
+    catalog = Store.open(shop.path("adopted")).catalog()
+    assert dict(zip(catalog.ids, catalog.labels, strict=True)) == labels
+
+
+def test_another_dimension_is_refused_before_anything_is_built(shop: Shop) -> None:
+    """By both numbers, whatever the form."""
+    np.save(shop.path("t.npy"), np.eye(DIM + 1, dtype=np.float32))
+    result = _adopt(shop, shop.path("t.npy"))
+    assert result.code == 5
+    assert f"has {DIM + 1} dimensions, the model has {DIM}" in result.stderr

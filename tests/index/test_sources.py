@@ -1,0 +1,339 @@
+"""Rows of FAISS, usearch, numpy and Parquet files, against the rows that were written."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from compatctl.core.similarity import Similarity
+from compatctl.errors import DamagedError, InputError
+from compatctl.index import ForeignRows, Form, form_of, open_source
+from compatctl.notices import collected
+
+DIM, COUNT = 16, 600
+BUILD_FAISS = """
+import sys, json, faiss, numpy as np
+rows, keys, path, kinds = np.load(sys.argv[1]), np.load(sys.argv[2]), sys.argv[3], sys.argv[4:]
+faiss.omp_set_num_threads(1)
+for number, kind in enumerate(kinds):
+    name, metric = kind.rsplit(":", 1)
+    index = faiss.index_factory(rows.shape[1], name, getattr(faiss, metric))
+    index.train(rows)
+    try:
+        index.add_with_ids(rows, keys)
+    except RuntimeError:
+        index.add(rows)
+    faiss.write_index(index, f"{path}/{number}.faiss")
+binary = faiss.IndexBinaryFlat(64)
+binary.add(np.zeros((3, 8), np.uint8))
+faiss.write_index_binary(binary, f"{path}/binary.faiss")
+"""
+BUILD_USEARCH = """
+import sys, numpy as np
+from usearch.index import Index
+rows, keys, path, kinds = np.load(sys.argv[1]), np.load(sys.argv[2]), sys.argv[3], sys.argv[4:]
+for number, kind in enumerate(kinds):
+    metric, scalar = kind.split(":")
+    index = Index(ndim=rows.shape[1], metric=metric, dtype=scalar, connectivity=12)
+    index.add(keys, np.packbits(rows > 0, axis=1) if scalar == "b1" else rows)
+    index.remove(int(keys[5]))
+    index.save(f"{path}/{number}.usearch")
+"""
+KINDS = {
+    "Flat:METRIC_L2": ("IndexFlatL2", "l2", 0.0),
+    "Flat:METRIC_INNER_PRODUCT": ("IndexFlatIP", "dot", 0.0),
+    "IDMap,Flat:METRIC_INNER_PRODUCT": ("IndexIDMap of IndexFlatIP", "dot", 0.0),
+    "IDMap2,HNSW12:METRIC_L2": ("IndexIDMap2 of IndexHNSWFlat", "l2", 0.0),
+    "HNSW12:METRIC_L2": ("IndexHNSWFlat", "l2", 0.0),
+    "IVF8,Flat:METRIC_L2": ("IndexIVFFlat", "l2", 0.0),
+    "IDMap,IVF8,Flat:METRIC_L2": ("IndexIDMap of IndexIVFFlat", "l2", 0.0),
+    "IVF8,PQ8x4:METRIC_L2": ("IndexIVFPQ", "l2", 0.7),
+    "PQ8x4,RFlat:METRIC_L2": ("IndexRefineFlat of IndexFlatL2", "l2", 0.0),
+    "PQ8x4:METRIC_L2": ("IndexPQ", "l2", 0.7),
+    "SQ8:METRIC_L2": ("IndexScalarQuantizer", "l2", 0.03),
+    "SQfp16:METRIC_L2": ("IndexScalarQuantizer", "l2", 0.001),
+    "HNSW12_SQ8:METRIC_L2": ("IndexHNSWSQ", "l2", 0.03),
+    "OPQ8,IVF8,PQ8x4:METRIC_L2": ("IndexPreTransform of LinearTransform of IndexIVFPQ", "l2", 0.7),
+    "PCA8,Flat:METRIC_L2": ("IndexPreTransform of PCAMatrix of IndexFlatL2", "l2", 0.9),
+    "RR16,Flat:METRIC_L2": (
+        "IndexPreTransform of RandomRotationMatrix of IndexFlatL2", "l2", 1e-6,
+    ),
+}  # fmt: skip
+"""FAISS's name of an index -> kind and similarity that are read, largest relative error."""
+
+
+def _rows() -> NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal((COUNT, DIM)).astype(np.float32)
+
+
+def _keys() -> NDArray[np.int64]:
+    """Keys in no order, above 2^53, where a float would confuse neighbours."""
+    return np.random.default_rng(1).permutation(COUNT).astype(np.int64) + 2**60
+
+
+@pytest.fixture(scope="module")
+def faiss_files(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """A FAISS file of each kind, and one of binary vectors."""
+    folder = _built(tmp_path_factory.mktemp("faiss"), BUILD_FAISS, [*KINDS])
+    files = {kind: folder / f"{number}.faiss" for number, kind in enumerate(KINDS)}
+    return files | {"binary": folder / "binary.faiss"}
+
+
+USEARCH = ("cos:f32", "ip:f32", "l2sq:f32", "cos:f16", "l2sq:bf16", "cos:i8", "cos:f64")
+
+
+@pytest.fixture(scope="module")
+def usearch_files(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """A usearch file of each kind, from which one key was removed."""
+    folder = _built(tmp_path_factory.mktemp("usearch"), BUILD_USEARCH, [*USEARCH, "hamming:b1"])
+    kinds = (*USEARCH, "hamming:b1")
+    return {kind: folder / f"{number}.usearch" for number, kind in enumerate(kinds)}
+
+
+def _built(folder: Path, program: str, kinds: list[str]) -> Path:
+    """Run a program that builds files in a process of its own, as FAISS brings its own OpenMP."""
+    np.save(folder / "rows.npy", _rows())
+    np.save(folder / "keys.npy", _keys())
+    words = [str(folder / "rows.npy"), str(folder / "keys.npy"), str(folder), *kinds]
+    subprocess.run([sys.executable, "-c", program, *words], check=True, capture_output=True)
+    return folder
+
+
+def _read(path: Path, scratch: Path, **columns: str) -> ForeignRows:
+    return open_source(path, form_of(path), scratch, columns)
+
+
+def _by_key(source: ForeignRows) -> dict[int, NDArray[np.float32]]:
+    assert source.keys is not None
+    return dict(zip(source.keys.tolist(), np.asarray(source.rows), strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_faiss_index_gives_its_rows_under_its_keys(
+    faiss_files: Mapping[str, Path], tmp_path: Path, kind: str
+) -> None:
+    """Kind, similarity and keys are the file's; rows are those that were added, and where they are
+    not, the source says why."""
+    source = _read(faiss_files[kind], tmp_path)
+    name, similarity, error = KINDS[kind]
+    assert (source.engine, source.kind, source.similarity) == ("FAISS", name, similarity)
+    has_keys = "IDMap" in kind or kind.startswith(("IVF", "OPQ"))
+    expected = dict(zip((_keys() if has_keys else np.arange(COUNT)).tolist(), _rows(), strict=True))
+    read = _by_key(source)
+    assert read.keys() == expected.keys()
+    distances = [np.linalg.norm(read[key] - expected[key]) for key in expected]
+    assert max(distances) <= error * np.linalg.norm(_rows(), axis=1).max()
+    assert bool(source.lossy) == (error > 1e-6)
+    if "HNSW" in kind:
+        assert (source.M, source.ef_construction) == (12, 40)
+
+
+def test_quantised_and_half_rows_say_how_they_are_kept(
+    faiss_files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    """The reason names the structure or the precision."""
+    for number, (kind, words) in enumerate(
+        {"IVF8,PQ8x4": "IndexIVFPQ", "SQfp16": "half", "PCA8,Flat": "8", "SQ8": "few bits"}.items()
+    ):
+        scratch = tmp_path / str(number)
+        scratch.mkdir()
+        assert words in _read(faiss_files[f"{kind}:METRIC_L2"], scratch).lossy
+
+
+@pytest.mark.parametrize("kind", USEARCH)
+def test_usearch_files_give_their_rows_under_their_keys(
+    usearch_files: Mapping[str, Path], tmp_path: Path, kind: str
+) -> None:
+    """Without the removed key; what is kept in fewer bits is close, and said to be lossy."""
+    source = _read(usearch_files[kind], tmp_path)
+    metric, scalar = kind.split(":")
+    similarities: dict[str, Similarity] = {"cos": "cosine", "ip": "dot", "l2sq": "l2"}
+    assert (source.engine, source.similarity) == ("usearch", similarities[metric])
+    assert source.M == 12
+    assert bool(source.lossy) == (scalar not in {"f32", "f64"})
+    expected = dict(zip(_keys().tolist(), _rows(), strict=True))
+    expected.pop(int(_keys()[5]))
+    read = _by_key(source)
+    assert read.keys() == expected.keys()
+    for key, row in expected.items():
+        cosine = row @ read[key] / np.linalg.norm(row) / np.linalg.norm(read[key])
+        assert cosine > (0.999 if scalar == "i8" else 0.99999 if scalar == "bf16" else 0.999999)
+        if scalar in {"f32", "f64"}:
+            assert np.array_equal(read[key], row)
+
+
+def test_kinds_that_hold_no_vectors_are_refused_by_name(
+    faiss_files: Mapping[str, Path], usearch_files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    """Binary vectors have no cosine."""
+    with pytest.raises(InputError, match="binary vectors"):
+        form_of(faiss_files["binary"])
+    with pytest.raises(InputError, match="Hamming"):
+        _read(usearch_files["hamming:b1"], tmp_path)
+
+
+def test_a_damaged_faiss_file_is_an_error_here_and_not_a_crash(
+    faiss_files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    """Cut short at any of many places, the file is damaged by name."""
+    raw = faiss_files["IVF8,Flat:METRIC_L2"].read_bytes()
+    for number, size in enumerate((10, 60, len(raw) // 2, len(raw) - 3)):
+        scratch = tmp_path / str(number)
+        scratch.mkdir()
+        (scratch / "cut.faiss").write_bytes(raw[:size])
+        with pytest.raises(DamagedError, match=r"cut\.faiss"):
+            _read(scratch / "cut.faiss", scratch)
+
+
+def test_a_reader_that_crashes_is_a_damaged_file(
+    faiss_files: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal in the reader's process becomes an error that names the engine."""
+    folder = tmp_path / "faiss"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("import os\nos.kill(os.getpid(), 11)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(DamagedError, match=f"FAISS crashed.*signal {signal.SIGSEGV.value}"):
+        _read(faiss_files["Flat:METRIC_L2"], tmp_path)
+
+
+def test_a_missing_library_is_named_with_its_extra(
+    faiss_files: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is recognised without FAISS, which is then asked for."""
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sys, "path_importer_cache", {})
+    with pytest.raises(InputError) as caught:
+        _read(faiss_files["Flat:METRIC_L2"], tmp_path)
+    assert "compatctl[faiss]" in caught.value.tip
+
+
+def _parquet(path: Path, columns: Mapping[str, Any]) -> Path:
+    parquet.write_table(pa.table(dict(columns)), path, row_group_size=100)
+    return path
+
+
+@pytest.mark.parametrize("width", [None, DIM], ids=["lists", "fixed lists"])
+@pytest.mark.parametrize("floats", [pa.float16(), pa.float32(), pa.float64()], ids=str)
+def test_parquet_gives_rows_ids_and_labels(
+    tmp_path: Path, width: int | None, floats: pa.DataType
+) -> None:
+    """Lists of any width of float, in several row groups, with texts as ids."""
+    rows = _rows().astype(floats.to_pandas_dtype())
+    kind = pa.list_(floats, -1 if width is None else width)
+    vectors = pa.array(list(rows), kind)
+    ids = [f"sku {number}" for number in range(COUNT)]
+    labels = [None if number % 7 == 0 else "shoe" for number in range(COUNT)]
+    path = _parquet(tmp_path / "t.parquet", {"_id": ids, "embedding": vectors, "label": labels})
+    source = _read(path, tmp_path)
+    assert (source.ids, source.similarity, source.keys) == (tuple(ids), None, None)
+    assert np.array_equal(source.rows, rows.astype(np.float32))
+    assert source.labels == tuple("" if label is None else label for label in labels)
+
+
+def test_whole_numbers_are_keys_exactly(tmp_path: Path) -> None:
+    """Ids above 2^53 stay apart; floats as ids are refused, as they would not."""
+    keys, rows = np.uint64(2**63) + np.arange(COUNT, dtype=np.uint64), list(_rows())
+    path = _parquet(tmp_path / "t.parquet", {"id": keys, "vector": rows})
+    source = _read(path, tmp_path)
+    assert source.keys is not None
+    assert source.keys.tolist() == keys.tolist()
+    path = _parquet(tmp_path / "f.parquet", {"id": keys.astype(np.float64), "vector": rows})
+    with pytest.raises(InputError, match="float cannot tell"):
+        _read(path, tmp_path)
+    np.savez(tmp_path / "t.npz", ids=keys, embeddings=_rows())
+    assert _by_key(_read(tmp_path / "t.npz", tmp_path)).keys() == set(keys.tolist())
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"id": [1, 2], "price": [1.0, 2.0]}, "no column is known to be the vector"),
+        ({"id": [1, 2], "vector": [[1.0, 2.0], [1.0]]}, "row 1 has 1 components"),
+        ({"id": [1, 2], "vector": [[1.0, 2.0], None]}, "rows without one"),
+        ({"id": [1, 2], "vector": ["[1,2]", "[3,4]"]}, "must hold a list of floats"),
+        ({"id": [1, 1], "vector": [[1.0], [2.0]]}, "the id 1 is there twice"),
+        ({"id": ["a", None], "vector": [[1.0], [2.0]]}, "are null"),
+        ({"id": ["a", " "], "vector": [[1.0], [2.0]]}, "1 ids are empty"),
+        ({"id": ["a", "b"], "vector": [[1.0], [2.0]], "embedding": [[1.0], [2.0]]}, "could each"),
+    ],
+    ids=["no vector", "uneven", "null", "text", "twice", "no id", "blank id", "two vectors"],
+)
+def test_parquet_that_is_no_table_of_vectors_says_what_it_is(
+    tmp_path: Path, columns: dict[str, list[Any]], words: str
+) -> None:
+    """Each defect is named, with the columns or the row."""
+    path = _parquet(tmp_path / "t.parquet", columns)
+    with pytest.raises(InputError, match=words):
+        _read(path, tmp_path)
+
+
+def test_a_column_may_have_any_name(tmp_path: Path) -> None:
+    """``columns`` decides; a name that is not there is refused with those that are."""
+    path = _parquet(tmp_path / "t.parquet", {"sku": ["a", "b"], "v1": [[1.0], [2.0]]})
+    source = _read(path, tmp_path, id="sku", vector="v1")
+    assert source.ids == ("a", "b")
+    with pytest.raises(InputError, match="no column 'v2'; its columns are sku, v1"):
+        _read(path, tmp_path, vector="v2")
+
+
+def test_npy_rows_have_their_numbers_as_keys(tmp_path: Path) -> None:
+    """Half precision is read as it is; objects and codes are refused."""
+    np.save(tmp_path / "t.npy", _rows().astype(np.float16))
+    source = _read(tmp_path / "t.npy", tmp_path)
+    assert source.keys is not None
+    assert source.keys.tolist() == list(range(COUNT))
+    assert np.array_equal(np.asarray(source.rows), _rows().astype(np.float16))
+    np.save(tmp_path / "o.npy", np.array([{}, {}]), allow_pickle=True)
+    np.save(tmp_path / "i.npy", np.ones((4, 4), np.int8))
+    for name in ("o", "i"):
+        with pytest.raises(InputError):
+            _read(tmp_path / f"{name}.npy", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\x80\x04\x95", "a pickle"),
+        (b"SQLite format 3\0", "an SQLite database"),
+        (json.dumps({"a": 1}).encode(), "a JSON text"),
+        (b"PK\x03\x04" + bytes(40), "a zip archive"),
+        (b"nothing known", "is no FAISS file: it begins with b'nothing '"),
+    ],
+    ids=["pickle", "sqlite", "json", "zip", "unknown"],
+)
+def test_a_file_that_is_named_as_faiss_and_is_not_says_what_it_is(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    """The first bytes decide, not the name."""
+    path = tmp_path / "prod.faiss"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        form_of(path)
+
+
+def test_a_form_that_the_name_does_not_say_is_noticed(tmp_path: Path) -> None:
+    """A numpy file that is named as FAISS is read, and that is said."""
+    np.save(tmp_path / "t.npy", _rows())
+    path = (tmp_path / "t.npy").rename(tmp_path / "prod.faiss")
+    with collected() as notices:
+        assert form_of(path) is Form.NPY
+    assert [entry["kind"] for entry in notices.entries()] == ["other-form"]
+
+
+def test_folders_of_databases_are_named(tmp_path: Path) -> None:
+    """Chroma and LanceDB keep folders, which are exported first."""
+    (tmp_path / "chroma.sqlite3").touch()
+    with pytest.raises(InputError, match="Chroma"):
+        form_of(tmp_path)
