@@ -31,6 +31,9 @@ BATCH_SIZE = 64
 AHEAD = 2
 """Batches decoded while one is computed."""
 
+WINDOW = 16
+"""Batches of texts that are sorted by length together, so that little of a batch is padding."""
+
 BATCH_BYTES = 1 << 28
 """The most bytes of the input of a batch; larger inputs make smaller batches."""
 
@@ -280,6 +283,7 @@ class _Run:
         self.encoder = encoder
         self.rows = rows
         self.batch_size = min(batch_size, encoder.largest_batch)
+        self._window = self.batch_size * (WINDOW if encoder.modality == "text" else 1)
         self._progress = progress
         self._rows_of = {
             output: np.zeros((len(rows), dim), np.float32)
@@ -303,7 +307,7 @@ class _Run:
         self._pending.append((decoded.id, arrays))
         if cut:
             self._cut.append(decoded.id)
-        if len(self._pending) == self.batch_size:
+        if len(self._pending) == self._window:
             self._flush()
 
     def embedded(self) -> Embedded:
@@ -331,7 +335,7 @@ class _Run:
         if self._pending:
             ids, prepared = zip(*self._pending, strict=True)
             outputs = tuple(self._rows_of)
-            outs = self.encoder.unchecked_rows(outputs, prepared)
+            outs = self._outputs(outputs, prepared)
             if self._skip_empty:
                 ids, outs = self._without_empty(ids, outs)
             self.encoder.check_unit(outputs, outs, ids)
@@ -342,6 +346,20 @@ class _Run:
         self._progress(
             f"{self.encoder.modality}s embedded", len(self._good) + len(self._bad), len(self.rows)
         )
+
+    def _outputs(
+        self, outputs: Sequence[str], prepared: Sequence[tuple[InputArray, ...]]
+    ) -> list[Vectors]:
+        """Rows (n, D) of each output, computed in batches of items of about one size."""
+        order = np.argsort([sum(map(len, arrays)) for arrays in prepared], kind="stable")
+        parts = [
+            self.encoder.unchecked_rows(outputs, [prepared[row] for row in rows])
+            for start in range(0, len(order), self.batch_size)
+            for rows in [order[start : start + self.batch_size].tolist()]
+        ]
+        outs = [np.concatenate(rows) for rows in zip(*parts, strict=True)]
+        back = np.argsort(order, kind="stable")
+        return [rows[back] for rows in outs]
 
     def _without_empty(
         self, ids: Sequence[str], outs: list[Vectors]
