@@ -35,7 +35,7 @@ PROGRAM_FLAGS = {"--version"}
 LOWER = {"core", "files", "data", "manifest", "recipe", "encoder", "index", "store", "train"}
 """Layers whose tips must hold for every command."""
 
-EVERYWHERE = {"--column", "--data", "--data-root", "--store", "--strict"}
+EVERYWHERE = {"--column", "--data", "--data-root", "--store", "--strict", "--vectors"}
 """Options of each command that reads what they are about."""
 
 

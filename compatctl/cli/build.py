@@ -33,8 +33,15 @@ _ITEM_COLUMNS = ("key", "id", "label", "vector")
 @command
 @with_project("store", "data", "data_root")
 def init(
-    model: Annotated[Path, typer.Option("--model", help="The deployed encoder, an ONNX file.")],
     project: Project,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model",
+            help="The deployed encoder, an ONNX file. Default: the model behind the one table of "
+            "--vectors.",
+        ),
+    ] = None,
     preprocessing: PreprocessingFile = None,
     m: Annotated[int, typer.Option("--M", help="hnswlib: links of a node.")] = 16,
     ef_construction: Annotated[
@@ -44,7 +51,7 @@ def init(
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
 ) -> Outcome[Any]:
-    """Create a store: embed the gallery once and build its index."""
+    """Create a store: embed the gallery once, or take its --vectors, and build its index."""
     from compatctl.commands.init import init
     from compatctl.render import progress
 
@@ -107,10 +114,15 @@ def import_(
         Path,
         typer.Argument(help="A deployed index: hnswlib, FAISS, usearch, .npy, .npz or Parquet."),
     ],
-    model: Annotated[
-        Path, typer.Option("--model", help="The encoder whose features the index holds.")
-    ],
     project: Project,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model",
+            help="The encoder whose features the index holds. Default: the model behind the one "
+            "table of --vectors.",
+        ),
+    ] = None,
     items: Annotated[
         Path | None,
         typer.Option(
@@ -200,7 +212,7 @@ def _print_recipe(requested: bool) -> None:
 
 
 @command
-@with_project("store", "data", "data_root", "recipe", "candidate", "output")
+@with_project("store", "data", "data_root", "recipe", "candidate", "output", "old_model_gone")
 def finetune(
     base: Annotated[
         Path,
@@ -250,7 +262,7 @@ def finetune(
 
 
 @command
-@with_project("store", "data", "data_root")
+@with_project("store", "data", "data_root", "old_model_gone")
 def fuse(
     old: Annotated[Path, typer.Argument(help="The deployed encoder.")],
     new: Annotated[Path, typer.Argument(help="The candidate.")],
@@ -288,7 +300,7 @@ def fuse(
 
 
 @command
-@with_project("store", "data", "data_root")
+@with_project("store", "data", "data_root", "old_model_gone")
 def bridge(
     new: IndependentEncoder,
     output: Annotated[Path, typer.Option("-o", "--output", help="The bridged ONNX file.")],

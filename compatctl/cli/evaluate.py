@@ -20,6 +20,7 @@ from compatctl.cli.options import (
     refuse_given,
     with_project,
 )
+from compatctl.errors import UsageError
 
 if TYPE_CHECKING:
     from compatctl.recipe import Project
@@ -43,11 +44,23 @@ def _output(flag: str, text: str) -> typer.models.OptionInfo:
     return option
 
 
+def _old_and_new(models: list[Path]) -> tuple[Path | None, Path]:
+    if len(models) > 2:
+        raise UsageError(f"verify compares two models, got {len(models)}", tip="name OLD and NEW")
+    return (models[0] if len(models) == 2 else None), models[-1]
+
+
 @command
-@with_project("store", "data", "data_root", "policy", "report")
+@with_project("store", "data", "data_root", "policy", "report", "old_model_gone")
 def verify(
-    old: Annotated[Path, typer.Argument(help="The deployed encoder, or its features (.npz).")],
-    new: Annotated[Path, typer.Argument(help="The candidate, or its features (.npz).")],
+    models: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[OLD] NEW",
+            help="The deployed encoder (default: the store's query model) and the candidate; or "
+            "the features of both (.npz).",
+        ),
+    ],
     project: Project,
     context: typer.Context,
     junit: Annotated[
@@ -152,7 +165,8 @@ def verify(
     from compatctl.render import progress
     from compatctl.render.report_table import report_table
 
-    if ".npz" in {old.suffix.lower(), new.suffix.lower()}:
+    old, new = _old_and_new(models)
+    if any(model.suffix.lower() == ".npz" for model in models):
         refuse_given(
             context, MODEL_OPTIONS, "feature tables are compared without a store or images"
         )
@@ -251,7 +265,7 @@ def matrix(
 
 
 @command
-@with_project("store", "data", "data_root", "recipe", "policy")
+@with_project("store", "data", "data_root", "recipe", "policy", "old_model_gone")
 def plan(
     base: Annotated[Path, typer.Option("--base", help="The incoming checkpoint.")],
     project: Project,

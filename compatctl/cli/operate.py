@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @command
-@with_project("store", "data", "data_root", "policy", "report")
+@with_project("store", "data", "data_root", "policy", "report", "old_model_gone")
 def deploy(
     project: Project,
     model: Annotated[
@@ -170,7 +170,7 @@ def backfill(
 
 
 @command
-@with_project("store", "data", "data_root", "policy")
+@with_project("store", "data", "data_root", "policy", "old_model_gone")
 def lift(
     new: IndependentEncoder,
     project: Project,

@@ -37,6 +37,10 @@ PROJECT_OPTIONS: dict[str, Any] = {
         Path | None,
         _setting("--data-root", "Folder that may hold images, in addition to the data's own."),
     ],
+    "old_model_gone": Annotated[
+        bool | None,
+        _setting("--old-model-gone", "Queries can no longer run the deployed model."),
+    ],
     "policy": Annotated[
         str | None, _setting("--policy", "Name of a shipped policy, or a YAML file.")
     ],
@@ -124,6 +128,15 @@ Column = Annotated[
     ),
 ]
 
+VectorTables = Annotated[
+    list[str] | None,
+    _setting(
+        "--vectors",
+        "SPACE=FILE: a table of ids and vectors (.npz, .npy, .parquet or .jsonl) that a model "
+        "behind an API made; the space is the model's name. Repeatable, the deployed one first.",
+    ),
+]
+
 Rescore = Annotated[
     int | None,
     _setting(
@@ -140,6 +153,10 @@ Passes = Annotated[
 ]
 
 
+_LISTS = {"columns": "column", "vectors": "vectors"}
+"""Entries of the project that are repeatable options, and the option's parameter."""
+
+
 def with_project(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command ``--project`` and the options ``names``, and pass it the Project they make."""
 
@@ -149,15 +166,16 @@ def with_project(*names: str) -> Callable[[Callable[..., Any]], Callable[..., An
 
             file = arguments.pop("project_file")
             flags = {name: arguments.pop(f"project_{name}") for name in names}
-            columns = arguments.pop("column", None)
+            lists = {key: arguments.pop(name, None) for key, name in _LISTS.items()}
             with refused(strict=arguments.pop("strict", False)):
-                return function(project=project_for(file, columns=columns, **flags), **arguments)
+                return function(project=project_for(file, **lists, **flags), **arguments)
 
         options: dict[str, tuple[Any, Any]] = {
             f"project_{name}": (PROJECT_OPTIONS[name], None) for name in names
         }
         if "data" in names:
             options["column"] = (Column, None)
+            options["vectors"] = (VectorTables, None)
             options["strict"] = (Strict, False)
         add_parameters(run, function, {"project_file": (ProjectFile, None), **options}, "project")
         return run

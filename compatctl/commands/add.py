@@ -73,7 +73,7 @@ def add(
     require_hnswlib()
     store = open_store(project)
     manifest = store.manifest
-    work = _AddWork.of(store, load_data(project), project.data, progress)
+    work = _AddWork.of(store, load_data(project), project.source, progress)
     if not changed:
         work.changes.refuse()
     encoder = load_query_model(store, manifest)

@@ -18,6 +18,7 @@ from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.gallery_pass import gallery_pass
+from compatctl.deployment.model_file import ModelFile
 from compatctl.deployment.project import open_store
 from compatctl.deployment.record_files import find_record, record_path, write_model
 from compatctl.deployment.training_record import TrainingRecord
@@ -83,8 +84,7 @@ def bridge(
     """
     check_adapter_options(kind, share := pair_share(project, share))
     _check_output(new, output, dry_run=dry_run)
-    new_model = onnx_files.read_model_bytes(new)
-    encoder = Encoder.from_bytes(new_model, new)
+    encoder = (model := ModelFile.named(project, new)).encoder
     before = find_record(new, encoder, named=training, candidate=project.candidate, with_names=True)
     data, gallery = load_data(project), DeployedGallery.open(open_store(project))
     pairs = budgeted_pairs(project, data, gallery, share, before, skip_bad=skip_bad)
@@ -99,7 +99,7 @@ def bridge(
         seed=seed,
         progress=progress,
     )
-    content = onnx_files.bridge(new_model, new, fitted.adapter)
+    content = onnx_files.bridge(model.data, new, fitted.adapter)
     bridged = Encoder.from_bytes(content, new)
     check_steady(bridged, data)
     parity = parity_of(data, bridged, encoder, fitted.adapter)

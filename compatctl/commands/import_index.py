@@ -94,7 +94,7 @@ def import_index(
     project: Project,
     *,
     index: Path,
-    model: Path,
+    model: Path | None,
     items: Path | None,
     space: str | None = None,
     ef_search: int = 64,
@@ -128,7 +128,7 @@ def import_index(
         DamagedError: the file is damaged, or has rows marked deleted.
     """
     require_hnswlib()
-    model_file = ModelFile.read(model, preprocessing)
+    model_file = ModelFile.deployed(project, model, preprocessing)
     encoder = model_file.encoder
     named = {} if columns is None else columns
     request = SourceRequest(
@@ -147,7 +147,7 @@ def import_index(
     with open_adopted(request, progress) as source:
         catalog = _catalog(source, names, encoder.sha256)
         catalog, agreement = _compared(project, encoder, source, catalog, progress)
-        artifacts = find_artifacts(project, model, encoder)
+        artifacts = find_artifacts(project, model_file.path, encoder)
         if norms is not None and source.norms is not None and not dry_run:
             write_norms(norms, source.norms, catalog.ids)
         written = _write(
@@ -331,16 +331,16 @@ def _compared(
     project: Project, encoder: Encoder, source: AdoptedSource, catalog: Catalog, progress: Progress
 ) -> tuple[Catalog, Agreement | None]:
     """The catalogue with the digests of the available images, and how well some items agree."""
-    if project.data is None:
+    if project.source is None:
         return catalog, None
     data = load_data(project)
     check_steady(encoder, data)
     rows, catalog_rows = indexed_rows(data, catalog)
     missing = set(data.ids).difference(catalog.ids)
-    warn_of_near_known(project.data, "ids", sorted(missing), catalog.ids)
+    warn_of_near_known(project.source, "ids", sorted(missing), catalog.ids)
     if not len(rows):
         raise InputError(
-            f"no item of {project.data} is in the index by its id",
+            f"no item of {project.source} is in the index by its id",
             tip="look at --items: its ids must be the data's",
         )
     least = LEAST_RECONSTRUCTED if source.lossy else LEAST_COSINE

@@ -135,7 +135,11 @@ def lift(
     require_hnswlib()
     options = options or LiftOptions()
     check_adapter_options(options.kind, pair_share(project, options.share))
-    store, policy, model = open_store(project), load_policy(project.policy), ModelFile.read(new)
+    store, policy, model = (
+        open_store(project),
+        load_policy(project.policy),
+        ModelFile.named(project, new),
+    )
     result = _unchanged(store.manifest, model, options)
     if _is_lifted(store, model.encoder.sha256):
         return result

@@ -220,7 +220,7 @@ def _sample(project: Project, policy: Policy, options: PowerOptions) -> _Sample:
     )
     if options.tables:
         return _table_sample(options.tables, policy, cluster, earlier)
-    if earlier is not None and project.data is None:
+    if earlier is not None and project.source is None:
         return earlier
     data = load_data(project)
     group = query_group("power", data, query_rows(data, "test"), (), cluster)

@@ -143,7 +143,7 @@ def search(
     rows, scores = _nearest(gallery, embedded.features, count, left_out)
     answers, rescored, known = Neighbours(rows=rows, scores=scores), None, np.zeros_like(rows, bool)
     if settings is not None and embedded.free is not None:
-        has_data = project.data is not None and project.data.exists()
+        has_data = project.source is not None and project.source.exists()
         rescorer = rescorer_of(project, gallery, load_data(project) if has_data else None)
         rescored = rescorer(answers, embedded.free)
         answers, known = rescored.nearest, rescored.known

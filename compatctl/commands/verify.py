@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,12 @@ from compatctl.deployment.gallery_pass import (
     require_rescoring_budget,
 )
 from compatctl.deployment.model_file import refuse_fused
-from compatctl.deployment.project import report_key
+from compatctl.deployment.project import open_store, report_key
 from compatctl.deployment.provenance import prove, unproven
 from compatctl.deployment.record_files import find_record
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
-from compatctl.errors import InputError, UnsteadyError
+from compatctl.errors import InputError, UnsteadyError, UsageError
 from compatctl.evaluation.acceptance import scale_warnings
 from compatctl.evaluation.adaptive_resampling import adaptive_verdict, sampling
 from compatctl.evaluation.attempts import VerifyInputs, current_attempt, uncounted_note
@@ -38,7 +39,7 @@ from compatctl.evaluation.gallery_report import (
     gallery_warnings,
     stored_share_check,
 )
-from compatctl.evaluation.groups import Groups, query_groups
+from compatctl.evaluation.groups import Groups, query_groups, with_old_answers
 from compatctl.evaluation.latency import latency_measurement, measure_latency
 from compatctl.evaluation.leak_checks import leak_measurements, leak_warnings, leaks_unchecked
 from compatctl.evaluation.options import VerifyOptions
@@ -72,21 +73,23 @@ from compatctl.report import (
 def verify(
     project: Project,
     *,
-    old: Path,
     new: Path,
+    old: Path | None = None,
     options: VerifyOptions | None = None,
     progress: Progress = silent,
 ) -> Report:
     """Compare ``new`` with ``old`` on the held-out items of the project's data; write the report.
 
     If the project has a store, its whole gallery is searched, and ``old`` embeds only what is not
-    stored. Two .npz files are feature tables: then neither store nor data are read.
+    stored. Default of ``old``: the store's query model. Two .npz files are feature tables: then
+    neither store nor data are read.
 
     Raises:
         InputError: bad data or model, held-out items that were trained on (without ``allow_seen``),
             or an old model that is not the store's query model.
-        UsageError: the candidate is fused, and the project says that the old model is gone.
-        UnsteadyError: a model has more than one answer for one image; the report says so.
+        UsageError: no old model is named, and there is no store; or the candidate is fused, and the
+            project says that the old model is gone.
+        UnsteadyError: a model has more than one answer for one item; the report says so.
     """
     options = (options or VerifyOptions()).within(project)
     policy = gate_policy(project)
@@ -95,6 +98,8 @@ def verify(
     for target in (project.report, *options.outputs.given):
         if not options.dry_run and not target.parent.is_dir():
             raise InputError(f"no folder {target.parent} to write {target.name} to")
+    if old is None:
+        old = _deployed_model(project)
     if old.suffix.lower() == ".npz" or new.suffix.lower() == ".npz":
         policy = load_policy(project.policy)
         features = features_policy(policy) if project.policy == "default" else policy
@@ -117,6 +122,16 @@ def verify(
     return report
 
 
+def _deployed_model(project: Project) -> Path:
+    """The file of the store's query model."""
+    if not os.path.lexists(project.store):
+        raise UsageError(
+            f"no old model is given, and there is no store at {project.store}",
+            tip="compatctl verify OLD NEW compares two models; or name the --store",
+        )
+    return DeployedGallery.open(open_store(project)).model_path
+
+
 def _verify_models(  # noqa: PLR0917
     project: Project,
     policy: Policy,
@@ -130,10 +145,10 @@ def _verify_models(  # noqa: PLR0917
     record = find_record(new, encoders[1], named=options.training, candidate=project.candidate)
     gallery = open_deployed(project, encoders[0])
     groups = query_groups(data, record, options)
+    groups = with_old_answers(groups, data, encoders[0]) if project.old_model_gone else groups
     setup = VerifySetup(data=data, groups=groups, record=record, policy=policy, options=options)
     findings = Findings.measure(setup, encoders, gallery, progress)
-    groups = findings.groups
-    identity = _data_id(data, groups, findings.bad, project.data, options)
+    identity = _data_id(data, groups := findings.groups, findings.bad, project.source, options)
     inputs = _inputs((old, new), encoders, gallery, setup, identity, findings.rescored_today)
     attempt = current_attempt(project.store, inputs, write=not options.dry_run)
     draws = sampling(policy, options.seed or 0, groups.n_slices, len(findings.chain), attempt)
@@ -144,12 +159,12 @@ def _verify_models(  # noqa: PLR0917
     checks += stored_share_check(findings.searched, has_store=gallery is not None)
     passed = _gallery_pass(setup, findings.by_new, encoders[1], gallery)
     checks += leak_measurements(record, groups, data, options) + gallery_pass_check(passed)
-    results, chain = findings.results, findings.chain
-    verdict = adaptive_verdict(policy, results, chain, checks, draws, measure_pairs)
+    chain = findings.chain
+    verdict = adaptive_verdict(policy, findings.results, chain, checks, draws, measure_pairs)
     write_queries(options.queries_file, findings.answers)
     unchecked = _unchecked(data, record, gallery, latency, chain, attempt) + findings.unchecked
     steps = _next_steps(options) if gallery else WITHOUT_STORE
-    fields = verdict_fields(policy, verdict, draws, results, steps)
+    fields = verdict_fields(policy, verdict, draws, findings.results, steps)
     fields["warnings"] += _warnings(setup, findings, gallery)
     return Report(
         **inputs.entries(),

@@ -29,6 +29,8 @@ from compatctl.data._pixels import (
 from compatctl.data._qrels import Judgments, read_qrels
 from compatctl.data._tables import csv_rows
 from compatctl.data._vector_columns import VectorColumns, column_names, read_vector_columns
+from compatctl.data._vector_items import load_vector_items
+from compatctl.data._vectors import VectorTable, load_vectors
 
 __all__ = [
     "MAX_PIXELS",
@@ -54,6 +56,7 @@ __all__ = [
     "Split",
     "SplitRule",
     "VectorColumns",
+    "VectorTable",
     "column_names",
     "csv_rows",
     "decode",
@@ -62,6 +65,8 @@ __all__ = [
     "load",
     "load_features",
     "load_unlabelled",
+    "load_vector_items",
+    "load_vectors",
     "look_of",
     "memory_bytes",
     "merge_items",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -55,6 +55,20 @@ class ItemVectors:
             raise InputError(f"there is no vector of {space!r}")
         vector: Vectors = found.table[row]
         return vector
+
+    def has(self, spaces: Collection[str]) -> bool:
+        """Whether the item has a vector in each of these spaces of the data."""
+        found = (self.spaces.get(space) for space in spaces)
+        return all(space is None or space.rows[self.position] >= 0 for space in found)
+
+    def to_bytes(self) -> bytes:
+        """The item's vectors in all spaces, in the order of their names."""
+        parts = [
+            f"{space}\n".encode() + found.table[row].tobytes()
+            for space, found in sorted(self.spaces.items())
+            if (row := int(found.rows[self.position])) >= 0
+        ]
+        return b"".join(parts)
 
     @classmethod
     def single(cls, vectors: Mapping[str, Vectors]) -> ItemVectors:

@@ -25,6 +25,7 @@ from compatctl.data._facts import ImageFacts
 from compatctl.data._lazy import StoredImage
 from compatctl.data._pixels import BAD_IMAGE_TIP, MAX_PIXELS, decode, from_array, look_of
 from compatctl.errors import InputError
+from compatctl.files import DIGEST_BYTES
 from compatctl.files.npz import open_regular
 
 if TYPE_CHECKING:
@@ -188,9 +189,14 @@ class Dataset:
             return decode(file, self._name(row, source))
 
     def content_hashed(self, row: int, *, look: bool = False) -> tuple[Content, bytes]:
-        """The content, and its digest (32 bytes); an image as ``read_hashed``, which raises too."""
+        """The content, and its digest (32 bytes); an image as ``read_hashed``, which raises too.
+
+        For vectors the digest is zero: those of one model do not show whether an item changed.
+        """
         source = self.sources[row]
-        if isinstance(source, str | ItemVectors):
+        if isinstance(source, ItemVectors):
+            return source, bytes(DIGEST_BYTES)
+        if isinstance(source, str):
             return source, bytes.fromhex(self.digest(row))
         return self.read_hashed(row, look=look)
 
@@ -218,7 +224,7 @@ class Dataset:
 
     def digest(self, row: int) -> str:
         """sha256 (hex) of the bytes of the image's file, or of its array, when first read; of a
-        text in UTF-8; of the id of an item with vectors, as each model gives others.
+        text in UTF-8; of an item's vectors in all spaces of the data.
 
         Raises:
             InputError: the file is missing or unreadable.
@@ -230,17 +236,9 @@ class Dataset:
             with self._opened(row, source) as file:
                 digest = hashlib.file_digest(file, "sha256").digest()
         else:
-            digest = hashlib.sha256(self._own_bytes(row, source)).digest()
+            digest = hashlib.sha256(_own_bytes(source)).digest()
         known[:] = np.frombuffer(digest, np.uint8)
         return digest.hex()
-
-    def _own_bytes(self, row: int, source: bytes | Pixels | str | ItemVectors) -> bytes:
-        """The bytes of an item that is not in a file of its own."""
-        if isinstance(source, bytes):
-            return source
-        if isinstance(source, np.ndarray):
-            return source.tobytes()
-        return (source if isinstance(source, str) else self.items[row].id).encode("utf-8")
 
     def looks(self, rows: Sequence[int]) -> tuple[PerceptualHashes, Rows]:
         """Looks (n, 24) of the ``rows`` whose image decodes, and their positions (n,) in ``rows``.
@@ -329,6 +327,15 @@ class Dataset:
     def _name(self, row: int, source: Path | StoredImage) -> str:
         name = self.items[row].id
         return name if str(source).endswith(name) else f"{name} ({source})"
+
+
+def _own_bytes(source: bytes | Pixels | str | ItemVectors) -> bytes:
+    """The bytes of an item that is not in a file of its own."""
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, np.ndarray):
+        return source.tobytes()
+    return source.encode("utf-8") if isinstance(source, str) else source.to_bytes()
 
 
 def merge_items(*parts: Dataset) -> Dataset:

@@ -14,7 +14,6 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.core.arrays import Pixels
 from compatctl.data._columns import (
     NAME_TIP,
     UNREAD,
@@ -23,9 +22,8 @@ from compatctl.data._columns import (
     check_mapping,
     warn_of_hidden_words,
 )
-from compatctl.data._dataset import Dataset, Item, Role, Split, SplitRule
+from compatctl.data._dataset import Dataset, Item, Role, Source, Split, SplitRule
 from compatctl.data._folders import class_records, image_files, warn_of_empty_folders
-from compatctl.data._lazy import StoredImage
 from compatctl.data._near import warn_of_near_equal
 from compatctl.data._parquet import parquet_rows
 from compatctl.data._roots import AllowedRoots
@@ -170,14 +168,12 @@ def from_texts(texts: Sequence[str]) -> Dataset:
 
 
 class _Row:
-    """An unchecked item: its position for messages, its fields, and its image if that is known.
+    """An unchecked item: its position for messages, its fields, and its source if it is no file.
 
     ``content`` is the field that has what the item is: the path of an image, or a text.
     """
 
-    def __init__(
-        self, where: str, record: Record, source: Path | Pixels | StoredImage | None = None
-    ) -> None:
+    def __init__(self, where: str, record: Record, source: Source | None = None) -> None:
         self.where = where
         self.record = record
         self.source = source
@@ -255,8 +251,8 @@ class _Row:
             slices={key: value for key, value in slices.items() if value},
         )
 
-    def take(self, folder: Path, roots: AllowedRoots) -> Path | Pixels | StoredImage | str:
-        """The image's array or place, or the text; a relative path starts from ``folder``."""
+    def take(self, folder: Path, roots: AllowedRoots) -> Source:
+        """The item's source, image file or text; a relative path starts from ``folder``."""
         if self.source is not None:
             return self.source
         if self.content == "text":
@@ -368,7 +364,7 @@ def _collect(
     folder = path if path.is_dir() else path.parent
     positions: dict[str, str] = {}
     items: list[Item] = []
-    sources: list[Path | Pixels | StoredImage | str] = []
+    sources: list[Source] = []
     named: set[str] = set()
     for item, row in rows:
         named.update(row.record.keys() & _RESERVED)

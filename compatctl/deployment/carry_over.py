@@ -208,14 +208,14 @@ def _embed_foreign(
     """Embed the foreign items with the target's query model: vectors (n, D), digests (n, 32)."""
     if not len(added.foreign):
         return np.zeros((0, target.index.dim), np.float32), unknown_digests(0)
-    data = load_data(project) if project.data else None
+    data = load_data(project) if project.source else None
     row_of = data.row_of if data else {}
     ids = added.ids(added.foreign)
     missing = [item for item in ids if item not in row_of]
     if data is None or missing:
         raise ConflictError(
             f"{len(ids)} items were added since generation {target.generation} by a model that "
-            f"it does not have, and {project.data or 'no data'} holds the images of "
+            f"it does not have, and {project.source or 'no data'} holds the images of "
             f"{len(ids) - len(missing)}; missing: {listed(missing)}",
             tip="--data with their images re-embeds them; --added keep restores the query model at "
             "once and leaves every row as it is (not across a lift or a promotion); --added drop "

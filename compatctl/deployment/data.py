@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compatctl.data import Dataset, SplitRule, load
+from compatctl.data import Dataset, SplitRule, load, load_vector_items
 from compatctl.deployment.project import require
 from compatctl.errors import InputError
 from compatctl.recipe import Project
@@ -12,7 +12,14 @@ from compatctl.recipe import Project
 
 def load_data(project: Project, *, labelled: bool | None = None) -> Dataset:
     """Load the project's data. The project's split rule applies to items without a split. Unless
-    ``labelled``, a table needs no labels; by default it needs none if the project has judgments."""
+    ``labelled``, a table needs no labels; by default it needs none if the project has judgments.
+
+    With ``vectors``, the items have those, and ``data`` may describe the items.
+    """
+    if project.vectors:
+        tables = {space: Path(file) for space, file in project.vectors.items()}
+        rule = split_rule(project)
+        return load_vector_items(tables, rule, data=project.data, columns=project.columns)
     return load(
         require(project.data, "data"),
         split_rule(project),

@@ -5,9 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
+from compatctl.data import load_vectors
 from compatctl.deployment.project import require_old_model
-from compatctl.encoder import Canary, Encoder, check_steady, is_fused, read_model_bytes
+from compatctl.encoder import (
+    Canary,
+    Encoder,
+    check_steady,
+    is_fused,
+    read_model_bytes,
+    space_encoder,
+)
+from compatctl.errors import UsageError
 from compatctl.manifest import ModelShare
 from compatctl.recipe import Project
 from compatctl.store import Transaction
@@ -21,13 +31,46 @@ class ModelFile:
     data: bytes
 
     @classmethod
-    def read(cls, path: Path, preprocessing: Path | None = None) -> ModelFile:
+    def read(cls, path: Path, preprocessing: Path | None = None) -> Self:
         """The model in a file.
 
         Raises:
             InputError: no such file, not ONNX, or not sealed and without a preprocessing file.
         """
         return cls(path=path, data=read_model_bytes(path, preprocessing))
+
+    @classmethod
+    def named(cls, project: Project, name: Path, preprocessing: Path | None = None) -> Self:
+        """The model in a file; or the model behind an API, by the name of its space.
+
+        Raises:
+            InputError: as ``read``, or as ``load_vectors`` for the table of the space.
+        """
+        table = project.vectors.get(str(name))
+        if table is None or name.exists():
+            return cls.read(name, preprocessing)
+        dim = load_vectors(Path(table)).dim
+        return cls(path=Path(f"{name}.onnx"), data=space_encoder(str(name), dim))
+
+    @classmethod
+    def deployed(
+        cls, project: Project, model: Path | None, preprocessing: Path | None = None
+    ) -> Self:
+        """The model that filled a gallery: the named one, or that of the only space of vectors.
+
+        Raises:
+            UsageError: no model is named, and the project's vectors are not of one space.
+            InputError: as ``named``.
+        """
+        if model is not None:
+            return cls.named(project, model, preprocessing)
+        if len(project.vectors) != 1:
+            raise UsageError(
+                "no model is given",
+                tip="pass --model FILE; or, for a model behind an API, --vectors SPACE=FILE, or "
+                f"--model with one of its spaces ({', '.join(project.vectors) or 'none'})",
+            )
+        return cls.named(project, Path(*project.vectors), preprocessing)
 
     @cached_property
     def encoder(self) -> Encoder:

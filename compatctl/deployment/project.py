@@ -15,22 +15,47 @@ from compatctl.store import Store
 
 
 def project_for(
-    file: Path | None, *, columns: Iterable[str] | None = None, **flags: Any
+    file: Path | None,
+    *,
+    columns: Iterable[str] | None = None,
+    vectors: Iterable[str] | None = None,
+    **flags: Any,
 ) -> Project:
     """The project of ``file`` (default: ./compatctl.yaml, if it exists). Flags override it.
 
     ``columns`` are of the form NAME=COLUMN, and override the project's of the same name.
+    ``vectors`` are of the form SPACE=FILE, or FILE, whose space is the file's name; they take the
+    place of the project's.
 
     Raises:
         InputError: the named file does not exist, or has an unknown or badly typed entry.
-        UsageError: one of ``columns`` has another form, or a name is there twice.
+        UsageError: one of ``columns`` or ``vectors`` has another form, or a name is there twice.
     """
     if file is not None and not file.is_file():
         raise InputError(f"no project file at {file}", tip="compatctl init writes one")
     project = Project.load(file) if file else Project.find(Path())
     named = {**project.columns, **_named_columns(columns or ())}
     given = {key: value for key, value in flags.items() if value is not None}
+    if vectors:
+        given["vectors"] = _named_tables(vectors)
     return replace(project, columns=named, **given)
+
+
+def _named_tables(given: Iterable[str]) -> dict[str, str]:
+    """Space -> file, of texts SPACE=FILE or FILE."""
+    named: dict[str, str] = {}
+    for text in given:
+        space, sign, file = text.partition("=")
+        if not sign:
+            space, file = Path(text).stem, text
+        if not space or not file:
+            raise UsageError(
+                f"--vectors is SPACE=FILE, got {text!r}", tip="for example --vectors ada=ada.npz"
+            )
+        if space in named:
+            raise UsageError(f"--vectors names {space} twice: {named[space]} and {file}")
+        named[space] = file
+    return named
 
 
 def _named_columns(given: Iterable[str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from compatctl.encoder.runtime import Embedded, Encoder, embed_together
 from compatctl.encoder.sealing import seal
 from compatctl.encoder.steadiness import check_steady, sampled_items
 from compatctl.encoder.texts import TextInput
+from compatctl.encoder.vector_models import space_encoder
 from compatctl.encoder.vectors import VectorInput
 
 __all__ = [
@@ -37,5 +38,6 @@ __all__ = [
     "read_record",
     "sampled_items",
     "seal",
+    "space_encoder",
     "with_record",
 ]

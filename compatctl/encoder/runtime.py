@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.core.arrays import NORM_TOLERANCE, Rows, Vectors
-from compatctl.data import Content, Dataset, Modality, Role
+from compatctl.core.arrays import NORM_TOLERANCE, Bools, Rows, Vectors
+from compatctl.data import Content, Dataset, ItemVectors, Modality, Role
 from compatctl.encoder.graphs import parse_encoder
 from compatctl.encoder.import_onnx import read_model_bytes
 from compatctl.encoder.inputs import InputArray
@@ -22,6 +22,7 @@ from compatctl.encoder.metadata import FREE, OUTPUT, Contract, record_in
 from compatctl.encoder.onnx_safety import node_count, operators
 from compatctl.encoder.session import Session
 from compatctl.encoder.texts import TextInput
+from compatctl.encoder.vectors import VectorInput
 from compatctl.errors import InputError
 from compatctl.files import DIGEST_BYTES, sha256_bytes
 from compatctl.notices import notice
@@ -138,6 +139,16 @@ class Encoder:
     def embeds_by_role(self) -> bool:
         """Whether it embeds a query and a gallery item of the same text differently."""
         return any(isinstance(part, TextInput) and part.by_role for part in self.inputs)
+
+    def can_embed(self, data: Dataset, rows: Rows) -> Bools:
+        """(n,) whether each of the rows (n,) of the data has the vectors that the encoder takes.
+
+        Any image or text may have what it takes: only reading it shows that.
+        """
+        spaces = {part.space for part in self.inputs if isinstance(part, VectorInput)}
+        items = (data.sources[row] for row in rows.tolist())
+        known = (not isinstance(item, ItemVectors) or item.has(spaces) for item in items)
+        return np.fromiter(known, bool, len(rows))
 
     def prepare(self, content: Content, role: Role | None) -> tuple[tuple[InputArray, ...], bool]:
         """An item's array for each input, and whether something of its content was cut off.

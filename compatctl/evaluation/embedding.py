@@ -61,18 +61,28 @@ def embed_pair(
     encoders: tuple[Encoder, Encoder],
     gallery: DeployedGallery | None,
     skip_bad: bool,
+    old_gone: bool = False,
     progress: Progress,
 ) -> EmbeddedPair:
     """Embed the queries with both models, and the searched rows that are not stored with the old
-    one. Errors as ``Encoder.embed``."""
+    one. Errors as ``Encoder.embed``.
+
+    ``old_gone``: what has no logged vector of the old model stays without one; a searched row with
+    none at all is bad.
+    """
     stored = stored_vectors(gallery, data, searched) if gallery else None
     held = EmbeddedRows(
         rows=stored.rows if stored else as_rows(()),
         features=stored.vectors if stored else np.zeros((0, encoders[0].dim), np.float32),
     )
     by_old = np.union1d(queries, np.setdiff1d(searched, held.rows))
+    if old_gone:
+        by_old = by_old[encoders[0].can_embed(data, by_old)]
     old, new = _embed(data, encoders, (by_old, queries), skip_bad=skip_bad, progress=progress)
-    return EmbeddedPair(old=old, new=new, stored=held, bad=_bad_rows(data, by_old, (old, new)))
+    bad = _bad_rows(data, by_old, (old, new))
+    if old_gone:
+        bad |= {int(row) for row in searched[~(held.holds(searched) | old.holds(searched))]}
+    return EmbeddedPair(old=old, new=new, stored=held, bad=bad)
 
 
 def _embed(
@@ -160,6 +170,7 @@ def embed_for_verify(
     by_new = queries
     if self_test:
         available = np.union1d(held, extra)
+        available = available[encoders[1].can_embed(data, available)]
         by_new = np.union1d(queries, self_test_rows(data, available, queries, judged))
     old, new = _embed(
         data, encoders, (by_old, by_new), skip_bad=skip_bad, free=free, progress=progress

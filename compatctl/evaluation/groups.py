@@ -19,11 +19,13 @@ from compatctl.core.nearest import exact_search_pieces, row_pieces
 from compatctl.core.perceptual_hash import matches_any_hash
 from compatctl.data import Dataset, read_pairs
 from compatctl.deployment.training_record import TrainingRecord
-from compatctl.errors import InputError
+from compatctl.encoder import Encoder
+from compatctl.errors import EvidenceError, InputError
 from compatctl.evaluation.clusters import columns_of
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.evaluation.pairs import resolve_pairs
 from compatctl.evaluation.protocol import QueryGroup, group_rows, has_roles, query_group, query_rows
+from compatctl.notices import notice
 
 NEAR = 0.005
 """Two vectors are near-copies if 1 - cosine is below this share of its mean over all pairs of
@@ -91,6 +93,40 @@ def query_groups(data: Dataset, record: TrainingRecord | None, options: VerifyOp
         held_out=len(left),
         pairs_seen=len(used) > 0 or any(record.knows_class(data.labels[row]) for row in in_pairs),
     )
+
+
+def with_old_answers(groups: Groups, data: Dataset, old: Encoder) -> Groups:
+    """The same without queries that have no logged vector of the old model, which is gone.
+
+    Raises:
+        EvidenceError: no held-out query has one.
+    """
+    queries = group_rows(groups.query_groups, part="queries")
+    lost = queries[~old.can_embed(data, queries)]
+    if not len(lost):
+        return groups
+    left = tuple(_without_queries(group, lost) for group in groups.query_groups)
+    if not len(left[0].queries):
+        raise EvidenceError(
+            f"none of {len(queries)} held-out queries has a vector of the old model, which is "
+            "gone: nothing shows how well it answered them",
+            tip="name a table with logged vectors of queries: --vectors; without one, compatctl "
+            "deploy --force --reason is the only way",
+        )
+    notice(
+        "no-old-answer",
+        "the old model",
+        "held-out queries without a logged vector",
+        data.take(lost).ids,
+        "they are left out: nothing shows how well the old model answered them",
+    )
+    return replace(groups, query_groups=left)
+
+
+def _without_queries(group: QueryGroup, lost: Rows) -> QueryGroup:
+    keep = ~np.isin(group.queries, lost)
+    slices = {name: mask[keep] for name, mask in group.slices.items()}
+    return replace(group, queries=group.queries[keep], slices=slices)
 
 
 def with_near_copies(

@@ -74,17 +74,17 @@ def require_matching_report(report: Report, project: Project) -> None:
 def _refuse_other_data(report: Report, project: Project, options: VerifyOptions) -> None:
     stated = report.data.evaluation_set_sha256
     pinned = project.gate.data_sha256
-    if pinned is None and (project.data is None or not project.data.exists()):
+    if pinned is None and (project.source is None or not project.source.exists()):
         raise GateError(
             "the project names no data to compare the report with"
-            if project.data is None
-            else f"there are no data at {project.data} to compare the report with",
+            if project.source is None
+            else f"there are no data at {project.source} to compare the report with",
             tip="pass --data, as to verify, or pin them: write gate: {data_sha256: "
             f"'{stated}'}} into compatctl.yaml",
         )
     current = pinned or evaluation_set_sha256(load_data(project), options)
     if current != stated:
-        source = "the project pins" if pinned else f"{project.data} has"
+        source = "the project pins" if pinned else f"{project.source} has"
         raise GateError(
             f"the report is for other data: it says {stated[:12]}, {source} {current[:12]}",
             tip="compatctl verify old.onnx new.onnx, with the project's own data",

@@ -41,7 +41,8 @@ from compatctl.recipe import Project
 class AdapterReport:
     """The chosen adapter and how it was chosen: hit@1 of validation queries with it.
 
-    ``old_hit_rate`` is that of the deployed model's own queries on the stored gallery. ``pairs``
+    ``old_hit_rate`` is that of the deployed model's own queries on the stored gallery; None where
+    it is gone, and its vectors of them are not known. ``pairs``
     counts the pairs by the origin of the deployed model's vector, the gallery or its encoder;
     ``unlabelled`` are pairs that are not training items. ``left_out`` names the kinds that were not
     tried, and why.
@@ -50,7 +51,7 @@ class AdapterReport:
     kind: str
     setting: str
     hit_rate: float
-    old_hit_rate: float
+    old_hit_rate: float | None
     validation_queries: int
     pairs: dict[str, int]
     unlabelled: int
@@ -75,8 +76,8 @@ class AlignmentSet:
     """(N, D)"""
     queries: Vectors
     """(Q, F)"""
-    old_queries: Vectors
-    """(Q, D)"""
+    old_queries: Vectors | None
+    """(Q, D); None where the old model is gone, and some were not logged"""
     gallery: Vectors
     """(G, D)"""
     truth: GroundTruth
@@ -101,7 +102,7 @@ class AlignmentSet:
             kind=fitted.best.kind,
             setting=fitted.best.setting,
             hit_rate=fitted.best.hit_rate,
-            old_hit_rate=self.hit_rate(self.old_queries),
+            old_hit_rate=None if self.old_queries is None else self.hit_rate(self.old_queries),
             validation_queries=len(self.queries),
             pairs={"gallery": stored, "encoder": len(self.stored) - stored},
             unlabelled=sum(data.items[row].split != "train" for row in self.pairs),
@@ -187,6 +188,8 @@ def alignment_set(
     """Both models' features: stored vectors by id; the encoders run only for what is not stored.
 
     The project's judgments say what is relevant to the validation queries, or else their labels.
+    Where the project says that the old model is gone, nothing is embedded with it that it has no
+    logged vector of.
 
     Raises:
         InputError: as ``require_roles``; no pair, or no validation query with an item of its class
@@ -202,27 +205,28 @@ def alignment_set(
         encoders=(gallery.encoder, new),
         gallery=gallery,
         skip_bad=skip_bad,
+        old_gone=project.old_model_gone,
         progress=progress,
     )
     validation = drop_rows(validation, both.bad)
     by_new = EmbeddedRows.embed(
         new,
         data,
-        pairs,
+        pairs[new.can_embed(data, pairs)],
         skip_bad=skip_bad,
         looks=True,
         progress=prefixed(progress, "new model"),
     )
     pairs = by_new.rows[both.stored.holds(by_new.rows) | both.old.holds(by_new.rows)]
-    embeddings = both.paired(validation)
+    known = both.old.holds(validation.queries).all()
     alignment = AlignmentSet(
         pairs=pairs,
         stored=both.stored.holds(pairs),
         source=by_new.take(pairs),
         target=both.in_gallery(pairs),
-        queries=embeddings.new_queries,
-        old_queries=embeddings.old_queries,
-        gallery=embeddings.old_gallery,
+        queries=both.new.take(validation.queries),
+        old_queries=both.old.take(validation.queries) if known else None,
+        gallery=both.in_gallery(validation.gallery),
         truth=ground_truth(data, validation, judgments_for(project, data, validation.queries)),
         skipped=tuple(sorted({*by_new.bad, *(data.items[row].id for row in both.bad)})),
     )

@@ -19,7 +19,6 @@ from compatctl.deployment.creation import (
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import indexed_rows
 from compatctl.deployment.model_file import ModelFile
-from compatctl.deployment.project import require
 from compatctl.encoder import check_steady
 from compatctl.errors import InputError
 from compatctl.evaluation.protocol import gallery_rows
@@ -34,8 +33,7 @@ SCAFFOLD = """\
 # Every entry has a flag and an environment variable (COMPATCTL_STORE ...) that override it.
 format: 1
 store: {store}
-data: {data}
-{columns}policy: default              # or strict, lenient, or a file
+{data}{columns}policy: default              # or strict, lenient, or a file
 # recipe: recipe.yaml        # how finetune trains
 candidate: build/candidate   # where finetune writes the model and its training record
 output: new.onnx             # where finetune copies the model
@@ -70,7 +68,7 @@ class InitResult:
 def embed_first_gallery(
     project: Project,
     *,
-    model: Path,
+    model: Path | None = None,
     preprocessing: Path | None = None,
     m: int = 16,
     ef_construction: int = 200,
@@ -81,12 +79,14 @@ def embed_first_gallery(
 ) -> InitResult:
     """Create a store with every gallery item of the project's data, embedded by ``model``.
 
+    Without a model, the project has vectors of one space: the model behind it made them.
+
     Raises:
         InputError: bad data or model; the store's folder is in use; or a file that finetune wrote
             with the model is missing.
     """
     require_hnswlib()
-    model_file = ModelFile.read(model, preprocessing)
+    model_file = ModelFile.deployed(project, model, preprocessing)
     encoder = model_file.encoder
     params = HnswParams(dim=encoder.dim, M=m, ef_construction=ef_construction, ef_search=ef_search)
     data = load_data(project)
@@ -95,7 +95,7 @@ def embed_first_gallery(
         raise InputError(
             "the data has no item with the role gallery", tip="look at its role column"
         )
-    artifacts = find_artifacts(project, model, encoder)
+    artifacts = find_artifacts(project, model_file.path, encoder)
     if store := existing_store(project.store, "init", encoder.sha256):
         refuse_other_registry(store, artifacts)
         result = _existing_result(project, store, gallery, params, skip_bad=skip_bad)
@@ -178,13 +178,18 @@ def _scaffold(project: Project) -> None:
     path = project.store.parent / PROJECT_FILE
     if path.exists() or Path(PROJECT_FILE).exists():
         return
-    data = require(project.data, "data").resolve()
-    names = json.dumps(project.columns, ensure_ascii=False)  # JSON is YAML
-    text = SCAFFOLD.format(
-        store=project.store.name,
-        data=_relative(data, path.parent.resolve()),
-        columns=f"columns: {names}\n" if project.columns else "",
+    folder = path.parent.resolve()
+    data = f"data: {_relative(project.data.resolve(), folder)}\n" if project.data else ""
+    tables = {
+        space: _relative(Path(file).resolve(), folder) for space, file in project.vectors.items()
+    }
+    mappings = {"columns": project.columns, "vectors": tables}
+    names = "".join(
+        f"{key}: {json.dumps(names, ensure_ascii=False)}\n"  # JSON is YAML
+        for key, names in mappings.items()
+        if names
     )
+    text = SCAFFOLD.format(store=project.store.name, data=data, columns=names)
     write_atomic(path, text.encode())
 
 

@@ -63,7 +63,9 @@ class Project:
 
     ``data_root`` is a second folder that may hold the images of the data; ``policy`` is the name of
     a shipped policy or a path. ``columns`` (id, path, text, label, split or role -> column) says
-    which columns of the data have other names. Columns of the data: ``slices`` are judged value by
+    which columns of the data have other names. ``vectors`` (space -> file) are tables of ids and
+    vectors of models behind an API; with them ``data`` only describes the items, and may be left
+    out. Columns of the data: ``slices`` are judged value by
     value, ``cluster`` values are resampled as units (in addition to classes), and a gallery item
     that shares an ``ignore_same`` value with the query is no match for it. ``threshold`` is the
     cosine from which the deployed system accepts a match; ``calibrate`` keeps its meaning by a map
@@ -81,6 +83,7 @@ class Project:
     data: Path | None = None
     data_root: Path | None = None
     columns: dict[str, str] = field(default_factory=dict)
+    vectors: dict[str, str] = field(default_factory=dict)
     recipe: Path | None = None
     policy: str = "default"
     candidate: Path = Path("build/candidate")
@@ -103,6 +106,12 @@ class Project:
     split: Split = Split()
     factories: tuple[str, ...] = FACTORIES
     gate: Gate = Gate()
+
+    @property
+    def source(self) -> Path | None:
+        """What describes the items: the data, or the first table of vectors."""
+        first = next(iter(self.vectors.values()), None)
+        return self.data or (None if first is None else Path(first))
 
     @classmethod
     def load(cls, path: Path) -> Project:
@@ -132,6 +141,7 @@ class Project:
         return replace(
             self,
             **_paths(self, folder),
+            vectors={space: str(folder / file) for space, file in self.vectors.items()},
             policy=self.policy if shipped else str(folder / self.policy),
             gate=self.gate.resolved(folder),
         )
@@ -204,7 +214,11 @@ def _policy_entries(path: Path) -> Any:
 def gate_policy(project: Project) -> Policy:
     """The project's policy with the project's ``max_gallery_pass``, as verify and deploy judge.
 
+    The default one requires no training record of a model behind an API, which has none.
+
     Raises ``InputError`` as ``load_policy``.
     """
     policy = load_policy(project.policy)
+    if project.vectors and project.policy == "default":
+        policy = replace(policy, name=f"{policy.name} (vectors)", require_training_record=False)
     return replace(policy, max_gallery_pass=project.max_gallery_pass)

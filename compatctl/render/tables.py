@@ -237,7 +237,7 @@ def lift_table(console: Console, result: Lifted) -> None:
         chosen = " ".join(part for part in (adapter.kind, adapter.setting) if part)
         console.print(
             f"chosen: {chosen}; hit@1 of {adapter.validation_queries} validation queries "
-            f"{adapter.hit_rate:.4f}, of the deployed model's {adapter.old_hit_rate:.4f}"
+            f"{adapter.hit_rate:.4f}, of the deployed model's {cell(adapter.old_hit_rate)}"
         )
         console.print(
             f"fitted on {adapter.pairs['gallery']} of {result.rows} rows and on "

@@ -1,0 +1,178 @@
+"""Models behind an API: vectors of two dimensions, from the first store to the way back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from shop_kit import run
+
+DOCS, QUERIES, LATENT = 900, 1200, 40
+OLD_DIM, NEW_DIM = 64, 48
+
+
+def _unit(rows: NDArray[np.float64]) -> NDArray[np.float32]:
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, Any]:
+    """Documents, and queries each near one, which the new model sees with less noise."""
+    rng = np.random.default_rng(0)
+    docs = rng.standard_normal((DOCS, LATENT))
+    answer = rng.integers(0, DOCS, QUERIES)
+    content = np.concatenate([docs, docs[answer] + 0.5 * rng.standard_normal((QUERIES, LATENT))])
+    rows = {}
+    for name, dim, noise in (("ada", OLD_DIM, (3.0, 8.0)), ("e3", NEW_DIM, (1.0, 1.0))):
+        strength = np.repeat(noise, (DOCS, QUERIES))[:, None]
+        seen = content @ rng.standard_normal((LATENT, dim))
+        rows[name] = _unit(seen + strength * rng.standard_normal((len(content), dim)))
+    labels = [f"c{doc}" for doc in (*range(DOCS), *answer)]
+    ids = [f"d{doc}" for doc in range(DOCS)] + [f"q{query}" for query in range(QUERIES)]
+    roles = ["gallery"] * DOCS + ["query"] * QUERIES
+    return {"rows": rows, "ids": ids, "labels": labels, "roles": roles}
+
+
+@pytest.fixture
+def shop(tmp_path: Path, models: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a table of each model, and a store of the old one's."""
+    monkeypatch.chdir(tmp_path)
+    _write(tmp_path, models)
+    made = run("init", "--vectors", "ada=ada.npz", "--json")
+    assert made.code == 0, made.stderr
+    assert made.json["rows"] == DOCS
+    assert made.json["dim"] == OLD_DIM
+    return tmp_path
+
+
+def _write(folder: Path, models: dict[str, Any], **without: NDArray[np.bool_]) -> None:
+    """A table of each model, of the rows that are not left out."""
+    for name, rows in models["rows"].items():
+        kept = ~without.get(name, np.zeros(len(rows), bool))
+        columns = {"ids": "ids", "labels": "labels", "role": "roles"}
+        arrays = {key: np.array(models[column])[kept] for key, column in columns.items()}
+        np.savez(folder / f"{name}.npz", vectors=rows[kept], **arrays)
+
+
+BRIDGE = ("bridge", "e3", "-o", "bridged.onnx", "--kind", "ridge")
+BOTH = ("--vectors", "ada=ada.npz", "--vectors", "e3=e3.npz")
+
+
+def test_a_model_behind_an_api_is_bridged_verified_deployed_and_rolled_back(shop: Path) -> None:
+    """The query model is an ONNX file from the new dimension to the old; no gallery row passes."""
+    bridged = run(*BRIDGE, *BOTH, "--json")
+    assert bridged.code == 0, bridged.stderr
+    assert (bridged.json["new_dim"], bridged.json["dim"]) == (NEW_DIM, OLD_DIM)
+    assert bridged.json["gallery_pass"]["passed"] == 0
+    judged = run("verify", "bridged.onnx", *BOTH, "--json")
+    assert judged.code == 0, judged.stderr
+    report = judged.json
+    assert report["verdict"]["outcome"] == "pass"
+    assert report["store"]["stored_vectors"] == DOCS
+    assert run("deploy", *BOTH).code == 0
+    status = run("status", "--json").json
+    assert status["query_model"] == bridged.json["sha256"]
+    index = status["index_sha256"]
+    assert run("rollback").code == 0
+    assert run("status", "--json").json["index_sha256"] == index
+    assert run("check").code == 0
+
+
+def test_the_store_knows_a_model_by_its_space_and_dimension(shop: Path) -> None:
+    """Another space's vectors are refused by name, and so is a table of another dimension."""
+    assert run(*BRIDGE, *BOTH).code == 0
+    other = run("verify", "bridged.onnx", "--vectors", "e3=e3.npz")
+    assert other.code == 5
+    assert "there are no vectors of 'ada'" in other.stderr
+    (shop / "e3.npz").replace("ada.npz")
+    wrong = run("verify", "bridged.onnx", "--vectors", "ada=ada.npz", "--vectors", "e3=ada.npz")
+    assert wrong.code == 5
+    assert f"its vector of 'ada' has {NEW_DIM} dimensions, expected {OLD_DIM}" in wrong.stderr
+
+
+def test_a_changed_vector_makes_the_report_one_of_other_data(
+    shop: Path, models: dict[str, Any]
+) -> None:
+    """deploy refuses a report whose held-out vectors are not those of today."""
+    assert run(*BRIDGE, *BOTH).code == 0
+    assert run("verify", "bridged.onnx", *BOTH).code == 0
+    rows = models["rows"]
+    turned = {**models, "rows": {**rows, "e3": rows["e3"][:, ::-1]}}
+    _write(shop, turned)
+    refused = run("deploy", *BOTH)
+    assert refused.code == 3
+    assert "data" in refused.stderr
+
+
+def test_where_the_old_model_is_gone_only_logged_answers_are_compared(
+    shop: Path, models: dict[str, Any]
+) -> None:
+    """Queries without an old vector are counted and left out; with none at all the gate cannot
+    tell, and the bridge is fitted all the same, on gallery rows that the project lets pass."""
+    labels = np.array(models["labels"])
+    query = np.array(models["roles"]) == "query"
+    unlogged = query & (np.arange(len(labels)) % 4 == 0)
+    _write(shop, models, ada=unlogged)
+    gone = (*BOTH, "--old-model-gone")
+    assert run(*BRIDGE, *BOTH).code == 5
+    bridged = run(*BRIDGE, *gone, "--json")
+    assert bridged.code == 0, bridged.stderr
+    assert bridged.json["old_hit_rate"] is None
+    judged = run("verify", "bridged.onnx", *gone, "--json")
+    assert judged.code == 0, judged.stderr
+    kinds = {entry["kind"]: entry["count"] for entry in judged.json["notices"]}
+    held_out = judged.json["groups"][0]["n_queries"]
+    assert 0 < kinds["no-old-answer"] < held_out
+    _write(shop, models, ada=query)
+    (shop / "compatctl.yaml").write_text(
+        "vectors: {ada: ada.npz, e3: e3.npz}\nold_model_gone: true\nmax_gallery_pass: .5\n"
+    )
+    bridged = run(*BRIDGE, "--json")
+    assert bridged.code == 0, bridged.stderr
+    assert bridged.json["pairs"]["encoder"] == 0
+    judged = run("verify", "bridged.onnx")
+    assert judged.code == 4
+    assert "has a vector of the old model, which is gone" in judged.stderr
+
+
+def test_new_vectors_of_a_part_of_the_gallery_are_enough(
+    shop: Path, models: dict[str, Any]
+) -> None:
+    """Where the new model embedded the queries and 2% of the gallery, the bridge and the gate work
+    with those."""
+    gallery = np.array(models["roles"]) == "gallery"
+    _write(shop, models, e3=gallery & (np.arange(len(gallery)) % 50 != 0))
+    bridged = run(*BRIDGE, *BOTH, "--json")
+    assert bridged.code == 0, bridged.stderr
+    assert 0 < bridged.json["pairs"]["gallery"] <= DOCS / 50
+    judged = run("verify", "bridged.onnx", *BOTH, "--json")
+    assert judged.code == 0, judged.stderr
+    assert judged.json["groups"][0]["n_queries"] > 100
+
+
+def test_init_needs_one_model(shop: Path) -> None:
+    """Two tables do not say which model is deployed, and the tip says how to."""
+    refused = run("init", "--store", "other", *BOTH)
+    assert refused.code == 2
+    assert "--model with one of its spaces (ada, e3)" in refused.stderr
+    named = run("init", "--store", "other", "--model", "e3", *BOTH, "--json")
+    assert named.code == 0, named.stderr
+    assert named.json["dim"] == NEW_DIM
+
+
+def test_init_writes_the_tables_into_the_project(shop: Path) -> None:
+    """The next command finds the vectors without a flag."""
+    assert json.dumps({"ada": "ada.npz"}) in (shop / "compatctl.yaml").read_text()
+    assert run("add", "--json").json["written"] is False
+
+
+def test_lift_turns_the_gallery_into_the_new_space(shop: Path) -> None:
+    """Stored vectors become rows of the new dimension, which the new model's queries search."""
+    lifted = run("lift", "e3", "--kind", "ridge", *BOTH, "--json")
+    assert lifted.code in {0, 3, 4}, lifted.stderr
+    if lifted.code == 0:
+        assert run("status", "--json").json["dim"] == NEW_DIM
