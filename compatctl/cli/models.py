@@ -122,3 +122,15 @@ def _template(source: str | None, output: Path | None) -> Outcome[Any]:
 
     template = write_template(Path(source) if source is not None else None, output)
     return Outcome(result=template, table=json_table)
+
+
+@command
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A file, or a folder.")],
+) -> Outcome[Any]:
+    """Say what a model, checkpoint, index, table, store, recipe, project or policy is, what it
+    takes and gives, and what is missing to use it. Runs nothing of it."""
+    from compatctl.commands.inspect import inspect
+    from compatctl.render.inspection_table import inspection_table
+
+    return Outcome(result=inspect(path), table=inspection_table)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from compatctl.data._content import Content, ItemVectors, Modality, SpaceVectors
 from compatctl.data._dataset import Dataset, Item, Role, Source, Split, SplitRule, merge_items
+from compatctl.data._describe import TableFacts, describe_table
 from compatctl.data._features import FeatureTable, load_features
 from compatctl.data._judgments import Pair, read_pairs, read_traffic, read_traffic_log
 from compatctl.data._keys import KeyColumns, KeyTable, read_key_table
@@ -55,11 +56,13 @@ __all__ = [
     "SpaceVectors",
     "Split",
     "SplitRule",
+    "TableFacts",
     "VectorColumns",
     "VectorTable",
     "column_names",
     "csv_rows",
     "decode",
+    "describe_table",
     "from_files",
     "from_texts",
     "load",

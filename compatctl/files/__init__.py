@@ -24,6 +24,7 @@ from compatctl.files._write import (
     write_atomic,
     write_blob,
 )
+from compatctl.files.tensors import TensorFile, TensorShape, describe_tensors
 
 __all__ = [
     "DIGEST_BYTES",
@@ -32,8 +33,11 @@ __all__ = [
     "TEMPORARY",
     "Blob",
     "Lock",
+    "TensorFile",
+    "TensorShape",
     "canonical_json",
     "copy",
+    "describe_tensors",
     "has_digest",
     "is_remembered",
     "json_safe",

@@ -122,6 +122,27 @@ def read_npz(
         raise error(f"{path}: not an .npz file that can be read: {reason}") from problem
 
 
+def npz_shapes(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The type, as numpy writes it, and the shape of each array; no array is read.
+
+    Raises:
+        InputError: unreadable, not an .npz file, damaged, or larger than the limits.
+    """
+    try:
+        with open_regular(path) as file:
+            members = _members(file)
+            _bounded(members, os.fstat(file.fileno()).st_size, default_limit())
+            headers = [_header(_Stream(file, part), part, default_limit()) for part in members]
+    except OSError as problem:
+        raise InputError(f"{path}: cannot be read: {problem.strerror or problem}") from problem
+    except PARSE_ERRORS as problem:
+        raise InputError(f"{path}: not an .npz file that can be read: {problem}") from problem
+    return {
+        member.name: (header.dtype, header.shape)
+        for member, header in zip(members, headers, strict=True)
+    }
+
+
 def default_limit() -> int:
     """Bytes: ``MAX_BYTES``, or ``MEMORY_SHARE`` of the machine's memory if that is less."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from compatctl.index.faiss_header import FaissHeader, read_faiss_header
 from compatctl.index.hnswlib.index import HnswIndex, require_hnswlib
 from compatctl.index.hnswlib.layout import read_header
 from compatctl.index.hnswlib.params import HnswParams
@@ -23,6 +24,7 @@ from compatctl.index.sources import ForeignRows, Form, form_of, hnswlib_rows, op
 from compatctl.index.tuning import recall_per_query, tune_ef
 
 __all__ = [
+    "FaissHeader",
     "ForeignRows",
     "Form",
     "HnswIndex",
@@ -40,6 +42,7 @@ __all__ = [
     "hnswlib_rows",
     "open_source",
     "read_all",
+    "read_faiss_header",
     "read_header",
     "read_keys",
     "recall_per_query",
