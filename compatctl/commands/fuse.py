@@ -130,7 +130,7 @@ def _search(
     )
     group = drop_rows(group, both.bad)
     shared = shared_columns(data, project.ignore_same, group.queries, group.gallery)
-    judged = judgments_for(project, data, group.queries)
+    judged = judgments_for(project.gate.qrels, data, group.queries)
     truth = with_ignored_rows(ground_truth(data, group, judged), shared)
     _require(bool(truth.has_match().any()))
     labels = [data.labels[int(row)] for row in group.queries]

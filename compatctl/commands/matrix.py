@@ -250,7 +250,7 @@ def matrix(
         seed=seed,
         skip_bad=skip_bad,
         ignore_same=project.ignore_same,
-        judged=judgments_for(project, data, query_rows(data, "test")),
+        judged=judgments_for(project.gate.qrels, data, query_rows(data, "test")),
         store=_gallery(project),
         progress=progress,
     )

@@ -97,7 +97,7 @@ def plan(
 
     if skip_bad:
         data, _ = data.readable()
-    judged = judgments_for(project, data, query_rows(data, "validation"))
+    judged = judgments_for(project.gate.qrels, data, query_rows(data, "validation"))
     choosing = len(make_trials(recipe)) > 1
     split = planning_split(data, deployed.catalog.ids, limit, choosing=choosing, judged=judged)
     inputs, milliseconds = _inputs(split, deployed, (recipe, base), project, progress)

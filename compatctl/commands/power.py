@@ -27,6 +27,7 @@ from compatctl.evaluation.feature_tables import (
     check_same,
     load_tables,
     rank_equivalent,
+    read_judged,
     table_rows,
     table_truth,
 )
@@ -219,12 +220,12 @@ def _sample(project: Project, policy: Policy, options: PowerOptions) -> _Sample:
         else _report_sample(read_report(options.report, earlier=True).report)
     )
     if options.tables:
-        return _table_sample(options.tables, policy, cluster, earlier)
+        return _table_sample(options.tables, policy, cluster, earlier, project.gate.qrels)
     if earlier is not None and project.source is None:
         return earlier
     data = load_data(project)
     group = query_group("power", data, query_rows(data, "test"), (), cluster)
-    truth = ground_truth(data, group, judgments_for(project, data, group.queries))
+    truth = ground_truth(data, group, judgments_for(project.gate.qrels, data, group.queries))
     held_out = HeldOutSet.from_codes(truth.classes, truth.unit, truth.has_match())
     return _with_earlier(held_out, earlier)
 
@@ -235,13 +236,18 @@ def _with_earlier(held_out: HeldOutSet, earlier: _Sample | None) -> _Sample:
 
 
 def _table_sample(
-    paths: Sequence[Path], policy: Policy, cluster: tuple[str, ...], earlier: _Sample | None
+    paths: Sequence[Path],
+    policy: Policy,
+    cluster: tuple[str, ...],
+    earlier: _Sample | None,
+    qrels: Path | None,
 ) -> _Sample:
-    tables, similarity = load_tables(paths)
+    tables, similarity = load_tables(paths, labelled=qrels is None)
     if len(tables) == 2:
         check_same(tables[0], tables[1], paths[0], paths[1])
     queries, gallery = table_rows(tables[0], paths[0])
-    truth = table_truth(tables[0], queries, gallery, None, VerifyOptions(cluster=cluster))
+    judged = read_judged(tables[0], qrels)
+    truth = table_truth(tables[0], queries, gallery, judged, VerifyOptions(cluster=cluster))
     query_rows, searched = rank_equivalent(tables, queries, gallery, similarity, galleries=1)
     tests = [retrieval(truth, rows, searched[0], (policy.hit_at,), 1) for rows in query_rows]
     old, k = tests[0], policy.hit_at

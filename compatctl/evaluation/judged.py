@@ -1,6 +1,8 @@
-"""The project's judgments, for commands other than verify: which queries they are of."""
+"""Judgments where another split than the held-out one may query: are any of these queries?"""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 
@@ -9,11 +11,10 @@ from compatctl.data import Dataset, Judgments, read_qrels
 from compatctl.deployment.data import has_classes
 from compatctl.errors import InputError
 from compatctl.notices import MAX_NAMES, notice
-from compatctl.recipe import Project
 
 
-def judgments_for(project: Project, data: Dataset, rows: Rows) -> Judgments | None:
-    """The project's judgments (``gate.qrels``) if some are of the queries ``rows`` of the data.
+def judgments_for(qrels: Path | None, data: Dataset, rows: Rows) -> Judgments | None:
+    """The judgments in the file ``qrels`` if some are of the queries ``rows`` (Q,) of the data.
 
     If none is, their labels say what is relevant, and a notice says so; None then, and without a
     file of judgments.
@@ -21,7 +22,6 @@ def judgments_for(project: Project, data: Dataset, rows: Rows) -> Judgments | No
     Raises:
         InputError: the file cannot be read; or none is of these queries, and there are no labels.
     """
-    qrels = project.gate.qrels
     if qrels is None or not len(rows):
         return None
     judged = read_qrels(qrels)

@@ -26,7 +26,7 @@ from compatctl.core.rescoring import (
     rescore,
     within_budget,
 )
-from compatctl.data import Dataset, read_qrels
+from compatctl.data import Dataset
 from compatctl.encoder import Encoder, embed_together
 from compatctl.errors import InputError
 from compatctl.evaluation.comparison import GroupResult, RescoredAnswers
@@ -35,6 +35,7 @@ from compatctl.evaluation.exact_retrieval import nearest_rows
 from compatctl.evaluation.gallery import EmbeddedRows, EvaluationGallery
 from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.evaluation.ignored_rows import with_ignored_rows
+from compatctl.evaluation.judged import judgments_for
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.evaluation.protocol import query_group, query_rows
 from compatctl.manifest import Catalog
@@ -240,9 +241,7 @@ def _validation_truth(
     """What is relevant to the validation queries at rows (Q,) of the data."""
     group = query_group("validation", data, rows)
     shared = gallery.shared(data, group, options.ignore_same)
-    judged = None if options.qrels is None else read_qrels(options.qrels)
-    if judged is not None and not judged.has_relevant(data.take(rows).ids).any():
-        judged = None
+    judged = judgments_for(options.qrels, data, rows)
     return with_ignored_rows(gallery.ground_truth(data, group, judged), shared)
 
 

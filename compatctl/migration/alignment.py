@@ -227,7 +227,9 @@ def alignment_set(
         queries=both.new.take(validation.queries),
         old_queries=both.old.take(validation.queries) if known else None,
         gallery=both.in_gallery(validation.gallery),
-        truth=ground_truth(data, validation, judgments_for(project, data, validation.queries)),
+        truth=ground_truth(
+            data, validation, judgments_for(project.gate.qrels, data, validation.queries)
+        ),
         skipped=tuple(sorted({*by_new.bad, *(data.items[row].id for row in both.bad)})),
     )
     _refuse_empty(alignment)

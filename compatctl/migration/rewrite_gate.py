@@ -71,7 +71,7 @@ class HeldOutQueries:
             embedded.features,
             cluster=project.cluster,
             ignore_same=project.ignore_same,
-            judged=judgments_for(project, data, rows[embedded.rows]),
+            judged=judgments_for(project.gate.qrels, data, rows[embedded.rows]),
         )
         return replace(queries, free=embedded.free)
 
@@ -89,7 +89,7 @@ class HeldOutQueries:
             features,
             cluster=project.cluster,
             ignore_same=project.ignore_same,
-            judged=judgments_for(project, data, rows),
+            judged=judgments_for(project.gate.qrels, data, rows),
         )
 
     @classmethod

@@ -86,6 +86,32 @@ def _forecast() -> Forecast:
     )
 
 
+@pytest.mark.slow
+def test_a_plan_judges_by_the_judgments(shop: Shop) -> None:
+    """Judgments that repeat the labels give every route the hit rate that the labels give; those
+    that name an item of another class give next to none."""
+    recipe, data = _recipe(shop), load(shop.data())
+    command = "plan", "--base", shop.path("new.ckpt"), "--recipe", recipe, "--no-forecast"
+    qrels, plans = shop.path("qrels.txt"), []
+    for same in (None, True, False):
+        lines = []
+        for query in data.items:
+            if same is None or query.split != "validation" or query.role == "gallery":
+                continue
+            items = (item for item in data.items if item.role != "query" and item.id != query.id)
+            found = [item.id for item in items if (item.label == query.label) == same]
+            lines += [f"{query.id} 0 {item} 1\n" for item in (found if same else found[:1])]
+        if lines:
+            qrels.write_text("".join(lines))
+            project = shop.path("compatctl.yaml").read_text().split("gate:")[0]
+            shop.path("compatctl.yaml").write_text(f"{project}gate: {{qrels: {qrels}}}\n")
+        result = shop.run(*command)
+        assert result.code == 0, result.stderr
+        plans.append({route["name"]: route["hit_rate"] for route in result.json["routes"]})
+    assert plans[0] == pytest.approx(plans[1], abs=1e-12)
+    assert plans[2]["keep"] < 0.5 * plans[0]["keep"]
+
+
 def test_the_estimates_of_a_real_project_add_up(shop: Shop) -> None:
     """Facts and routes add up, and the store is as it was."""
     recipe, before = _recipe(shop), store_files(shop)

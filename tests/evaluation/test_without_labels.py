@@ -189,6 +189,10 @@ def test_feature_tables_need_no_labels_with_judgments(tmp_path: Path) -> None:
     result = run("verify", *tables, "--qrels", qrels, *report, "--json")
     assert result.code == 0, result.stderr
     assert json.loads((tmp_path / "r.json").read_bytes())["groups"][0]["unit"] == ["query"]
+    project = tmp_path / "compatctl.yaml"
+    project.write_text("gate: {qrels: q.txt}\n")
+    sized = run("power", "--project", project, *tables, "--json")
+    assert (sized.code, sized.json["n_queries"]) == (0, queries), sized.stderr
     refused = run("verify", *tables, *report)
     assert refused.code == 5
     assert "labels" in refused.stderr
