@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,9 @@ from compatctl.notices import notice
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_PANDAS_INDEX = re.compile(r"__index_level_\d+__")
+"""A column that pandas adds, and that is no value of an item."""
 
 METADATA_KEY = b"huggingface"
 _IMAGE_NAMES = frozenset(("path", "image"))
@@ -142,14 +146,20 @@ def plan_of(
             "ids-from-rows", source, "data whose rows are counted, for want of ids", ["id"], result
         )
     renamed = fields.rename(names, source)
-    scalars = [field.name for field in schema if _is_scalar(field.type)]
+    scalars = [
+        field.name
+        for field in schema
+        if _is_scalar(field.type) and not _PANDAS_INDEX.fullmatch(field.name)
+    ]
     unread = [
         f"{field.name!r} ({field.type})"[:80]
         for field in schema
         if field.name not in scalars and field.name != image
     ]
     if unread:
-        notice("column-not-read", source, "columns that are no text and no number", unread)
+        notice(
+            "column-not-read", source, "columns that are no text and no number, or an index", unread
+        )
     _refuse_unreadable(schema, renamed, scalars, image, source)
     return TablePlan(
         source=str(source),

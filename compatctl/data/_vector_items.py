@@ -8,8 +8,10 @@ from pathlib import Path
 from compatctl.data._columns import Fields
 from compatctl.data._content import ItemVectors, SpaceVectors
 from compatctl.data._dataset import Dataset, Item, SplitRule
-from compatctl.data._load import _collect, _Row, _rows, _whole
+from compatctl.data._load import collect
+from compatctl.data._readers import rows_of
 from compatctl.data._roots import AllowedRoots
+from compatctl.data._rows import Row, whole_rows
 from compatctl.data._vectors import FORMS, VectorTable, load_vectors
 from compatctl.errors import InputError
 from compatctl.notices import notice
@@ -36,16 +38,16 @@ def load_vector_items(
     path = data or next(iter(tables.values()))
     roots = AllowedRoots(path.parent, None)
     if data is None:
-        rows = [_Row(where, record) for where, record in _records(loaded)]
+        rows = [Row(where, record) for where, record in _records(loaded)]
     else:
         fields = Fields(required=("id",), optional=_OPTIONAL, mapped=columns or {}, partial=True)
-        rows = [*_rows(data, roots, fields, "a table with the column id")]
+        rows = [*rows_of(data, roots, fields, "a table with the column id")]
         _warn_of_unnamed(loaded, data, {row.text("id") for row in rows})
     if not any(row.text("label") for row in rows):
         for row in rows:
             row.record = _as_own_class(row)
-    whole = _whole(iter(rows), ("id", "label"))
-    return _collect(_items(whole, rows, loaded, rule or SplitRule()), path, roots, FORMS)
+    whole = whole_rows(iter(rows), ("id", "label"))
+    return collect(_items(whole, rows, loaded, rule or SplitRule()), path, roots, FORMS)
 
 
 _OPTIONAL = ("label", "split", "role")
@@ -72,7 +74,7 @@ def _records(tables: Mapping[str, VectorTable]) -> Iterator[tuple[str, dict[str,
     return ((f"{names}, item {item!r}", record) for item, record in records.items())
 
 
-def _as_own_class(row: _Row) -> dict[str, object]:
+def _as_own_class(row: Row) -> dict[str, object]:
     """The fields of an item without a label: it is a class of its own, and a gallery item is not
     a labelled training item."""
     record = {**row.record, "label": row.text("id")}
@@ -82,8 +84,8 @@ def _as_own_class(row: _Row) -> dict[str, object]:
 
 
 def _items(
-    whole: Iterator[_Row], rows: list[_Row], tables: Mapping[str, VectorTable], rule: SplitRule
-) -> Iterator[tuple[Item, _Row]]:
+    whole: Iterator[Row], rows: list[Row], tables: Mapping[str, VectorTable], rule: SplitRule
+) -> Iterator[tuple[Item, Row]]:
     """Each item, its row with its vectors as the source."""
     ids = [row.text("id") for row in rows]
     spaces = {

@@ -112,14 +112,16 @@ def test_a_row_without_bytes_names_a_file(tmp_path: Path) -> None:
 
 
 def test_a_parquet_table_may_name_files(tmp_path: Path) -> None:
-    """A column ``path`` of text is as in a CSV; a column of bytes beside it is not read."""
+    """A column ``path`` of text is as in a CSV; a column of bytes beside it is not read, nor is the
+    index of pandas."""
     (tmp_path / "a.png").write_bytes(png(3))
     table = {"id": ["1"], "path": ["a.png"], "label": ["x"], "blob": [b"1"]}
+    table["__index_level_0__"] = [5]
     with collected() as notices:
         data = load(write_parquet(tmp_path / "t.parquet", table))
     assert data.original(0, LIMIT) == png(3)
     assert [(e["kind"], e["names"]) for e in notices.entries()] == [
-        ("column-not-read", ["'blob' (binary)"])
+        ("column-not-read", ["'blob' (binary)", "'__index_level_0__' (int64)"])
     ]
 
 
