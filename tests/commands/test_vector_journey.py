@@ -176,3 +176,45 @@ def test_lift_turns_the_gallery_into_the_new_space(shop: Path) -> None:
     assert lifted.code in {0, 3, 4}, lifted.stderr
     if lifted.code == 0:
         assert run("status", "--json").json["dim"] == NEW_DIM
+
+
+def test_judgments_stand_in_for_labels(
+    tmp_path: Path, models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables of ids and vectors alone, and BEIR's qrels: the map is chosen, judged and deployed as
+    with the labels that the judgments repeat."""
+    monkeypatch.chdir(tmp_path)
+    outcomes = []
+    for form in ("labels", "qrels"):
+        folder = tmp_path / form
+        folder.mkdir()
+        _write(folder, models)
+        project = "vectors: {ada: ada.npz, e3: e3.npz}\nsplit: {train: .5, validation: .2}\n"
+        if form == "qrels":
+            lines = ["query-id\tcorpus-id\tscore"]
+            for item, label in zip(models["ids"], models["labels"], strict=True):
+                if item.startswith("q"):
+                    lines.append(f"{item}\td{label.removeprefix('c')}\t2")
+            (folder / "test.tsv").write_text("\n".join(lines) + "\n")
+            for name in models["rows"]:
+                with np.load(folder / f"{name}.npz") as archive:
+                    arrays = dict(archive)
+                del arrays["labels"]
+                np.savez(folder / f"{name}.npz", **arrays)
+            project += "gate: {qrels: test.tsv}\n"
+        (folder / "compatctl.yaml").write_text(project)
+        monkeypatch.chdir(folder)
+        assert run("init", "--vectors", "ada=ada.npz", "--json").code == 0
+        bridged = run(*BRIDGE, "--json")
+        assert bridged.code == 0, bridged.stderr
+        judged = run("verify", "bridged.onnx", "--json")
+        assert judged.code == 0, judged.stderr
+        assert run("deploy").code == 0
+        outcomes.append((bridged.json, judged.json["groups"][0]))
+    for bridged, group in outcomes:
+        assert bridged["hit_rate"] > 0.5
+        assert group["recall"]["new_old"]["10"] > group["recall"]["old_old"]["10"]
+        # One relevant item a query: recall is the hit rate, and the best order has nDCG 1.
+        assert group["recall"]["new_old"] == pytest.approx(group["hit_rate"]["new_old"])
+        assert group["mrr"]["new_old"]["1"] == pytest.approx(group["ndcg"]["new_old"]["1"])
+    assert outcomes[1][1]["unit"] == ["query"]
