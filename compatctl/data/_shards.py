@@ -15,13 +15,14 @@ SHARD_SUFFIXES = (".parquet", ".tar")
 SAVED_FILES = ("dataset_dict.json", "state.json")
 """Files by which a data set that Hugging Face's ``save_to_disk`` wrote is known."""
 
+_DEPTH = 3
 _FIRST_WORD = re.compile(r"[^\W\d_]+")
 
 
 def folder_form(top: Path) -> str:
     """The form of a folder: ``images``, ``saved``, or the ending of its shards.
 
-    Shards are in the folder or in one of its folders, and no image lies beside or before them.
+    Shards lie at most ``_DEPTH`` folders deep, and no image lies as deep as the first of them.
 
     Raises:
         InputError: there are shards of two forms.
@@ -29,22 +30,27 @@ def folder_form(top: Path) -> str:
     """
     if any((top / name).is_file() for name in SAVED_FILES):
         return "saved"
-    folders = [top, *sorted(path for path in top.iterdir() if path.is_dir())]
-    for folder in folders:
-        found = set()
-        for path in folder.iterdir():
+    folders = [top]
+    for _ in range(_DEPTH + 1):
+        found, deeper = set(), []
+        for path in (path for folder in folders for path in folder.iterdir()):
             suffix = path.suffix.lower()
-            if suffix in IMAGE_SUFFIXES:
+            if path.name.startswith("."):
+                continue
+            if suffix in IMAGE_SUFFIXES and path.is_file():
                 return "images"
-            if suffix in SHARD_SUFFIXES and not path.name.startswith("."):
+            if suffix in SHARD_SUFFIXES and path.is_file():
                 found.add(suffix)
+            elif path.is_dir():
+                deeper.append(path)
         if len(found) > 1:
             raise InputError(
-                f"{folder}: {' and '.join(sorted(found))} files are two forms of data",
+                f"{top}: {' and '.join(sorted(found))} files are two forms of data",
                 tip="name the folder or the file of one of them",
             )
         if found:
             return found.pop()
+        folders = deeper
     return "images"
 
 

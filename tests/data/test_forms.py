@@ -255,11 +255,13 @@ def test_files_named_like_splits_are_read_so_only_if_all_are(tmp_path: Path) -> 
 
 
 def test_a_folder_of_images_with_a_table_in_it_stays_one(tmp_path: Path) -> None:
-    """Shards count only where no image lies before them; two forms of shards are refused."""
+    """Shards count where no image lies as deep as the first of them; two forms are refused."""
     (tmp_path / "ant").mkdir()
     (tmp_path / "ant/a.png").write_bytes(png(1))
     write_parquet(tmp_path / "zoo/items.parquet", columns(samples(3)))
     assert load(tmp_path).labels == ("ant",)
+    write_parquet(tmp_path / "hub/default/train/0.parquet", columns(samples(3)))
+    assert len(load(tmp_path / "hub")) == 3
     write_tar(tmp_path / "zoo/t.tar", tar_files(samples(3)))
     with pytest.raises(InputError, match=r"\.parquet and \.tar files are two forms"):
         load(tmp_path / "zoo")

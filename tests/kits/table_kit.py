@@ -162,12 +162,22 @@ def _tars(folder: Path, items: Sequence[Sample]) -> Path:
     return folder / "tars"
 
 
+def _arrow(folder: Path, items: Sequence[Sample]) -> Path:
+    table = pa.table(columns(items, "large"))
+    path = folder / "items.arrow"
+    folder.mkdir(parents=True, exist_ok=True)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=5)
+    return path
+
+
 FORMS: dict[str, Callable[[Path, Sequence[Sample]], Path]] = {
     "parquet": _parquet("binary"),
     "large": _parquet("large"),
     "struct": _parquet("struct"),
     "shards": _shards,
     "saved": lambda folder, items: write_saved_dict(folder / "saved", items),
+    "arrow": _arrow,
     "tar": lambda folder, items: write_tar(folder / "all.tar", tar_files(items)),
     "tars": _tars,
 }
