@@ -25,7 +25,7 @@ from compatctl.evaluation.options import VerifyOptions
 from compatctl.evaluation.pairs import measure_pairs, resolve_pairs
 from compatctl.evaluation.protocol import same_dimension, slice_masks
 from compatctl.evaluation.query_report import QueryAnswers, write_queries
-from compatctl.evaluation.verdict import lost_judgments, verdict_fields
+from compatctl.evaluation.verdict import judgment_notes, verdict_fields
 from compatctl.files import canonical_json, sha256_bytes, sha256_file
 from compatctl.report import DataId, ModelId, PairsResult, Report
 
@@ -95,7 +95,7 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
         latency=None,
         training_record_sha256=None,
         registry_sha256=None,
-        not_checked=unchecked + (lost_judgments(judged, result) if judged else ()),
+        not_checked=unchecked + judgment_notes(judged, result, policy),
         **fields,
     )
 

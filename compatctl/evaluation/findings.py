@@ -35,7 +35,7 @@ from compatctl.evaluation.protocol import QueryGroup, drop_rows, group_rows
 from compatctl.evaluation.query_report import QueryAnswers
 from compatctl.evaluation.rescoring import Judge
 from compatctl.evaluation.served_today import ServedToday
-from compatctl.evaluation.verdict import lost_judgments
+from compatctl.evaluation.verdict import judgment_notes
 from compatctl.progress import Progress
 from compatctl.report import (
     AnnRecall,
@@ -186,12 +186,12 @@ class Findings:
             findings = findings._with_group(
                 setup, kept, judged, images, gallery, (judge, today), progress
             )
-        lost = lost_judgments(judged, findings.results[0]) if judged else ()
+        notes = judgment_notes(judged, findings.results[0], setup.policy)
         first_stage = findings.results[0].old_first_stage
         by_new = np.union1d(embeddings.new.rows, judge.embedded() if judge else as_rows(()))
         return replace(
             findings,
-            unchecked=setup.options.unchecked() + lost + findings.unchecked,
+            unchecked=setup.options.unchecked() + notes + findings.unchecked,
             by_new=by_new,
             rescoring=judge.entry(findings.results[0]) if judge else None,
             rescored_today=today.entry(first_stage) if today and first_stage else None,

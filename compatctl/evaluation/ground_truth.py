@@ -203,7 +203,8 @@ def _judged_rows(
     here = (query >= 0) & (row >= 0) & ~itself
     if not here.any():
         raise InputError(
-            f"none of the {len(judged)} judgments is of a held-out query and a gallery item",
+            f"none of the {len(judged)} judgments (read as {judged.form}) is of a held-out query "
+            "and a gallery item",
             tip="the ids in the judgments must be those of the data",
         )
     return query[here], row[here], judged.grades[here]

@@ -124,10 +124,25 @@ def write_report(report: Report, path: Path, outputs: Outputs) -> None:
             write_atomic(target, text(report))
 
 
-def lost_judgments(judged: Judgments, result: GroupResult) -> tuple[str, ...]:
-    """A sentence if judgments have no effect: not of a held-out query and a gallery item."""
-    lost = len(judged) - result.n_judged
-    return (f"{lost} of {len(judged)} judgments: not of held-out queries and gallery",) * (lost > 0)
+def judgment_notes(
+    judged: Judgments | None, result: GroupResult, policy: Policy
+) -> tuple[str, ...]:
+    """Which judgments have no effect: those not of a held-out query and a gallery item, and grades
+    where the policy does not decide by nDCG."""
+    if judged is None:
+        return ()
+    lost, notes = len(judged) - result.n_judged, []
+    if lost:
+        notes.append(
+            f"{lost} of {len(judged)} judgments, read as {judged.form}: not of held-out queries "
+            "and gallery"
+        )
+    if policy.min_ndcg_gain is None and len(np.unique(judged.grades)) > 1:
+        notes.append(
+            f"grades of judgments ({judged.grades.min():g} to {judged.grades.max():g}): nDCG is "
+            "measured and does not decide; policy key min_ndcg_gain"
+        )
+    return tuple(notes)
 
 
 def _next_step(policy: Policy, verdict: Verdict, result: GroupResult) -> str:

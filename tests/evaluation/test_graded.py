@@ -115,6 +115,10 @@ def test_graded_judgments_decide_by_the_policy(scene: Scene) -> None:
     assert (report.verdict.outcome, gain.decides, gain.outcome) == ("pass", True, "pass")
     assert "the gain in nDCG is" in report.summary
     assert scene.verify(replace(GRADED, min_hit_gain=0.0)).verdict.outcome == "inconclusive"
+    by_hits = scene.verify(replace(GRADED, min_hit_gain=0.0, min_ndcg_gain=None))
+    assert by_hits.verdict.outcome == "inconclusive"
+    told = [reports for reports in (report, by_hits) if "1 to 3" in " ".join(reports.not_checked)]
+    assert told == [by_hits]
     swapped = replace(GRADED, min_ndcg_gain=0.5)
     assert scene.verify(swapped).verdict.outcome == "fail"
 
