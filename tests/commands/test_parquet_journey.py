@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from shop_kit import Shop
+from tiny_backbone import build
 
 NAMES = {"sku": "id", "picture": "path", "kind": "label", "fold": "split"}
 """Column of the Parquet file -> column of the CSV."""
@@ -79,3 +82,38 @@ def test_a_parquet_file_of_images_goes_all_the_way(shop: Shop, stored: Shop) -> 
     assert answers[0] == answers[1]
     assert stored.run("rollback").code == 0
     assert stored.run("add").json["present"] == begun.json["rows"]
+
+
+RECIPE = """\
+format: 1
+backbone:
+  factory: "tiny_backbone:build"
+  input: {height: 32, width: 32, resize: bilinear, fit: stretch, mean: [200.0, 200.0, 200.0]}
+junction: {kind: mlp, hidden: 64, dropout: 0.0}
+objective: {frame: prototypes, lambda: 0.5, scale: 16.0}
+optimiser: {epochs: 2, batch_size: 64, lr: 0.003}
+rehearsal: {per_class: 2}
+"""
+
+
+def test_training_on_a_parquet_file_gives_the_model_that_files_give(
+    shop: Shop, stored: Shop
+) -> None:
+    """The same model and rehearsal memory, byte for byte, and record, from images in any order."""
+    assert stored.run("init", "--model", stored.path("old.onnx")).code == 0
+    torch.save({"state_dict": build().state_dict()}, shop.path("new.ckpt"))
+    files: list[dict[str, bytes]] = []
+    for project in (shop, stored):
+        recipe = project.path("recipe.yaml")
+        recipe.write_text(RECIPE)
+        base = shop.path("new.ckpt")
+        trained = project.run("finetune", "--base", base, "--recipe", recipe)
+        assert trained.code == 0, trained.stderr
+        folder = project.path("build/candidate")
+        files.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert files[0].keys() == files[1].keys()
+    assert len(files[0]) >= 3
+    records = [json.loads(found.pop("training.json")) for found in files]
+    assert files[0] == files[1]
+    differing = {key for key in records[0] if records[0][key] != records[1][key]}
+    assert differing <= {"seconds"}
