@@ -87,10 +87,18 @@ def warn_of_near_equal(source: object, ids: Sequence[str], labels: Iterable[str]
             _warn(kind, source, f"{kind} {WHAT}", groups)
 
 
-def warn_of_near_known(source: object, kind: str, new: Sequence[str], known: Sequence[str]) -> None:
-    """Warn of ``new`` ids or labels (``kind``) that are near-equal to known ones."""
+def warn_of_near_known(
+    source: object,
+    kind: str,
+    new: Sequence[str],
+    known: Sequence[str],
+    *,
+    told: tuple[str, str] = ("new", "the store"),
+) -> None:
+    """Warn of ``new`` ids or labels (``kind``) that are near-equal to known ones; ``told``: what
+    both are in the sentence."""
     if pairs := near_pairs(new, known):
-        _warn(kind, source, f"new {kind} {WHAT} from those of the store", pairs)
+        _warn(kind, source, f"{told[0]} {kind} {WHAT} from those of {told[1]}", pairs)
 
 
 def _warn(kind: str, source: object, what: str, groups: Sequence[Sequence[str]]) -> None:

@@ -13,7 +13,7 @@ from compatctl.core.hash_order import hash_fraction
 from compatctl.core.ignored import Ignored
 from compatctl.core.pair_tiles import PairTruth
 from compatctl.core.training_overlap import TrainingOverlap
-from compatctl.data import Judgments
+from compatctl.data import Judgments, warn_of_near_known
 from compatctl.errors import InputError
 from compatctl.evaluation.clusters import column_codes, resampling_units
 from compatctl.notices import MAX_NAMES, notice
@@ -218,9 +218,9 @@ def warn_of_unknown_ids(
         ("queries", judged.query_ids, queries),
         ("items", judged.item_ids, items),
     ):
-        wanted = frozenset(ids)
-        known = {name for name in given if name in wanted}
-        unknown = [name for name in ids if name not in known]
+        known, wanted = tuple(given), frozenset(ids)
+        here = wanted.intersection(known)
+        unknown = [name for name in ids if name not in here]
         if unknown:
             notice(
                 f"unknown-{what}",
@@ -230,6 +230,7 @@ def warn_of_unknown_ids(
                 "their judgments do not count",
                 count=len(unknown),
             )
+            warn_of_near_known(source, "ids", unknown, known, told=("judged", "the data"))
 
 
 def reembedded_half(ids: Iterable[str]) -> Bools:

@@ -160,7 +160,7 @@ def test_a_report_without_a_measured_check_is_refused(scene: Scene) -> None:
 def test_judged_ids_that_nothing_has_are_counted_and_named(tmp_path: Path) -> None:
     """Unknown queries and items are notices, with --strict an error; the rest still decides."""
     scene = Scene(tmp_path)
-    scene.write(scene.grades, "stranger\td1\t1\nq1\tnowhere\t2\nq2\tnowhere\t1\n")
+    scene.write(scene.grades, "stranger\td1\t1\nq1\tnowhere\t2\nQ2\tnowhere\t1\n")
     policy = tmp_path / "graded.yaml"
     policy.write_text(
         "format: 4\nname: graded\nmin_hit_gain: null\nmin_ndcg_gain: 0.0\n"
@@ -172,7 +172,8 @@ def test_judged_ids_that_nothing_has_are_counted_and_named(tmp_path: Path) -> No
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     told = {entry["kind"]: entry for entry in json.loads(result.stdout)["notices"]}
-    assert told["unknown-queries"]["names"] == ["stranger"]
+    assert told["unknown-queries"]["names"] == ["stranger", "Q2"]
+    assert told["near-equal-ids"]["names"] == ["'Q2' and 'q2'"]
     assert told["unknown-items"]["names"] == ["nowhere"]
     strict = CliRunner().invoke(app, [*command, "--strict"])
     assert strict.exit_code == 5
