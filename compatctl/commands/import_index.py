@@ -38,6 +38,7 @@ from compatctl.encoder import Encoder, check_steady
 from compatctl.errors import InputError, UsageError
 from compatctl.index import KeyLookup, require_hnswlib
 from compatctl.manifest import Catalog, Operation
+from compatctl.migration.first_store import write_first_project
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 from compatctl.store import Store
@@ -131,19 +132,17 @@ def import_index(
     model_file = ModelFile.deployed(project, model, preprocessing)
     encoder = model_file.encoder
     named = {} if columns is None else columns
+    own = {"id", "vector", "label"} if items is None else {"vector"}
     request = SourceRequest(
         path=index,
         dim=encoder.dim,
         space=space,
         ef_search=ef_search,
         drop_deleted=drop_deleted,
-        columns={name: column for name, column in named.items() if name != "key"},
+        columns={name: column for name, column in named.items() if name in own},
         norms=norms,
     )
-    item_columns = {name: column for name, column in named.items() if name != "vector"}
-    names = None if items is None else ItemsTable(path=items, columns=item_columns, table=table)
-    if names is None and table is not None:
-        raise UsageError("--items-table chooses a table of --items, which is not given")
+    names = _items_table(items, named, table)
     with open_adopted(request, progress) as source:
         catalog = _catalog(source, names, encoder.sha256)
         catalog, agreement = _compared(project, encoder, source, catalog, progress)
@@ -160,12 +159,30 @@ def import_index(
             dry_run=dry_run,
         )
         result = _result(project, encoder, source, agreement, written)
+    if not dry_run and (project.data is not None or project.vectors):
+        write_first_project(project)
     kept = norms is not None and source.norms is not None
     return replace(
         result,
         index_sha256="" if dry_run else result.index_sha256,
         norms=str(norms) if kept else None,
     )
+
+
+def _items_table(
+    path: Path | None, columns: Mapping[str, str], table: str | None
+) -> ItemsTable | None:
+    """The table of --items; refuses options that choose in a table that is not given."""
+    if path is not None:
+        names = {name: column for name, column in columns.items() if name != "vector"}
+        return ItemsTable(path=path, columns=names, table=table)
+    useless = "--items-table" if table is not None else "--items-column key"
+    if table is not None or "key" in columns:
+        raise UsageError(
+            f"{useless} chooses in the table of --items, which is not given",
+            tip="name the table with --items",
+        )
+    return None
 
 
 def _result(

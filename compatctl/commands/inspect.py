@@ -95,7 +95,11 @@ def _has_pickle(path: Path) -> bool:
 
 
 def _by_trial(path: Path) -> Inspection:
-    """A file without a known beginning: an hnswlib index, ONNX or a checkpoint says so inside."""
+    """A file without a known beginning: an index, ONNX or a checkpoint says so inside."""
+    from compatctl.index import is_usearch
+
+    if is_usearch(path):
+        return _usearch(path)
     for kind in (_hnswlib, _onnx, _checkpoint):
         try:
             return kind(path)
@@ -268,7 +272,21 @@ def _faiss(path: Path) -> Inspection:
         facts=asdict(facts),
         contract=f"{facts.rows} rows of {facts.dim} dimensions",
         missing=("the encoder that made its rows, and the items behind its keys",),
+        next=(_import_command(path),),
     )
+
+
+def _usearch(path: Path) -> Inspection:
+    return Inspection(
+        path=str(path),
+        kind="usearch index",
+        missing=("the encoder that made its rows, and the items behind its keys",),
+        next=(_import_command(path),),
+    )
+
+
+def _import_command(path: Path) -> str:
+    return f"compatctl import {path} --model old.onnx --items items.csv --data items.csv"
 
 
 def _hnswlib(path: Path) -> Inspection:

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compatctl.data._arrow import arrow_errors, require_pyarrow
+from compatctl.data._vectors import VECTOR_NAMES
 from compatctl.errors import InputError
 
 NAMES = {
     "id": ("id", "ids", "key", "keys", "_id", "item_id", "point_id", "pk"),
-    "vector": ("vector", "vectors", "embedding", "embeddings", "feature", "features", "values"),
+    "vector": (*VECTOR_NAMES, "values"),
     "label": ("label", "labels"),
 }
 """Column -> the names by which it is found, in any case."""
@@ -41,14 +42,14 @@ def column_names(
         if len(found) > 1:
             raise InputError(
                 f"{path}: {', '.join(map(repr, found))} could each be the {column}",
-                tip=f"--items-column {column}={found[0]} says which",
+                tip=f"compatctl import --items-column {column}={found[0]} says which",
             )
         if found:
             chosen[column] = found[0]
         elif column in needed:
             raise InputError(
                 f"{path}: no column is known to be the {column}; {listed}",
-                tip=f"name it: --items-column {column}=NAME",
+                tip=f"compatctl import --items-column {column}=NAME says which",
             )
     return chosen
 

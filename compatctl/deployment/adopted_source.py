@@ -114,6 +114,12 @@ def _refuse_options(request: SourceRequest, form: Form) -> None:
             "row that is marked deleted",
             tip="leave it out",
         )
+    if request.columns and form not in {Form.NPZ, Form.PARQUET}:
+        raise UsageError(
+            f"--items-column {next(iter(request.columns))} names a column of a table; "
+            f"{request.path} is {form.value}, which has none",
+            tip="--items names the table of its keys",
+        )
     if request.norms is not None and request.norms.suffix != ".npz":
         raise UsageError(f"--norms writes an .npz file, got {request.norms.name}")
     if request.norms is not None and not request.norms.parent.is_dir():

@@ -20,7 +20,14 @@ from compatctl.index.hnswlib.rebuilding import (
 )
 from compatctl.index.protocol import VectorIndex
 from compatctl.index.rows import KeyLookup, NotUnitError
-from compatctl.index.sources import ForeignRows, Form, form_of, hnswlib_rows, open_source
+from compatctl.index.sources import (
+    ForeignRows,
+    Form,
+    form_of,
+    hnswlib_rows,
+    is_usearch,
+    open_source,
+)
 from compatctl.index.tuning import recall_per_query, tune_ef
 
 __all__ = [
@@ -40,6 +47,7 @@ __all__ = [
     "count_deleted",
     "form_of",
     "hnswlib_rows",
+    "is_usearch",
     "open_source",
     "read_all",
     "read_faiss_header",

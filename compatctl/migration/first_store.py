@@ -100,7 +100,7 @@ def embed_first_gallery(
         refuse_other_registry(store, artifacts)
         result = _existing_result(project, store, gallery, params, skip_bad=skip_bad)
         if not dry_run:
-            _scaffold(project)
+            write_first_project(project)
         return result
     check_steady(encoder, gallery)
     with BulkEmbedding.of(encoder, gallery, skip_bad=skip_bad, progress=progress) as embedded:
@@ -121,7 +121,7 @@ def embed_first_gallery(
             operation=Operation.INIT,
         )
         sha256 = manifest.index.sha256
-        _scaffold(project)
+        write_first_project(project)
     bad = tuple(embedded.bad)
     return _result(project, catalog, encoder.dim, sha256, skipped=bad, written=not dry_run)
 
@@ -173,7 +173,7 @@ def _result(
     )
 
 
-def _scaffold(project: Project) -> None:
+def write_first_project(project: Project) -> None:
     """Write a first compatctl.yaml beside the store, if there is none."""
     path = project.store.parent / PROJECT_FILE
     if path.exists() or Path(PROJECT_FILE).exists():

@@ -213,6 +213,9 @@ def test_options_that_would_do_nothing_are_refused(
         ((unit, "--items-table", "t"), 2),
         ((unit, "--items", items, "--items-table", "t"), 5),
         ((unit, "--items-column", "price=x"), 2),
+        ((unit, "--items-column", "key=x"), 2),
+        ((unit, "--items-column", "id=x"), 2),
+        ((index, "--items", items, "--items-column", "vector=x"), 2),
         ((index, "--space", "l2"), 5),
         ((index, "--space", "hamming"), 5),
     ]:
@@ -245,12 +248,33 @@ def test_tables_of_vectors_name_their_items(
         result = _adopt(shop, index, *flags, "--data", shop.data(), "--dry-run")
         assert result.code == 0, result.stderr
         assert result.json["proven"]
-        refused = _adopt(shop, index, *flags, "--items", _items(shop, gallery))
-        assert refused.code == 5
-        assert "names its items by texts" in refused.stderr
+    refused = _adopt(shop, shop.path("t.npz"), "--items", _items(shop, gallery))
+    assert refused.code == 5
+    assert "names its items by texts" in refused.stderr
     assert _adopt(shop, shop.path("t.npz")).code == 0
     catalog = Store.open(shop.path("adopted")).catalog()
     assert (catalog.ids, catalog.labels) == (gallery.ids, gallery.labels)
+
+
+def test_import_with_data_writes_the_first_project_file(
+    shop: Shop, gallery: Dataset, rows: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As init does, so that verify and deploy find store and data; a file that is there stays."""
+    np.savez(shop.path("t.npz"), ids=np.array(gallery.ids), vectors=rows)
+    data, project = ("--data", shop.data()), shop.path("new/compatctl.yaml")
+    project.parent.mkdir()
+    monkeypatch.chdir(project.parent)
+    words = ("import", shop.path("t.npz"), "--model", shop.path("old.onnx"))
+    assert run(*words).code == 0
+    assert not project.exists()
+    assert run(*words, *data).code == 0
+    assert "data:" in project.read_text()
+    (project.parent / "new.onnx").write_bytes(shop.path("new.onnx").read_bytes())
+    assert run("verify", shop.path("old.onnx"), "new.onnx").code == 0
+    assert run("deploy").code == 0
+    project.write_text("format: 1\n")
+    assert run(*words, *data, "--store", "other").code == 0
+    assert project.read_text() == "format: 1\n"
 
 
 def test_norms_of_a_table_need_its_space(shop: Shop, rows: NDArray[np.float32]) -> None:

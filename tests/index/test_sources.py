@@ -16,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from compatctl.commands.inspect import inspect
 from compatctl.core.similarity import Similarity
 from compatctl.errors import DamagedError, InputError
 from compatctl.index import ForeignRows, Form, form_of, open_source
@@ -173,6 +174,17 @@ def test_usearch_files_give_their_rows_under_their_keys(
             assert np.array_equal(read[key], row)
 
 
+def test_inspect_names_the_engine_and_the_command_that_imports_it(
+    faiss_files: Mapping[str, Path], usearch_files: Mapping[str, Path]
+) -> None:
+    """By the content of the file."""
+    files = (faiss_files["HNSW12:METRIC_L2"], usearch_files["cos:f32"])
+    for path, kind in zip(files, ("FAISS index", "usearch index"), strict=True):
+        found = inspect(path)
+        assert found.kind == kind
+        assert found.next[0].startswith(f"compatctl import {path}")
+
+
 def test_kinds_that_hold_no_vectors_are_refused_by_name(
     faiss_files: Mapping[str, Path], usearch_files: Mapping[str, Path], tmp_path: Path
 ) -> None:
@@ -289,12 +301,18 @@ def test_a_column_may_have_any_name(tmp_path: Path) -> None:
 
 
 def test_npy_rows_have_their_numbers_as_keys(tmp_path: Path) -> None:
-    """Half precision is read as it is; objects and codes are refused."""
+    """Or the ids beside them; half precision is read as it is; objects and codes are refused."""
     np.save(tmp_path / "t.npy", _rows().astype(np.float16))
     source = _read(tmp_path / "t.npy", tmp_path)
     assert source.keys is not None
     assert source.keys.tolist() == list(range(COUNT))
     assert np.array_equal(np.asarray(source.rows), _rows().astype(np.float16))
+    (tmp_path / "t.ids.txt").write_text("".join(f"sku {row}\n" for row in range(COUNT)))
+    named = _read(tmp_path / "t.npy", tmp_path)
+    assert named.ids == tuple(f"sku {row}" for row in range(COUNT))
+    (tmp_path / "t.ids.txt").write_text("a\nb\n")
+    with pytest.raises(InputError, match="has 2 ids"):
+        _read(tmp_path / "t.npy", tmp_path)
     np.save(tmp_path / "o.npy", np.array([{}, {}]), allow_pickle=True)
     np.save(tmp_path / "i.npy", np.ones((4, 4), np.int8))
     for name in ("o", "i"):

@@ -6,9 +6,9 @@ their own: what they do with a damaged file, and the OpenMP that they bring, sta
 
 from __future__ import annotations
 
-from compatctl.index.sources.detection import Form, form_of
+from compatctl.index.sources.detection import Form, form_of, is_usearch
 from compatctl.index.sources.hnswlib_rows import hnswlib_rows
 from compatctl.index.sources.opening import open_source
 from compatctl.index.sources.rows import ForeignRows
 
-__all__ = ["ForeignRows", "Form", "form_of", "hnswlib_rows", "open_source"]
+__all__ = ["ForeignRows", "Form", "form_of", "hnswlib_rows", "is_usearch", "open_source"]

@@ -103,8 +103,8 @@ def write_rows(
         raise InputError("it has no rows", tip="add rows before it is imported")
     if keys.dtype.kind == "i" and int(keys.min()) < 0:
         raise InputError(
-            f"{int((keys < 0).sum())} ids are negative, the first is {keys[keys < 0][0]}; an index "
-            "of compatctl has keys from 0",
+            f"{int((keys < 0).sum())} ids are negative, the first is {keys[keys < 0][0]}; the "
+            "keys of a store are from 0",
             tip="export ids as text with their vectors to Parquet, and import that",
         )
     unsigned: Keys = keys.astype(np.uint64)

@@ -73,7 +73,7 @@ def form_of(path: Path) -> Form:
         head = file.read(_HEAD)
         refuse_pointer(path, head)
         found = next((what for first, what in _BEGINNINGS if first.match(head)), None)
-        if found is None and _is_usearch(path, head):
+        if found is None and is_usearch(path):
             found = Form.USEARCH
     named = SUFFIXES.get(path.suffix.lower())
     if found is None:
@@ -90,14 +90,15 @@ def form_of(path: Path) -> Form:
     return found
 
 
-def _is_usearch(path: Path, head: bytes) -> bool:
-    """usearch writes the rows first, and its name behind them."""
-    if len(head) < _ROWS_AND_BYTES.size:
-        return False
-    rows, size = _ROWS_AND_BYTES.unpack_from(head)
-    if not rows or not size or 8 + rows * size + 7 > path.stat().st_size:
-        return False
+def is_usearch(path: Path) -> bool:
+    """Whether a file is a usearch index: it has the rows first, and its name behind them."""
     with path.open("rb") as file:
+        head = file.read(_ROWS_AND_BYTES.size)
+        if len(head) < _ROWS_AND_BYTES.size:
+            return False
+        rows, size = _ROWS_AND_BYTES.unpack(head)
+        if not rows or not size or 8 + rows * size + 7 > path.stat().st_size:
+            return False
         file.seek(_ROWS_AND_BYTES.size + rows * size)
         return file.read(7) == b"usearch"
 

@@ -17,18 +17,24 @@ from compatctl.index.sources.rows import ForeignRows
 
 
 def read_npy(path: Path) -> ForeignRows:
-    """A .npy of rows (N, D), mapped. The keys are the row numbers.
+    """A .npy of rows (N, D), mapped. Ids are the lines of NAME.ids.txt beside it, if there is one;
+    otherwise the keys are the row numbers.
 
     Raises:
-        InputError: it is unreadable, holds objects, or is no (N, D) of floats.
+        InputError: it is unreadable, holds objects, or is no (N, D) of floats; or the ids are not N
+            different texts.
     """
+    names = path.with_suffix(".ids.txt")
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        lines = names.read_text(encoding="utf-8").splitlines() if names.is_file() else None
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{path}: not a .npy file that can be read: {error}") from error
     check_rows(rows, path, "the array")
-    keys = np.arange(len(rows), dtype=np.uint64)
-    return ForeignRows(engine="numpy", kind="npy", similarity=None, rows=rows, keys=keys)
+    if lines is not None and len(lines) != len(rows):
+        raise InputError(f"{names} has {len(lines)} ids, {path.name} has {len(rows)} rows")
+    ids = np.arange(len(rows), dtype=np.uint64) if lines is None else np.array(lines)
+    return ForeignRows(engine="numpy", kind="npy", similarity=None, rows=rows, **named(ids, path))
 
 
 def read_npz_table(path: Path, columns: Mapping[str, str]) -> ForeignRows:
