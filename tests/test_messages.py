@@ -26,10 +26,10 @@ MESSAGES = list(messages())
 TIPS = [message for message in MESSAGES if message.is_tip]
 SPEAKERS = speakers()
 CALL = re.compile(r"\bcompatctl ([a-z][a-z-]*)")
-PROSE = {"did", "from", "that"}
+PROSE = {"did", "from", "has", "that"}
 """Words that follow the program's name in a sentence about it."""
 
-ENTRY = re.compile(r'\b([a-z][a-z0-9_]+)"?: (?=[{\["0-9]|true|false|null)')
+ENTRY = re.compile(r'\b([a-z][a-z0-9_]+)"?: (?=[{\["]|true|false|null|[0-9.]+(?:$|["},]))')
 DOTTED = re.compile(r"\b([a-z_]+)\.([a-z_]+)\b(?!\()")
 PROGRAM_FLAGS = {"--version"}
 LOWER = {"core", "files", "data", "manifest", "recipe", "encoder", "index", "store", "train"}

@@ -78,7 +78,9 @@ class Backbone:
 
     factory: str = field(
         metadata=between(
-            sentence="A callable, as module:callable, that returns a torch module. The module may "
+            sentence="An architecture of a library, as timm:NAME, torchvision:NAME or "
+            "open_clip:NAME; or a callable, as module:callable, that returns a torch module. The "
+            "module may "
             "be a file in the working folder. The project lists the packages that are allowed "
             "(factories in compatctl.yaml)."
         )

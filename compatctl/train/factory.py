@@ -24,6 +24,8 @@ from torch import nn
 
 from compatctl.errors import InputError
 from compatctl.recipe import LOCAL, Backbone, read_bounded
+from compatctl.train.sources import ARCHITECTURES, Source
+from compatctl.train.sources import load as load_source
 
 _MODULE = re.compile(r"_?[A-Za-z]\w*(\._?[A-Za-z]\w*)*", re.ASCII)
 _CALLABLE = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)?", re.ASCII)
@@ -36,10 +38,21 @@ _SYNTAX = 'write "module:callable" of an installed package or of a file in this 
 def make_backbone(recipe: Backbone) -> nn.Module:
     """Call ``factory`` with ``args``, if ``factories`` allows it.
 
+    ``timm:NAME``, ``torchvision:NAME`` and ``open_clip:NAME`` make a library's architecture.
+
     Raises:
-        InputError: the project does not allow the factory; no such module or callable; the call
-            fails, or returns something else than a torch module with the recipe's ``method``.
+        InputError: the project does not allow the factory; no such module, callable or
+            architecture; the call fails, or returns something else than a torch module with the
+            recipe's ``method``.
     """
+    if (
+        recipe.factory.startswith(tuple(f"{library}:" for library in ARCHITECTURES))
+        and (source := Source.parse(recipe.factory)).library
+    ):
+        _AllowList(recipe.factories).check_library(source.library, recipe.factory)
+        module = load_source(source, recipe.args).module
+        _check_method(module, recipe.method)
+        return module
     with _working_folder_importable():
         factory = _find_factory(recipe)
         try:
@@ -91,7 +104,15 @@ class _AllowList:
                 f"backbone.factory {factory}: there is no module {name}",
                 tip="install its package, or put the file into this folder",
             )
-        raise InputError(
+        raise self._refusal(factory)
+
+    def check_library(self, library: str, factory: str) -> None:
+        """Raise ``InputError`` unless an entry is of that library."""
+        if library not in {re.split(r"[.:]", entry)[0] for entry in self._entries}:
+            raise self._refusal(factory)
+
+    def _refusal(self, factory: str) -> InputError:
+        return InputError(
             f"backbone.factory {factory} makes no network that this project permits: a recipe may "
             f"name {', '.join(self._entries) or 'nothing'}",
             tip=f"if you trust it, add {factory!r} to factories in compatctl.yaml; {LOCAL!r} "

@@ -45,7 +45,7 @@ class Source:
                 tip=f"write {', '.join((*ARCHITECTURES, *FOLDERS))} or your own module, a colon, "
                 "and the name, folder or callable",
             )
-        known = library in (*ARCHITECTURES, *FOLDERS) and text != "timm:create_model"
+        known = library in (*ARCHITECTURES, *FOLDERS) and name != "create_model"
         return cls(library=library if known else "", name=name if known else text)
 
 
