@@ -76,7 +76,7 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
     run = partial(compare, thresholds=thresholds, calibrate=calibrate, cosines=not only_ranks)
     result = run("unseen", truth, embeddings, policy)
     answers = _answers(tables[0], queries[result.kept], gallery, result, options)
-    write_queries(options.queries_file, [answers])
+    write_queries(options.queries_file, [replace(answers, ndcg_at=policy.ndcg_at)])
     draws = sampling(policy, options.seed or 0, len(truth.slices), 0)
     measure = partial(_pairs, tables, policy, options)
     pair_checks, pairs = measure(draws)

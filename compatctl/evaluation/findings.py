@@ -121,6 +121,7 @@ class VerifySetup:
             gallery_ids=gallery.ids,
             gallery_labels=gallery.labels,
             tests=(result.evidence.old_old, result.evidence.new_old),
+            ndcg_at=self.policy.ndcg_at,
         )
         return [answers]
 

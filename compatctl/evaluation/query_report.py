@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from compatctl.files import write_atomic
 FORMS = (".csv", ".jsonl", ".parquet")
 OUTCOMES = ("lost", "same_wrong", "won", "same_right", "no_match")
 """Outcomes of a query, in the order in which to look at them."""
-_ANSWER = ("first_id", "first_label", "first_score", "rank")
+_ANSWER = ("first_id", "first_label", "first_score", "rank", "ndcg")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,6 +44,8 @@ class QueryAnswers:
     gallery_labels: Sequence[str]
     tests: tuple[Retrieval, Retrieval]
     """Old and new queries on the old gallery."""
+    ndcg_at: int = 10
+    """The k of nDCG, at which both have it."""
 
 
 def check_form(path: Path | None) -> None:
@@ -104,7 +107,7 @@ def _columns(group: QueryAnswers) -> dict[str, Sequence[Any]]:
 
 
 def _answer(group: QueryAnswers, side: int) -> tuple[Sequence[Any], ...]:
-    """Ids, labels and cosines of the first answers, and ranks of the first relevant ones."""
+    """Ids, labels and cosines of the first answers, ranks of the first relevant ones, and nDCG."""
     test = group.tests[side]
     assert test.first_row is not None
     assert test.first_score is not None
@@ -115,6 +118,7 @@ def _answer(group: QueryAnswers, side: int) -> tuple[Sequence[Any], ...]:
         [None if row < 0 else group.gallery_labels[row] for row in listed],
         [None if row < 0 else float(s) for row, s in zip(listed, scores.tolist(), strict=True)],
         [None if rank == NEVER else rank for rank in test.first_hit.tolist()],
+        [None if math.isnan(value) else value for value in test.ndcg[group.ndcg_at].tolist()],
     )
 
 

@@ -73,6 +73,9 @@ def by_loop(folder: Path) -> dict[str, dict[str, Any]]:
             ranks = [place for place, g in enumerate(order, 1) if labels[g] == labels[q]]
             line[f"{side}_first"] = (ids[order[0]], labels[order[0]], scores[order[0]])
             line[f"{side}_rank"] = ranks[0] if ranks else None
+            gained = sum(1 / np.log2(rank + 1) for rank in ranks if rank <= 10)
+            ideal = sum(1 / np.log2(rank + 1) for rank in range(1, min(len(ranks), 10) + 1))
+            line[f"{side}_ndcg"] = gained / ideal if ranks else None
         before, after = line["old_rank"] == 1, line["new_rank"] == 1
         names = {(1, 0): "lost", (0, 0): "same_wrong", (0, 1): "won", (1, 1): "same_right"}
         line["outcome"] = names[before, after] if line["old_rank"] else "no_match"
@@ -96,6 +99,8 @@ def test_every_query_has_one_line(tables: Path, tmp_path: Path) -> None:
             assert float(line[f"{side}_first_score"]) == pytest.approx(score, abs=1e-6)
             rank = loop[f"{side}_rank"]
             assert line[f"{side}_rank"] == ("" if rank is None or rank > 100 else str(rank))
+            ndcg = line[f"{side}_ndcg"]
+            assert (float(ndcg) if ndcg else None) == pytest.approx(loop[f"{side}_ndcg"])
     outcomes = {line["outcome"] for line in lines}
     assert outcomes == {"lost", "same_wrong", "won", "same_right", "no_match"}
     report = json.loads((tmp_path / "report.json").read_bytes())
