@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 
 from compatctl.data._arrow import TablePlan, arrow_errors, plan_of, require_pyarrow
 from compatctl.data._columns import Fields
+from compatctl.data._footer import null_counts
 from compatctl.data._lazy import BlockCache, RowCounter, StoredImage, StoredRow, changed, stamp_of
 from compatctl.data._tables import CellBudget
 from compatctl.errors import InputError
@@ -118,7 +120,6 @@ class ParquetImages:
             self._stamp = stamp_of(file)
         groups = [reader.metadata.row_group(g) for g in range(reader.metadata.num_row_groups)]
         self._starts = np.array([0, *accumulate(group.num_rows for group in groups)], np.int64)
-        self._chunk = _chunk_of(reader, leaf)
         self._block_rows = [
             min(
                 MAX_BLOCK_ROWS,
@@ -131,20 +132,24 @@ class ParquetImages:
 
     def present(self, reader: pq.ParquetFile) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
         """Which rows (N,) have an image; None if all have. Reads images only where it must."""
-        metadata = reader.metadata
-        parts, complete = [], True
-        for group in range(metadata.num_row_groups):
+        n_groups = len(self._starts) - 1
+        counts: list[int | None] = [None] * n_groups
+        with contextlib.suppress(ValueError), open_regular(self._path) as file:
+            counts = null_counts(file, self._leaf)
+        parts = []
+        for group in range(n_groups):
             rows = int(self._starts[group + 1] - self._starts[group])
-            statistics = metadata.row_group(group).column(self._chunk).statistics
-            known = statistics is not None and statistics.has_null_count
-            if known and statistics.null_count in {0, rows}:
-                parts.append(np.full(rows, statistics.null_count == 0))
+            count = counts[group] if len(counts) == n_groups else None
+            if count in {0, rows}:
+                parts.append(np.full(rows, count == 0))
             else:
                 blocks = _blocks(reader, group, self._leaf, self._block_rows[group])
                 valid = [block.is_valid().to_numpy(zero_copy_only=False) for block in blocks]
                 parts.append(np.concatenate([np.zeros(0, bool), *valid]))
-            complete &= bool(parts[-1].all())
-        return None if complete else np.concatenate(parts)
+        has_image = np.concatenate([np.zeros(0, bool), *parts])
+        if len(has_image) < self._starts[-1]:
+            raise InputError(f"{self._path}: damaged: its row groups have fewer rows than they say")
+        return None if has_image.all() else has_image
 
     def read(self, position: int, max_bytes: int) -> bytes:
         """See ``Container``."""
@@ -158,6 +163,8 @@ class ParquetImages:
                 images = _CACHE.get(key)
                 if images is None:
                     images = self._decoded(group, block)
+        if offset >= len(images):
+            raise InputError(f"{self.where(position)}: damaged: its row group has fewer rows")
         image = images[offset]
         size = image.as_buffer().size if image.is_valid else 0
         if not 0 < size <= max_bytes:
@@ -216,15 +223,6 @@ def _blocks(reader: pq.ParquetFile, group: int, leaf: str, size: int) -> Iterato
             parts = [joined.slice(size)] if rows else []
     if parts:
         yield pa.concat_arrays(parts)
-
-
-def _chunk_of(reader: pq.ParquetFile, leaf: str) -> int:
-    """The number of the column that holds the images' bytes."""
-    schema = reader.metadata.schema
-    for number in range(len(schema)):
-        if schema.column(number).path == leaf:
-            return number
-    raise InputError(f"there is no column {leaf}")
 
 
 class _Readers:

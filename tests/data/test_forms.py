@@ -30,6 +30,7 @@ from table_kit import (
 
 from compatctl.data import _parquet as parquet
 from compatctl.data import load, load_unlabelled
+from compatctl.data._footer import null_counts
 from compatctl.errors import InputError, UsageError
 from compatctl.notices import collected
 
@@ -89,6 +90,36 @@ def test_no_image_is_held_or_read_by_loading(tmp_path: Path) -> None:
     assert pa.total_allocated_bytes() - before < 2 << 20
     assert data.original(40, 2 << 20) == random.Random(40).randbytes(size)
     assert pa.total_allocated_bytes() - before < 24 << 20
+
+
+@pytest.mark.parametrize("form", ["parquet", "large", "struct"])
+def test_loading_decodes_no_image(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The footer says that every row has one."""
+    path = FORMS[form](tmp_path, samples())
+    monkeypatch.delattr(parquet, "_blocks")
+    assert len(load(path)) == 12
+
+
+def test_null_counts_are_those_of_pyarrow(tmp_path: Path) -> None:
+    """For every column and row group, in files of many types, with and without statistics."""
+    n = 50
+    table = columns(samples(n), "struct")
+    table["maybe"] = pa.array([None if row % 7 else png(row) for row in range(n)])
+    table["none"] = pa.array([None] * n, pa.binary())
+    table["deep"] = pa.array([{"a": [{"b": row}], "c": None} for row in range(n)])
+    table["map"] = pa.array([[("k", 1.5)]] * n, pa.map_(pa.string(), pa.float64()))
+    schema = pa.table(table).schema.with_metadata({"key": "value" * 100})
+    for options in ({}, {"write_statistics": False}, {"write_statistics": ["maybe"]}):
+        path = tmp_path / "t.parquet"
+        pq.write_table(pa.table(table, schema=schema), path, row_group_size=8, **options)
+        metadata = pq.read_metadata(path)
+        for number in range(metadata.num_columns):
+            chunks = [metadata.row_group(g).column(number) for g in range(metadata.num_row_groups)]
+            expected = [c.statistics and c.statistics.null_count for c in chunks]
+            with path.open("rb") as file:
+                assert null_counts(file, chunks[0].path_in_schema) == expected
 
 
 def test_a_row_without_bytes_names_a_file(tmp_path: Path) -> None:
@@ -324,20 +355,18 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["parquet", "saved"])
 def test_a_damaged_file_is_refused_or_gives_the_right_bytes(tmp_path: Path, form: str) -> None:
-    """Flipped bytes and short files raise nothing but InputError, whatever pyarrow raises.
-
-    Flips are before Parquet's footer: pyarrow itself may end the process on a damaged one.
-    """
+    """Flipped bytes and short files raise nothing but InputError, whatever pyarrow raises; half of
+    the flips are at the end, where Parquet describes itself."""
     items = samples()
     data = FORMS[form](tmp_path, items)
     path = next(data.rglob("data-00000*.arrow")) if form == "saved" else data
     content = path.read_bytes()
     rng = random.Random(1)
-    footer = int.from_bytes(content[-8:-4], "little") + 8 if form == "parquet" else 0
-    for attempt in range(60):
+    for attempt in range(300):
         broken = bytearray(content)
         if attempt % 3:
-            broken[rng.randrange(len(content) - footer)] ^= 1 << rng.randrange(8)
+            start = len(content) * 2 // 3 if attempt % 2 else 0
+            broken[rng.randrange(start, len(content))] ^= 1 << rng.randrange(8)
         else:
             del broken[rng.randrange(len(content)) :]
         path.write_bytes(bytes(broken))
