@@ -23,7 +23,7 @@ def export(
         str | None,
         typer.Argument(
             help="timm:NAME, torchvision:NAME, open_clip:NAME, transformers:FOLDER, "
-            "module:callable, or an ONNX file of another tool."
+            "sentence-transformers:FOLDER, module:callable, or an ONNX file of another tool."
         ),
     ] = None,
     output: Annotated[
@@ -59,8 +59,9 @@ def export(
         Literal["auto", "pooler", "cls", "mean"],
         typer.Option(
             "--pooling",
-            help="Of a folder of transformers: pooler (its pooled output), cls (the first token), "
-            "mean (of all tokens). auto: pooler if the folder has its weights, else cls.",
+            help="Of a folder: pooler (its pooled output), cls (the first token), mean (of all "
+            "tokens). auto: what the folder of a text model says; of images: pooler if the folder "
+            "has its weights, else cls.",
         ),
     ] = "auto",
     preprocessing: PreprocessingFile = None,

@@ -16,6 +16,7 @@ from compatctl import samples
 from compatctl._version import __version__
 from compatctl.data import Dataset, load, prepare
 from compatctl.deployment.data import load_data
+from compatctl.deployment.text_export import is_text_folder, seal_text_folder
 from compatctl.encoder import Encoder, ImageInput, check_steady
 from compatctl.encoder.description import describe_onnx, preprocessing_template
 from compatctl.encoder.import_onnx import ImportSpec, read_spec
@@ -59,9 +60,9 @@ class Exported:
         dim: D of the embedding.
         preprocessing: the entries of a preprocessing file that says the same.
         recipe_input: ``backbone.input`` of a recipe with the same size, mean and std.
-        images: how many real images the checks embedded.
+        items: how many real images, or texts, the checks embedded.
         parity: largest absolute difference between components of an embedding by ONNX Runtime and
-            by torch, over these images; None for an ONNX file.
+            by torch, over these items; None for an ONNX file.
         library_cosine: least cosine between embeddings by the library's own preprocessing and by
             this one; None if it has none.
         provenance: the file beside the model that says all this.
@@ -77,7 +78,7 @@ class Exported:
     left_out: int
     preprocessing: dict[str, Any]
     recipe_input: dict[str, Any] | None
-    images: int
+    items: int
     parity: float | None
     library_cosine: float | None
     provenance: str
@@ -107,6 +108,8 @@ def export(project: Project, options: ExportOptions, progress: Progress = silent
         raise InputError(f"no folder {options.output.parent} to write {options.output.name} to")
     if options.source.endswith(".onnx") or Path(options.source).is_file():
         result, content = _from_onnx(project, options)
+    elif (folder := _text_folder(options.source)) is not None:
+        result, content = _from_text_folder(project, options, folder)
     else:
         result, content = _from_torch(project, options, progress)
     if not options.dry_run:
@@ -157,6 +160,35 @@ def _from_onnx(project: Project, options: ExportOptions) -> tuple[Exported, byte
     source = encoder.inputs[0]
     entries = asdict(source.preprocessing) if isinstance(source, ImageInput) else source.to_json()
     return _result(options, encoder, path.name, entries), content
+
+
+def _text_folder(source: str) -> Path | None:
+    """The folder of a text model that a source names."""
+    library, _, name = source.partition(":")
+    texts = library == "sentence-transformers" or (
+        library == "transformers" and is_text_folder(Path(name))
+    )
+    return Path(name) if texts and name else None
+
+
+def _from_text_folder(
+    project: Project, options: ExportOptions, folder: Path
+) -> tuple[Exported, bytes]:
+    given = {
+        "--weights": options.weights,
+        "--part": options.part,
+        "--arg": options.args or None,
+        "--preprocessing": options.preprocessing,
+    }
+    odd = [flag for flag, value in given.items() if value is not None]
+    if odd:
+        raise UsageError(f"the folder of a text model says all: {odd[0]} has no effect")
+    data = load_data(project) if project.data else None
+    with tempfile.TemporaryDirectory() as scratch:
+        sealed = seal_text_folder(folder, options.pooling, data, Path(scratch), options.output)
+    check_steady(sealed.encoder, data)
+    result = _result(options, sealed.encoder, sealed.origin, sealed.preprocessing)
+    return replace(result, items=sealed.texts, parity=sealed.parity), sealed.content
 
 
 def _from_torch(
@@ -221,7 +253,7 @@ def _compared(
     cosine = None
     if model.transform is not None:
         cosine = float((library_rows(model, opened) * rows).sum(axis=1).min())
-    return replace(result, images=len(opened), parity=parity, library_cosine=cosine)
+    return replace(result, items=len(opened), parity=parity, library_cosine=cosine)
 
 
 def _result(
@@ -239,7 +271,7 @@ def _result(
         left_out=0,
         preprocessing=preprocessing,
         recipe_input=None,
-        images=0,
+        items=0,
         parity=None,
         library_cosine=None,
         provenance=str(provenance_path(options.output)),

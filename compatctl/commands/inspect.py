@@ -359,8 +359,7 @@ def _folder(path: Path) -> Inspection:
             kind=f"model folder of {kind}",
             facts={"files": sorted(names)[:SHOWN]},
             contract="a model with its weights and configuration",
-            next=(f"compatctl export transformers:{path} -o old.onnx",)
-            * ("preprocessor_config.json" in names),
+            next=(f"compatctl export {kind}:{path} -o old.onnx",),
         )
     suffixes = Counter(part.suffix.lower() for part in path.rglob("*") if part.is_file())
     return Inspection(

@@ -22,6 +22,11 @@ from compatctl.train.network import Network, embed, embed_outputs, export
 from compatctl.train.reference import Reference, items_to_encode
 from compatctl.train.run import TrainResult, train
 from compatctl.train.sources import PixelSpec
+from compatctl.train.sources.text_folders import (
+    export_token_model,
+    load_token_model,
+    pooled_rows,
+)
 from compatctl.train.weights import carried_record, save_weights
 
 __all__ = [
@@ -38,13 +43,16 @@ __all__ = [
     "embed",
     "embed_outputs",
     "export",
+    "export_token_model",
     "fit_perceptron",
     "input_spec",
     "items_to_encode",
     "iter_perceptrons",
     "library_rows",
     "load_network",
+    "load_token_model",
     "make_trials",
+    "pooled_rows",
     "save_weights",
     "train",
 ]

@@ -70,7 +70,7 @@ def test_a_model_of_timm_gives_what_timm_gives(
         expected = unit(model.forward_head(model.forward_features(batch), pre_logits=True))
     assert least_cosine(embedded(tmp_path / "old.onnx", images), expected) > 0.9995
     assert result["library_cosine"] > 0.9995
-    assert result["images"] == len(images)
+    assert result["items"] == len(images)
     assert json.loads((tmp_path / "old.export.json").read_text())["sha256"] == result["sha256"]
 
 

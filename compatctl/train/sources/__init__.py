@@ -20,7 +20,7 @@ __all__ = ["ARCHITECTURES", "FOLDERS", "ImageModel", "PixelSpec", "Pooling", "So
 ARCHITECTURES = ("timm", "torchvision", "open_clip")
 """Libraries that make an architecture by its name."""
 
-FOLDERS = ("transformers",)
+FOLDERS = ("transformers", "sentence-transformers")
 """Libraries that read a folder."""
 
 

@@ -78,9 +78,9 @@ def load(folder: Path, pooling: Pooling = "auto") -> ImageModel:
             weights; its preprocessing cannot be said by a preprocessing file.
     """
     where = f"transformers:{folder}"
-    _check_config(folder, where)
+    check_config(folder, where)
     transformers = library("transformers", "transformers")
-    model, missing = _from_folder(transformers, folder, where)
+    model, missing = from_folder(transformers, folder, where)
     if missing and all("pooler" in name for name in missing) and pooling in {"auto", "cls", "mean"}:
         pooling = "cls" if pooling == "auto" else pooling
         missing = []
@@ -98,7 +98,7 @@ def load(folder: Path, pooling: Pooling = "auto") -> ImageModel:
     )
 
 
-def _check_config(folder: Path, where: str) -> None:
+def check_config(folder: Path, where: str) -> None:
     """Refuse a folder without a configuration, or with code of its own."""
     if not (folder / CONFIG).is_file():
         raise InputError(
@@ -119,7 +119,7 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _from_folder(transformers: Any, folder: Path, where: str) -> tuple[nn.Module, list[str]]:
+def from_folder(transformers: Any, folder: Path, where: str) -> tuple[nn.Module, list[str]]:
     """The model, and the names of its tensors that the folder lacks."""
     try:
         transformers.utils.logging.disable_progress_bar()
