@@ -26,6 +26,7 @@ from compatctl.index import (
     form_of,
     hnswlib_rows,
     open_source,
+    read_faiss_header,
     read_header,
 )
 from compatctl.notices import notice
@@ -100,6 +101,8 @@ def open_adopted(request: SourceRequest, progress: Progress) -> Iterator[Adopted
         if form is Form.HNSWLIB:
             yield _hnswlib(request, scratch, progress)
             return
+        if form is Form.FAISS:  # before its rows are read, which may take minutes
+            _check_dim(request.path, read_faiss_header(request.path).dim, request.dim)
         progress("reading the index", 0, 1)
         source = open_source(request.path, form, scratch, request.columns)
         progress("reading the index", 1, 1)

@@ -308,9 +308,16 @@ def test_keys_in_a_database_name_the_items(
     assert dict(zip(catalog.ids, catalog.labels, strict=True)) == labels
 
 
-def test_another_dimension_is_refused_before_anything_is_built(shop: Shop) -> None:
-    """By both numbers, whatever the form."""
+def test_another_dimension_is_refused_before_anything_is_built(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By both numbers, whatever the form; for FAISS before a process reads its rows."""
     np.save(shop.path("t.npy"), np.eye(DIM + 1, dtype=np.float32))
     result = _adopt(shop, shop.path("t.npy"))
     assert result.code == 5
     assert f"has {DIM + 1} dimensions, the model has {DIM}" in result.stderr
+    index = _faiss(shop, np.eye(DIM - 1, dtype=np.float32), "IDMap,Flat")
+    monkeypatch.setattr(sys, "executable", "/nonexistent")
+    result = _adopt(shop, index)
+    assert result.code == 5
+    assert f"has {DIM - 1} dimensions, the model has {DIM}" in result.stderr

@@ -36,6 +36,10 @@ for number, kind in enumerate(kinds):
     except RuntimeError:
         index.add(rows)
     faiss.write_index(index, f"{path}/{number}.faiss")
+index = faiss.index_factory(rows.shape[1], "IVF8,PQ8x4fs", faiss.METRIC_L2)
+index.train(rows)
+index.add(rows)
+faiss.write_index(index, f"{path}/packed.faiss")
 binary = faiss.IndexBinaryFlat(64)
 binary.add(np.zeros((3, 8), np.uint8))
 faiss.write_index_binary(binary, f"{path}/binary.faiss")
@@ -62,6 +66,8 @@ KINDS = {
     "IVF8,PQ8x4:METRIC_L2": ("IndexIVFPQ", "l2", 0.7),
     "PQ8x4,RFlat:METRIC_L2": ("IndexRefineFlat of IndexFlatL2", "l2", 0.0),
     "PQ8x4:METRIC_L2": ("IndexPQ", "l2", 0.7),
+    "IVF8,RaBitQ:METRIC_L2": ("IndexIVFRaBitQ", "l2", 1.0),
+    "PQ8x4fs:METRIC_L2": ("IndexPQFastScan", "l2", 0.8),
     "SQ8:METRIC_L2": ("IndexScalarQuantizer", "l2", 0.03),
     "SQfp16:METRIC_L2": ("IndexScalarQuantizer", "l2", 0.001),
     "HNSW12_SQ8:METRIC_L2": ("IndexHNSWSQ", "l2", 0.03),
@@ -85,10 +91,10 @@ def _keys() -> NDArray[np.int64]:
 
 @pytest.fixture(scope="module")
 def faiss_files(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """A FAISS file of each kind, and one of binary vectors."""
+    """A FAISS file of each kind, and two that are not read."""
     folder = _built(tmp_path_factory.mktemp("faiss"), BUILD_FAISS, [*KINDS])
     files = {kind: folder / f"{number}.faiss" for number, kind in enumerate(KINDS)}
-    return files | {"binary": folder / "binary.faiss"}
+    return files | {name: folder / f"{name}.faiss" for name in ("binary", "packed")}
 
 
 USEARCH = ("cos:f32", "ip:f32", "l2sq:f32", "cos:f16", "l2sq:bf16", "cos:i8", "cos:f64")
@@ -188,7 +194,9 @@ def test_inspect_names_the_engine_and_the_command_that_imports_it(
 def test_kinds_that_hold_no_vectors_are_refused_by_name(
     faiss_files: Mapping[str, Path], usearch_files: Mapping[str, Path], tmp_path: Path
 ) -> None:
-    """Binary vectors have no cosine."""
+    """Binary vectors have no cosine; of lists that are packed for fast scans, FAISS has no rows."""
+    with pytest.raises(InputError, match="IndexIVFPQFastScan, whose codes are packed"):
+        _read(faiss_files["packed"], tmp_path)
     with pytest.raises(InputError, match="binary vectors"):
         form_of(faiss_files["binary"])
     with pytest.raises(InputError, match="Hamming"):

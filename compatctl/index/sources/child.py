@@ -45,7 +45,9 @@ def read_in_child(
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     if child.returncode < 0:
         raise DamagedError(
-            f"{path}: {name} crashed while it read it (signal {-child.returncode})", tip=_DAMAGED
+            f"{path}: {name} crashed while it read it (signal {-child.returncode}): it is damaged, "
+            f"or of a kind of which this version of {name} cannot give rows back",
+            tip="import the vectors that it was built from, as .npz or Parquet",
         )
     answer = _answer(child.stdout)
     if answer is None:

@@ -128,7 +128,16 @@ def _transformed(faiss: Any, index: Any, name: str) -> _Opened:
 
 
 def _inverted(faiss: Any, index: Any, name: str) -> _Opened:
-    """Rows in inverted lists, found by a table from id to place."""
+    """Rows in inverted lists, found by a table from id to place.
+
+    Raises:
+        InputError: the lists are packed for fast scans, of which FAISS cannot give rows back.
+    """
+    if isinstance(index, faiss.IndexIVFFastScan):
+        raise InputError(
+            f"FAISS cannot give back the rows of {name}, whose codes are packed",
+            tip="import the vectors that it was built from, as .npz or Parquet",
+        )
     lists = index.invlists
     sizes = [lists.list_size(number) for number in range(lists.nlist)]
     keys = np.empty(sum(sizes), np.int64)
