@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import table_kit
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -245,6 +246,23 @@ def _texts(*texts: str) -> Callable[[], list[bytes]]:
     return lambda: [text.encode() for text in texts]
 
 
+def _forms(*names: str) -> Callable[[], list[bytes]]:
+    """Files of images in these forms of ``table_kit``."""
+
+    def seeds() -> list[bytes]:
+        return [table_kit.FORMS[name](_FOLDER / name, _ITEMS).read_bytes() for name in names]
+
+    return seeds
+
+
+def _read_stored(path: Path) -> None:
+    """Load the items of a file, and read each of their images."""
+    data = load(path)
+    for row in range(len(data)):
+        data.original(row, 1 << 20)
+
+
+_ITEMS = table_kit.samples(6)
 _SIDE = '{"format": 1, "height": 8, "width": 8, "mean": [127, 127, 127], "layout": "NHWC"}'
 _PROJECT = "format: 1\nstore: store\ndata: items.csv\nsplit: {train: 0.5}\nslices: [vendor, b]\n"
 
@@ -260,6 +278,9 @@ TARGETS = {
     "jsonl": Target(
         ".jsonl", load, _texts('{"id": "x", "path": "a.png", "label": "ant", "year": 1}\n')
     ),
+    "parquet": Target(".parquet", _read_stored, _forms("parquet", "struct", "large")),
+    "arrow": Target(".arrow", _read_stored, _forms("arrow")),
+    "tar": Target(".tar", _read_stored, _forms("tar")),
     "pairs": Target(".csv", read_pairs, _texts("id_a,id_b,same\na,b,1\nb,c,false\n")),
     "qrels": Target(".txt", read_qrels, _texts("q1 0 d1 1\nq1 0 d2 0\n")),
     "beir": Target(".tsv", read_qrels, _texts("query-id\tcorpus-id\tscore\nq1\td1\t2\n")),
