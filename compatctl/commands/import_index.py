@@ -54,9 +54,9 @@ class ImportResult:
         lossy: why the rows are not those that were indexed; "" if they are.
         norms: the file with the norms of the rows; None where there is none.
         agreement: the least cosine between stored vectors and the model's embeddings of the same
-            items, over at most 32 items; None without images.
+            items, over at most 32 items; None without the items' content.
         in_top_3: the share of these items whose own vector is among the first three.
-        proven: false without images: nothing shows that this model made these vectors.
+        proven: false without it: nothing shows that this model made these vectors.
         dropped: how many rows were marked deleted and are left out.
     """
 
@@ -220,7 +220,7 @@ def _warnings(
     if not proven:
         return (
             *warnings,
-            "model and index were never compared, as no image of an item is available: nothing "
+            "model and index were never compared, as the content of no item is available: nothing "
             "shows that this model made these vectors; import with --data compares them",
         )
     if agreement is not None and agreement.least_cosine < CLOSE and not source.lossy:
@@ -347,7 +347,7 @@ def _named(source: AdoptedSource, items: ItemsTable) -> tuple[tuple[str, ...], t
 def _compared(
     project: Project, encoder: Encoder, source: AdoptedSource, catalog: Catalog, progress: Progress
 ) -> tuple[Catalog, Agreement | None]:
-    """The catalogue with the digests of the available images, and how well some items agree."""
+    """The catalogue with the digests of the available items, and how well some items agree."""
     if project.source is None:
         return catalog, None
     data = load_data(project)

@@ -16,8 +16,10 @@ import pytest
 from numpy.typing import NDArray
 from pyarrow import parquet
 from shop_kit import DIM, Result, Shop, run, stored_rows
+from text_shop_kit import TextShop
 
 from compatctl.data import Dataset, load
+from compatctl.deployment.gallery import DeployedGallery
 from compatctl.encoder import Encoder
 from compatctl.store import Store
 
@@ -321,3 +323,31 @@ def test_another_dimension_is_refused_before_anything_is_built(
     result = _adopt(shop, index)
     assert result.code == 5
     assert f"has {DIM - 1} dimensions, the model has {DIM}" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "prefixes",
+    [{}, {"query_prefix": "query: ", "document_prefix": "passage: "}],
+    ids=["plain", "prefixes"],
+)
+def test_an_index_of_texts_is_proven_by_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefixes: dict[str, object]
+) -> None:
+    """Documents are embedded again as documents, whatever goes before a query; a model of another
+    space is refused."""
+    shop = TextShop(tmp_path, **prefixes)
+    shop.done("init", "--model", shop.models["old"])
+    deployed = DeployedGallery.open(Store.open(tmp_path / "store"))
+    rows, ids = deployed.index.vectors(deployed.catalog.keys), np.array(deployed.catalog.ids)
+    np.savez(tmp_path / "t.npz", ids=ids, vectors=rows)
+    (tmp_path / "store").rename(tmp_path / "before")
+    wrong = shop.run("import", tmp_path / "t.npz", "--model", shop.models["turned"])
+    assert wrong.code == 5
+    assert "did not fill this index" in wrong.stderr
+    result = shop.run("import", tmp_path / "t.npz", "--model", shop.models["old"], "--json")
+    assert result.code == 0, result.stderr
+    assert result.json["proven"]
+    assert result.json["agreement"] > 0.99999
+    monkeypatch.chdir(tmp_path)
+    verified = shop.run("verify", shop.models["old"], shop.models["better"])
+    assert verified.code in {0, 3, 4}, verified.stderr
