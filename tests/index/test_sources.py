@@ -228,6 +228,16 @@ def test_a_reader_that_crashes_is_a_damaged_file(
         _read(faiss_files["Flat:METRIC_L2"], tmp_path)
 
 
+def test_the_reader_loads_no_module_of_the_working_folder(
+    faiss_files: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder with an index from a stranger may hold a faiss.py or numpy.py: none of it runs."""
+    for name in ("faiss", "numpy", "compatctl", "json"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('loaded')")
+    monkeypatch.chdir(tmp_path)
+    assert len(_read(faiss_files["Flat:METRIC_L2"], tmp_path)) == COUNT
+
+
 def test_a_missing_library_is_named_with_its_extra(
     faiss_files: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

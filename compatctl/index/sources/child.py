@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -19,6 +20,7 @@ from compatctl.index.rows import first_duplicate
 from compatctl.index.sources.rows import ForeignRows
 
 _DAMAGED = "export it again, or take it from a backup"
+_PACKAGE = Path(__file__).resolve().parents[2]
 _ROWS, _KEYS = "rows.npy", "keys.npy"
 
 
@@ -41,8 +43,8 @@ def read_in_child(
             tip=f"pip install 'compatctl[{library}]'",
         )
     reader = f"compatctl.index.sources.{module}"
-    command = [sys.executable, "-m", reader, str(path), str(scratch)]
-    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-P", "-m", reader, str(path), str(scratch)]
+    child = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
     if child.returncode < 0:
         raise DamagedError(
             f"{path}: {name} crashed while it read it (signal {-child.returncode}): it is damaged, "
@@ -57,6 +59,12 @@ def read_in_child(
     rows = np.load(scratch / _ROWS, mmap_mode="r", allow_pickle=False)
     keys = np.load(scratch / _KEYS, allow_pickle=False)
     return ForeignRows(engine=name, rows=rows, keys=keys, **answer)
+
+
+def _environment() -> dict[str, str]:
+    """The environment, with this package on the path; ``-P`` keeps the working folder off it."""
+    known = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([*known, str(_PACKAGE.parent)])}
 
 
 _ERRORS: dict[str, type[CompatError]] = {
