@@ -292,7 +292,10 @@ def search(
     project: Project,
     queries: Annotated[
         list[str] | None,
-        typer.Argument(help="Query images; of a text model the texts, each in quotes."),
+        typer.Argument(
+            help="Query images; of a text model the texts, each in quotes; of a model behind an "
+            "API tables of vectors, SPACE=FILE."
+        ),
     ] = None,
     texts: Annotated[
         Path | None,

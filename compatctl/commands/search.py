@@ -10,13 +10,13 @@ import numpy as np
 
 from compatctl.core.arrays import AnyFloats, Bools, Rows, Vectors
 from compatctl.core.nearest import Neighbours
-from compatctl.data import Dataset, from_files, from_texts, load_unlabelled
+from compatctl.data import Dataset, from_files, from_texts, load_unlabelled, load_vector_items
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery, score_map
-from compatctl.deployment.project import open_store
+from compatctl.deployment.project import named_tables, open_store
 from compatctl.deployment.rescoring import RescoredSearch, rescorer_of
 from compatctl.encoder import Encoder
-from compatctl.errors import InputError
+from compatctl.errors import InputError, UsageError
 from compatctl.evaluation.clusters import columns_of
 from compatctl.files import sha256_file
 from compatctl.manifest import Catalog
@@ -118,8 +118,8 @@ def search(
 ) -> SearchResult:
     """Embed the queries with the store's query model and search its index.
 
-    ``queries``: paths of images, or texts, as the query model takes them; ``texts``: a data set of
-    further texts, whose labels do not count. ``ignore_same``: pairs of a column and the queries'
+    ``queries``: paths of images, texts, or tables of vectors, as the query model takes them;
+    ``texts``: a data set of further texts, whose labels do not count. ``ignore_same``: pairs of a column and the queries'
     value. Gallery items with this value in the project's data are left out, whatever their label.
 
     Raises:
@@ -165,6 +165,22 @@ def search(
     )
 
 
+def _tables(encoder: Encoder, queries: Sequence[str]) -> dict[str, Path]:
+    """Space -> the table of the queries' vectors, of texts SPACE=FILE, or FILE for the only space.
+
+    Raises:
+        UsageError: the encoder takes other spaces.
+    """
+    named = named_tables(queries, only=encoder.spaces[0] if len(encoder.spaces) == 1 else None)
+    if set(named) != {*encoder.spaces}:
+        raise UsageError(
+            f"the store's query model takes vectors of {', '.join(encoder.spaces)}; the queries "
+            f"have those of {', '.join(named)}",
+            tip="name a table for each: compatctl search SPACE=FILE",
+        )
+    return {space: Path(file) for space, file in named.items()}
+
+
 def _queries(
     project: Project, encoder: Encoder, queries: Sequence[str], texts: Path | None
 ) -> Dataset:
@@ -173,11 +189,13 @@ def _queries(
         raise InputError(
             "there is no query", tip="name images, or texts: compatctl search 'a text'"
         )
+    if encoder.modality == "vector" and texts is None:
+        return load_vector_items(_tables(encoder, queries))
     if encoder.modality != "text":
         if texts is not None:
             raise InputError(
                 f"{texts} has texts, and the store's query model takes {encoder.modality}s",
-                tip="name images: compatctl search image.png",
+                tip="name queries of that kind; compatctl search --help says how",
             )
         return from_files([Path(query) for query in queries])
     files = [query for query in queries if _is_file(query)]

@@ -37,23 +37,27 @@ def project_for(
     named = {**project.columns, **_named_columns(columns or ())}
     given = {key: value for key, value in flags.items() if value is not None}
     if vectors:
-        given["vectors"] = _named_tables(vectors)
+        given["vectors"] = named_tables(vectors)
     return replace(project, columns=named, **given)
 
 
-def _named_tables(given: Iterable[str]) -> dict[str, str]:
-    """Space -> file, of texts SPACE=FILE or FILE."""
+def named_tables(given: Iterable[str], *, only: str | None = None) -> dict[str, str]:
+    """Space -> file, of texts SPACE=FILE, or FILE, whose space is ``only`` or the file's name.
+
+    Raises:
+        UsageError: another form, or a space is there twice.
+    """
     named: dict[str, str] = {}
     for text in given:
         space, sign, file = text.partition("=")
         if not sign:
-            space, file = Path(text).stem, text
+            space, file = only or Path(text).stem, text
         if not space or not file:
             raise UsageError(
-                f"--vectors is SPACE=FILE, got {text!r}", tip="for example --vectors ada=ada.npz"
+                f"a table of vectors is SPACE=FILE, got {text!r}", tip="for example ada=ada.npz"
             )
         if space in named:
-            raise UsageError(f"--vectors names {space} twice: {named[space]} and {file}")
+            raise UsageError(f"{space} is named twice: {named[space]} and {file}")
         named[space] = file
     return named
 

@@ -136,6 +136,11 @@ class Encoder:
         return self.inputs[0].MODALITY
 
     @property
+    def spaces(self) -> tuple[str, ...]:
+        """The names of the spaces whose vectors it takes."""
+        return tuple(part.space for part in self.inputs if isinstance(part, VectorInput))
+
+    @property
     def embeds_by_role(self) -> bool:
         """Whether it embeds a query and a gallery item of the same text differently."""
         return any(isinstance(part, TextInput) and part.by_role for part in self.inputs)
@@ -145,9 +150,8 @@ class Encoder:
 
         Any image or text may have what it takes: only reading it shows that.
         """
-        spaces = {part.space for part in self.inputs if isinstance(part, VectorInput)}
         items = (data.sources[row] for row in rows.tolist())
-        known = (not isinstance(item, ItemVectors) or item.has(spaces) for item in items)
+        known = (not isinstance(item, ItemVectors) or item.has(self.spaces) for item in items)
         return np.fromiter(known, bool, len(rows))
 
     def prepare(self, content: Content, role: Role | None) -> tuple[tuple[InputArray, ...], bool]:
