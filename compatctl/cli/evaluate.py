@@ -267,8 +267,20 @@ def matrix(
 @command
 @with_project("store", "data", "data_root", "recipe", "policy", "old_model_gone")
 def plan(
-    base: Annotated[Path, typer.Option("--base", help="The incoming checkpoint.")],
     project: Project,
+    context: typer.Context,
+    base: Annotated[
+        Path | None,
+        typer.Option("--base", help="The incoming checkpoint; heads are trained."),
+    ] = None,
+    new: Annotated[
+        Path | None,
+        typer.Option(
+            "--new",
+            help="A model that exists, instead of --base: an ONNX file, or a space of --vectors. "
+            "Nothing is trained.",
+        ),
+    ] = None,
     limit: Annotated[
         int, typer.Option(min=100, help="At most this many gallery and training items are used.")
     ] = 20_000,
@@ -283,18 +295,26 @@ def plan(
     skip_bad: SkipBad = False,
 ) -> Outcome[Any]:
     """Estimate the gain of every route on validation classes, and recommend one, or none."""
-    from compatctl.commands.plan import plan
+    from compatctl.commands.plan import plan, plan_ready
     from compatctl.render import progress
     from compatctl.render.tables import plan_table
 
+    if (base is None) == (new is None):
+        raise UsageError("plan needs --base or --new", tip="give one of them")
     with progress() as report_progress:
-        result = plan(
-            project,
-            base=base,
-            seed=seed,
-            limit=limit,
-            skip_bad=skip_bad,
-            forecast=forecast,
-            progress=report_progress,
-        )
+        if new is not None:
+            refuse_given(context, {"seed", "forecast", "project_recipe"}, "nothing is trained")
+            result = plan_ready(
+                project, new=new, limit=limit, skip_bad=skip_bad, progress=report_progress
+            )
+        elif base is not None:
+            result = plan(
+                project,
+                base=base,
+                seed=seed,
+                limit=limit,
+                skip_bad=skip_bad,
+                forecast=forecast,
+                progress=report_progress,
+            )
     return Outcome(result=result, table=plan_table, warnings=result.warnings)

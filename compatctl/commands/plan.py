@@ -7,11 +7,11 @@ for classes that no model has seen; verify then judges the real candidate.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -21,7 +21,12 @@ from compatctl.core.resampling import estimate_ratios, hit_change
 from compatctl.core.rescoring import KnownVectors
 from compatctl.core.retrieval import Retrieval, flips
 from compatctl.data import Dataset
+from compatctl.deployment.data import load_data
+from compatctl.deployment.gallery import DeployedGallery
+from compatctl.deployment.model_file import ModelFile
+from compatctl.deployment.project import open_store
 from compatctl.deployment.training_inputs import TrainingInputs, build_reference, load_inputs
+from compatctl.encoder import check_steady
 from compatctl.errors import InputError
 from compatctl.evaluation.adaptive_resampling import Sampling, adaptive_verdict, sampling
 from compatctl.evaluation.gallery import stored_data_rows
@@ -31,11 +36,13 @@ from compatctl.evaluation.protocol import query_rows
 from compatctl.evaluation.served_today import TodayAnswers
 from compatctl.migration import routes
 from compatctl.migration.forecast import Forecast, Measure, forecast_more_data
+from compatctl.migration.plan_warnings import plan_warnings
 from compatctl.migration.planning_gallery import PlanningGallery
 from compatctl.migration.preflight import PlanningSplit, Preflight, planning_split, preflight
-from compatctl.migration.recommendation import COMMANDS, RouteEstimate, recommend
+from compatctl.migration.ready_model import embeddable_items, ready_inputs
+from compatctl.migration.recommendation import COMMANDS, READY_COMMANDS, RouteEstimate, recommend
 from compatctl.migration.route_cost import Milliseconds, RouteCost
-from compatctl.migration.routes import Route, RouteInputs
+from compatctl.migration.routes import PlanningInputs, Route, RouteInputs
 from compatctl.migration.selection import (
     Fold,
     RouteResult,
@@ -45,9 +52,6 @@ from compatctl.migration.selection import (
 from compatctl.progress import Progress, silent
 from compatctl.recipe import PROJECT_FILE, Project, Recipe, load_policy
 from compatctl.report import RescoredToday
-
-if TYPE_CHECKING:
-    from compatctl.deployment.gallery import DeployedGallery
 
 LIMIT = 20_000
 """The largest number of gallery items, and of training items, in a plan."""
@@ -112,23 +116,93 @@ def plan(
     cost = RouteCost.measure(inputs, facts, data, deployed, milliseconds)
     policy = load_policy(project.policy)
     estimates = _estimates(inputs, (whole, part), results, policy, cost)
-    chosen, reason = recommend(estimates, classes=facts.planning_classes)
-    chosen_recipe = next(result.variant.recipe for result in results if result.name == chosen)
-    files = {"base": base, "old": deployed.model_path, "new": project.output}
+    outcome = _Outcome.of(project, COMMANDS, results, estimates, facts, deployed, base)
     return Plan(
         preflight=facts,
         routes=estimates,
-        recommended=chosen,
-        reason=reason + _budget_note(estimates, chosen, project),
-        commands=tuple(command.format(**files) for command in COMMANDS.get(chosen, ())),
-        recipe=chosen_recipe.to_json() if chosen_recipe else None,
+        **vars(outcome),
         rescored_today=whole.today_entry(inputs.old_queries.queries),
         forecast=_forecast(inputs, whole, results, estimates, policy, progress)
         if forecast
         else None,
         seconds=round(time.monotonic() - start, 1),
-        warnings=_warnings(project, recipe, policy, facts, estimates),
+        warnings=plan_warnings(project, recipe, policy, facts, estimates),
     )
+
+
+def plan_ready(
+    project: Project,
+    *,
+    new: Path,
+    limit: int = LIMIT,
+    skip_bad: bool = False,
+    progress: Progress = silent,
+) -> Plan:
+    """Try the routes of a model that exists: a file, or a space of vectors. Nothing is trained.
+
+    Raises:
+        InputError: bad data or model, no store, no validation query, or no gallery item with what
+            the model takes.
+    """
+    start = time.monotonic()
+    encoder = ModelFile.named(project, new).encoder
+    data, deployed = load_data(project), DeployedGallery.open(open_store(project))
+    check_steady(encoder, data)
+    if skip_bad:
+        data, _ = data.readable()
+    judged = judgments_for(project.gate.qrels, data, query_rows(data, "validation"))
+    data = embeddable_items(data, deployed.encoder, encoder, set(deployed.catalog.ids))
+    split = planning_split(
+        data, deployed.catalog.ids, limit, choosing=False, judged=judged, trains=False
+    )
+    inputs, milliseconds = ready_inputs(split, deployed, encoder, project, judged, progress)
+    facts = preflight(deployed, split, inputs.trained_against)
+    whole, part = _galleries(inputs, data, deployed, progress)
+    results = routes.measure_ready_routes(inputs, _folds(inputs), progress)
+    cost = RouteCost.measure(inputs, facts, data, deployed, milliseconds)
+    policy = load_policy(project.policy)
+    estimates = _estimates(inputs, (whole, part), results, policy, cost)
+    outcome = _Outcome.of(project, READY_COMMANDS, results, estimates, facts, deployed, new)
+    return Plan(
+        preflight=facts,
+        routes=estimates,
+        **vars(outcome),
+        rescored_today=whole.today_entry(inputs.old_queries.queries),
+        seconds=round(time.monotonic() - start, 1),
+        warnings=plan_warnings(project, None, policy, facts, estimates),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """What a plan recommends."""
+
+    recommended: str
+    reason: str
+    commands: tuple[str, ...]
+    recipe: dict[str, Any] | None
+
+    @classmethod
+    def of(  # noqa: PLR0917
+        cls,
+        project: Project,
+        commands: Mapping[Route, tuple[str, ...]],
+        results: Sequence[RouteResult],
+        estimates: Sequence[RouteEstimate],
+        facts: Preflight,
+        deployed: DeployedGallery,
+        base: Path,
+    ) -> Self:
+        """``base`` is the checkpoint, or the model that exists."""
+        chosen, reason = recommend(estimates, classes=facts.planning_classes)
+        recipe = next(result.variant.recipe for result in results if result.name == chosen)
+        files = {"base": base, "old": deployed.model_path, "new": project.output}
+        return cls(
+            recommended=chosen,
+            reason=reason + _budget_note(estimates, chosen, project),
+            commands=tuple(command.format(**files) for command in commands.get(chosen, ())),
+            recipe=recipe.to_json() if recipe else None,
+        )
 
 
 def _against(training: TrainingInputs) -> DeployedGallery:
@@ -153,7 +227,7 @@ def _budget_note(estimates: Sequence[RouteEstimate], chosen: Route, project: Pro
 
 
 def _galleries(
-    inputs: RouteInputs, data: Dataset, deployed: DeployedGallery, progress: Progress
+    inputs: PlanningInputs, data: Dataset, deployed: DeployedGallery, progress: Progress
 ) -> tuple[PlanningGallery, PlanningGallery]:
     """Every row of the store, and the rows whose images the plan has; ``data`` are all items.
 
@@ -200,91 +274,6 @@ def _embed_free(  # noqa: PLR0917
     return none.with_rows(rows, features.embed(own.trained.network, data, images.tolist()))
 
 
-def _warnings(
-    project: Project,
-    recipe: Recipe,
-    policy: Policy,
-    facts: Preflight,
-    estimates: Sequence[RouteEstimate],
-) -> tuple[str, ...]:
-    """What the plan leaves out, and what limits it."""
-    return (
-        *_sample_warning(facts, estimates),
-        *_few_warning(facts, policy),
-        *_unknown_warning(facts, estimates),
-        *_gone_warning(project),
-        *_rescored_warning(estimates),
-        *_unlabelled_warning(recipe),
-    )
-
-
-def _unknown_warning(facts: Preflight, estimates: Sequence[RouteEstimate]) -> tuple[str, ...]:
-    """A warning if the classes of gallery rows are unknown: nothing can be found in these."""
-    if not facts.unknown_rows:
-        return ()
-    return (
-        f"the class of {facts.unknown_rows} of {facts.gallery_rows} gallery rows is unknown: "
-        f"{estimates[0].queries} of {facts.planning_queries} queries have something to find. Name "
-        "the classes in the data, by the items' ids, or in the --items of compatctl import",
-    )
-
-
-def _gone_warning(project: Project) -> tuple[str, ...]:
-    """What is left out where no query can run the old model."""
-    if not project.old_model_gone:
-        return ()
-    return (
-        f"{' and '.join(routes.NEEDS_OLD_MODEL)} are left out, and so is backfill by fuse: queries "
-        "can no longer run the old model (old_model_gone: true); here it measures the hit rate of "
-        "today",
-    )
-
-
-def _rescored_warning(estimates: Sequence[RouteEstimate]) -> tuple[str, ...]:
-    """What is left out in a store that re-scores, whose answers lift does not know."""
-    if any(estimate.name == Route.LIFT for estimate in estimates):
-        return ()
-    return (
-        "lift is left out: the store re-scores its answers, and lift compares with the index alone",
-    )
-
-
-def _unlabelled_warning(recipe: Recipe) -> tuple[str, ...]:
-    """What no route is tried with, and finetune would train on."""
-    if recipe.unlabelled is None:
-        return ()
-    return (
-        f"the unlabelled images of {recipe.unlabelled} are left out: no route is tried with them; "
-        "finetune trains on them",
-    )
-
-
-def _sample_warning(facts: Preflight, estimates: Sequence[RouteEstimate]) -> tuple[str, ...]:
-    """A warning if some routes were tried on less than the store."""
-    if facts.gallery_images >= facts.gallery_rows:
-        return ()
-    part = [estimate for estimate in estimates if estimate.rows < facts.gallery_rows]
-    names = [estimate.name for estimate in part if not estimate.name.startswith("backfill")]
-    return (
-        f"{', '.join(names)} and backfill are tried on the {facts.gallery_images} of "
-        f"{facts.gallery_rows} gallery rows whose images this plan has, and so is the share kept: "
-        f"{part[0].queries} of {facts.planning_queries} queries have something to find there; the "
-        "other routes search all rows. Images of more gallery items in the data, or a larger "
-        "--limit, would tell more",
-    )
-
-
-def _few_warning(facts: Preflight, policy: Policy) -> tuple[str, ...]:
-    """A warning if the gate can pass nothing on so little."""
-    classes, queries = facts.planning_classes, facts.planning_queries
-    if classes >= policy.min_classes and queries >= policy.min_queries:
-        return ()
-    return (
-        f"{queries} planning queries of {classes} validation classes; the policy requires "
-        f"{policy.min_queries} of {policy.min_classes}, so that no route can pass here",
-    )
-
-
 def _inputs(
     split: PlanningSplit,
     deployed: DeployedGallery,
@@ -328,13 +317,13 @@ def _inputs(
     )
 
 
-def _folds(inputs: RouteInputs) -> list[Fold]:
+def _folds(inputs: PlanningInputs) -> list[Fold]:
     """The planning classes in two halves: each chooses for the other."""
     return class_halves([inputs.data.labels[int(row)] for row in inputs.query_rows])
 
 
 def _estimates(
-    inputs: RouteInputs,
+    inputs: PlanningInputs,
     galleries: tuple[PlanningGallery, PlanningGallery],
     results: Sequence[RouteResult],
     policy: Policy,
@@ -425,7 +414,7 @@ def _is_judged(result: RouteResult) -> bool:
 
 
 def _verdict(
-    inputs: RouteInputs,
+    inputs: PlanningInputs,
     gallery: PlanningGallery,
     result: RouteResult,
     policy: Policy,

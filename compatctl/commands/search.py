@@ -119,8 +119,9 @@ def search(
     """Embed the queries with the store's query model and search its index.
 
     ``queries``: paths of images, texts, or tables of vectors, as the query model takes them;
-    ``texts``: a data set of further texts, whose labels do not count. ``ignore_same``: pairs of a column and the queries'
-    value. Gallery items with this value in the project's data are left out, whatever their label.
+    ``texts``: a data set of further texts, whose labels do not count. ``ignore_same``: pairs of a
+    column and the queries' value. Gallery items with this value in the project's data are left
+    out, whatever their label.
 
     Raises:
         InputError: there is no query; an image does not decode; a text is empty, or the path of a

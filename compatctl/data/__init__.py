@@ -28,6 +28,7 @@ from compatctl.data._pixels import (
     prepare,
 )
 from compatctl.data._qrels import Judgments, read_qrels
+from compatctl.data._reference import Origin, Reference
 from compatctl.data._tables import csv_rows
 from compatctl.data._vector_columns import VectorColumns, column_names, read_vector_columns
 from compatctl.data._vector_items import load_vector_items
@@ -48,8 +49,10 @@ __all__ = [
     "KeyColumns",
     "KeyTable",
     "Modality",
+    "Origin",
     "Pair",
     "Preprocessing",
+    "Reference",
     "Resize",
     "Role",
     "Source",

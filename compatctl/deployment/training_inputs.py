@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from compatctl.core.arrays import Rows, Vectors
 from compatctl.core.simplex import Registry
-from compatctl.data import Dataset
+from compatctl.data import Dataset, Reference
 from compatctl.deployment.data import load_data, require_classes
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.old_features import cached_features
@@ -18,9 +17,6 @@ from compatctl.deployment.project import find_store, open_store, require
 from compatctl.errors import InputError
 from compatctl.progress import Progress
 from compatctl.recipe import Project, Recipe
-
-if TYPE_CHECKING:
-    from compatctl.train import Reference
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -172,8 +168,6 @@ def build_reference(
         encoded_features: (E, D) float32 unit rows, their embeddings.
         rows: rows of the catalogue. Default: all.
     """
-    from compatctl.train import Reference
-
     catalog = gallery.catalog
     rows = np.arange(len(catalog.ids)) if rows is None else rows
     registry = load_registry(gallery)

@@ -11,7 +11,7 @@ import numpy as np
 
 from compatctl import encoder as onnx_files
 from compatctl.core.gallery_pass import GalleryPass
-from compatctl.data import Dataset, Preprocessing, prepare
+from compatctl.data import Dataset, Preprocessing, Reference, prepare
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.gallery_pass import checked_ids, gallery_pass
 from compatctl.deployment.old_features import CACHE_FILE
@@ -27,7 +27,7 @@ from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, Recipe
 
 if TYPE_CHECKING:
-    from compatctl.train import Reference, TrainResult
+    from compatctl.train import TrainResult
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "weights.safetensors"

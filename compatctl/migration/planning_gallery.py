@@ -18,7 +18,7 @@ from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.evaluation.served_today import TodayAnswers
 from compatctl.manifest import Catalog
 from compatctl.migration.rewrite_gate import HeldOutQueries
-from compatctl.migration.routes import Route, RouteInputs
+from compatctl.migration.routes import PlanningInputs, Route
 from compatctl.migration.selection import RescoredResult, RouteResult
 from compatctl.report import RescoredToday
 
@@ -40,14 +40,14 @@ class PlanningGallery:
     embedded: int = 0
 
     @classmethod
-    def available(cls, inputs: RouteInputs, today: TodayAnswers | None = None) -> Self:
+    def available(cls, inputs: PlanningInputs, today: TodayAnswers | None = None) -> Self:
         """The rows whose images the plan has: any route can be tried on them."""
         stored = inputs.reference.gallery_features
         return cls(truth=inputs.truth, stored=stored, today=today)
 
     @classmethod
     def whole(
-        cls, inputs: RouteInputs, catalog: Catalog, at_hand: Rows, today: TodayAnswers | None
+        cls, inputs: PlanningInputs, catalog: Catalog, at_hand: Rows, today: TodayAnswers | None
     ) -> Self:
         """Every row of the store, of which the plan has the images of some: ``at_hand``."""
         assert inputs.whole is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -16,12 +16,9 @@ from compatctl.core.arrays import Rows, as_rows
 from compatctl.core.class_sums import sums_by_position
 from compatctl.core.hash_order import hash_fraction
 from compatctl.core.simplex import Registry, cosine_spread
-from compatctl.data import Dataset, Item, Judgments
+from compatctl.data import Dataset, Item, Judgments, Reference
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.errors import InputError
-
-if TYPE_CHECKING:
-    from compatctl.train import Reference
 
 MAX_MEANS = 2000
 """The number of class means whose cosines are measured."""
@@ -84,12 +81,15 @@ def planning_split(
     *,
     choosing: bool,
     judged: Judgments | None = None,
+    trains: bool = True,
 ) -> PlanningSplit:
     """Validation queries query; about ``limit`` gallery and ``limit`` training items are kept.
 
     The rest is left out by hash: training classes, and gallery items of no validation class. With
     ``choosing``, half of the validation classes choose among a recipe's trials and do not query.
     With ``judged``, items that are judged are kept instead of those of validation classes.
+
+    Without ``trains`` no class needs to train.
 
     Raises:
         InputError: fewer than two classes to train on, no query, or no gallery item with its image.
@@ -121,7 +121,7 @@ def planning_split(
         if is_query and item.label not in planning:
             split = "validation"
         items.append(replace(item, split=split))
-    if len(trained) < 2 or not query_rows or not gallery_rows:
+    if (trains and len(trained) < 2) or not query_rows or not gallery_rows:
         raise InputError(
             f"nothing to plan with: {len(trained)} classes to train on, {len(query_rows)} queries "
             f"of {len(planning)} validation classes, {len(gallery_rows)} gallery items with their "

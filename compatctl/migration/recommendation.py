@@ -45,6 +45,18 @@ COMMANDS = {
 """The commands that make and judge a route's candidate; lift judges itself before it writes.
 Re-embedding makes another store, and leaves the deployed one as it is."""
 
+READY_COMMANDS = {
+    Route.BRIDGE: ("compatctl bridge {base} -o bridged.onnx", "compatctl verify bridged.onnx"),
+    Route.BRIDGE_FUSE: (
+        "compatctl bridge {base} -o bridged.onnx",
+        "compatctl fuse {old} bridged.onnx -o fused.onnx",
+        "compatctl verify fused.onnx",
+    ),
+    Route.LIFT: ("compatctl lift {base} --dry-run", "compatctl lift {base}"),
+    Route.REEMBED: ("compatctl init --model {base} --store store-of-new",),
+}
+"""The same for a model that exists."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RouteEstimate:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from compatctl.data import Dataset
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.migration.preflight import Preflight
-from compatctl.migration.routes import Route, RouteInputs
+from compatctl.migration.routes import PlanningInputs, Route
 from compatctl.migration.selection import RESCORED, RouteResult
 
 ADAPTED = (Route.BRIDGE, Route.BRIDGE_FUSE, Route.LIFT)
@@ -46,7 +46,7 @@ class RouteCost:
     @classmethod
     def measure(
         cls,
-        inputs: RouteInputs,
+        inputs: PlanningInputs,
         facts: Preflight,
         data: Dataset,
         deployed: DeployedGallery,
@@ -62,7 +62,7 @@ class RouteCost:
             new_ms=ms.new,
             rows=facts.gallery_rows,
             training=len(training),
-            views=inputs.recipe.augmentation.views,
+            views=inputs.views,
             encoded=sum(item not in stored for item in training),
             paired=len(pairs & stored) / max(1, facts.gallery_images),
             trained=len(planned) / max(1, len(training)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -21,7 +22,7 @@ import numpy as np
 from compatctl.core.adapters import fuse_rows
 from compatctl.core.arrays import Bools, Rows, Vectors, as_rows
 from compatctl.core.hash_order import hash_order
-from compatctl.data import Dataset, Judgments
+from compatctl.data import Dataset, Judgments, Reference
 from compatctl.evaluation.clusters import columns_of
 from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.evaluation.ignored_rows import shared_columns, with_ignored_rows
@@ -39,7 +40,7 @@ from compatctl.progress import Progress, silent
 from compatctl.recipe import Junction, Recipe
 
 if TYPE_CHECKING:
-    from compatctl.train import Features, Reference, TrainResult
+    from compatctl.train import Features, TrainResult
 
 WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -73,20 +74,16 @@ BACKFILL_SHARES = {
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RouteInputs:
-    """What the routes start from.
+class PlanningInputs(ABC):
+    """What the routes start from, whatever the new model is.
 
-    In ``data``, items of the split ``train`` train and ``validation`` queries choose among a
-    recipe's trials. ``reference`` is the part of the deployed gallery whose images are in ``data``,
-    with the deployed encoder's features of all other items. ``features`` are the new backbone's, of
-    all items.
+    In ``data``, items of the split ``train`` train or are pairs. ``reference`` is the part of the
+    deployed gallery whose items are in ``data``, with the deployed encoder's features of all other
+    items.
     """
 
     data: Dataset
     reference: Reference
-    recipe: Recipe
-    base: Path
-    features: Features
     query_rows: Rows
     """(Q,) rows of ``data``"""
     ignore_same: tuple[str, ...] = ()
@@ -146,9 +143,19 @@ class RouteInputs:
         features, _ = self.reference.old_features([self.data.ids[int(row)] for row in rows])
         return features
 
-    def new_features(self, trained: TrainResult, rows: Rows) -> Vectors:
-        """(n, D) a trained model's features of rows of the data."""
-        return self.features.embed(trained.network, self.data, rows.tolist())
+    @property
+    @abstractmethod
+    def seed(self) -> int:
+        """The seed of trained adapters."""
+
+    @property
+    @abstractmethod
+    def views(self) -> int:
+        """In how many variants a training item passes through the new model."""
+
+    @abstractmethod
+    def features_of(self, head: Variant, rows: Rows) -> Vectors:
+        """(n, F) the new model's features, with a head, of rows of the data."""
 
     @cached_property
     def old_queries(self) -> Variant:
@@ -158,6 +165,58 @@ class RouteInputs:
             gallery=self.reference.gallery_features,
             encoders=("old",),
         )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RouteInputs(PlanningInputs):
+    """A backbone whose heads are trained; ``features`` are the backbone's, of all items.
+
+    ``validation`` queries choose among a recipe's trials.
+    """
+
+    recipe: Recipe
+    base: Path
+    features: Features
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.seed
+
+    @property
+    def views(self) -> int:
+        return self.recipe.augmentation.views
+
+    def new_features(self, trained: TrainResult, rows: Rows) -> Vectors:
+        """(n, D) a trained model's features of rows of the data."""
+        return self.features.embed(trained.network, self.data, rows.tolist())
+
+    def features_of(self, head: Variant, rows: Rows) -> Vectors:
+        assert head.trained is not None
+        return self.new_features(head.trained, rows)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReadyInputs(PlanningInputs):
+    """A model that exists: ``ready`` (N, F) are its features of all items."""
+
+    ready: Vectors
+
+    @property
+    def seed(self) -> int:
+        return 0
+
+    @property
+    def views(self) -> int:
+        return 1
+
+    def features_of(self, head: Variant, rows: Rows) -> Vectors:
+        return self.ready[rows]
+
+    def as_variant(self) -> Variant:
+        """The model as it is, everything re-embedded."""
+        gallery = self.ready[self.gallery_rows]
+        queries = self.ready[self.query_rows]
+        return Variant(queries=queries, gallery=gallery, item_features=gallery)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -215,11 +274,35 @@ def measure_routes(
         results.append(selector.result(route, mixed, rewritten=share))
     if inputs.recipe.free_head:
         results.append(rescored_route(selector.folds, tuned, free.own))
-    left_out = {
+    return [result for result in results if result.name not in _left_out(inputs)]
+
+
+def measure_ready_routes(
+    inputs: ReadyInputs, folds: Sequence[Fold], progress: Progress = silent
+) -> list[RouteResult]:
+    """Try the routes of a model that exists. ``KEEP`` is the first, ``REEMBED`` the second."""
+    selector = CrossFitSelector(truth=inputs.truth, folds=tuple(folds))
+    old, model = inputs.old_queries, inputs.as_variant()
+    heads = selector.fixed(model)
+    bridged = selector.refine(heads, lambda head: bridge_variants(inputs, head, progress))
+    fused = selector.refine(bridged, lambda variant: fused_variants(old, variant))
+    lifted = selector.refine(heads, lambda head: lift_variants(inputs, head, progress))
+    results = [
+        selector.result(Route.KEEP, selector.fixed(old)),
+        selector.result(Route.REEMBED, heads, rewritten=1.0),
+        selector.result(Route.BRIDGE, bridged),
+        selector.result(Route.BRIDGE_FUSE, fused),
+        selector.result(Route.LIFT, lifted, rewritten=1.0),
+    ]
+    return [result for result in results if result.name not in _left_out(inputs)]
+
+
+def _left_out(inputs: PlanningInputs) -> set[str]:
+    """Routes that cannot be taken here."""
+    return {
         *(NEEDS_OLD_MODEL if inputs.old_model_gone else ()),
         *((Route.LIFT,) if inputs.rescored else ()),
     }
-    return [result for result in results if result.name not in left_out]
 
 
 def rescored_route(folds: Sequence[Fold], tuned: Variant, own: Variant) -> RescoredResult:
@@ -299,22 +382,22 @@ def fused_variants(old: Variant, new: Variant) -> Iterator[Variant]:
 
 
 def bridge_variants(
-    inputs: RouteInputs, head: Variant, progress: Progress = silent
+    inputs: PlanningInputs, head: Variant, progress: Progress = silent
 ) -> Iterator[Variant]:
     """The free model's queries through every adapter to the old features, fitted without labels."""
     old, new = _pair_features(inputs, head)
-    seed, gallery = inputs.recipe.seed, inputs.reference.gallery_features
+    seed, gallery = inputs.seed, inputs.reference.gallery_features
     for name, adapter in iter_adapters(new, old, kinds=KINDS, seed=seed, progress=progress):
         queries = adapter(head.queries)
         yield replace(head, setting=name, queries=queries, gallery=gallery, item_features=None)
 
 
 def lift_variants(
-    inputs: RouteInputs, head: Variant, progress: Progress = silent
+    inputs: PlanningInputs, head: Variant, progress: Progress = silent
 ) -> Iterator[Variant]:
     """The stored vectors through every adapter to the free model's features, on the same pairs."""
     old, new = _pair_features(inputs, head)
-    seed, gallery = inputs.recipe.seed, inputs.reference.gallery_features
+    seed, gallery = inputs.seed, inputs.reference.gallery_features
     for name, adapter in iter_adapters(old, new, seed=seed, progress=progress):
         yield replace(head, setting=name, gallery=adapter(gallery), item_features=None)
 
@@ -336,7 +419,7 @@ def backfilled(variant: Variant, rows: Bools) -> Variant:
     return replace(variant, gallery=gallery)
 
 
-def _first_by_hash(inputs: RouteInputs, share: float) -> Bools:
+def _first_by_hash(inputs: PlanningInputs, share: float) -> Bools:
     """(G,) the first ``share`` of the gallery by the hash of the id."""
     ids = inputs.reference.gallery_ids
     first = set(hash_order(ids)[: round(share * len(ids))])
@@ -344,9 +427,8 @@ def _first_by_hash(inputs: RouteInputs, share: float) -> Bools:
 
 
 @lru_cache(maxsize=2)
-def _pair_features(inputs: RouteInputs, head: Variant) -> tuple[Vectors, Vectors]:
+def _pair_features(inputs: PlanningInputs, head: Variant) -> tuple[Vectors, Vectors]:
     """(N, D) old and new features of the pairs. Bridge and lift of one head share them, because
     each image is read for its digest; there are two heads."""
-    assert head.trained is not None
     rows = inputs.pair_rows
-    return inputs.old_features(rows), inputs.new_features(head.trained, rows)
+    return inputs.old_features(rows), inputs.features_of(head, rows)

@@ -7,6 +7,7 @@ returns a network and its training record; ``export`` writes the network as ONNX
 
 from __future__ import annotations
 
+from compatctl.data import Reference
 from compatctl.train.exporting import (
     ExportedNetwork,
     ExportRequest,
@@ -19,7 +20,7 @@ from compatctl.train.frames import born_on_simplex
 from compatctl.train.grid_search import make_trials
 from compatctl.train.mlp_adapter import FittedPerceptron, fit_perceptron, iter_perceptrons
 from compatctl.train.network import Network, embed, embed_outputs, export
-from compatctl.train.reference import Reference, items_to_encode
+from compatctl.train.reference import items_to_encode
 from compatctl.train.run import TrainResult, train
 from compatctl.train.sources import PixelSpec
 from compatctl.train.sources.text_folders import (

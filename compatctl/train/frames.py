@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from compatctl.core.arrays import Vectors
 from compatctl.core.simplex import Registry, frame_in, rotate_onto
+from compatctl.data import Reference
 from compatctl.errors import InputError
 from compatctl.recipe import Frame, Objective
-from compatctl.train.reference import Reference
 
 SURPRISE = 5.0
 """Standard errors by which class means must be nearer to their own vertices than to others."""

@@ -12,7 +12,7 @@ import torch
 
 from compatctl._version import __version__
 from compatctl.core.simplex import Registry, frame_digest
-from compatctl.data import Dataset
+from compatctl.data import Dataset, Reference
 from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Recipe
@@ -26,7 +26,6 @@ from compatctl.train.free_head import cached_features, train_free_head
 from compatctl.train.grid_search import build_classifiers, make_context, search
 from compatctl.train.images import ImageReader
 from compatctl.train.network import Junction, Network
-from compatctl.train.reference import Reference
 from compatctl.train.setup import Setup, default_device, embedding_dim, isolated_rng, make_network
 from compatctl.train.training_set import TrainingSet, describe_images, select_training_set
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from compatctl._version import __version__
+from compatctl.data import Reference
 from compatctl.errors import InputError
 from compatctl.recipe import Recipe
 from compatctl.train.factory import make_backbone
 from compatctl.train.network import Junction, Network, backbone_taps
-from compatctl.train.reference import Reference
 from compatctl.train.training_set import TrainingSet, data_digest
 from compatctl.train.weights import CheckpointMatch, load_base, load_junction
 

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from compatctl.core.arrays import Rows, Vectors
-from compatctl.data import Dataset, sample_per_class
+from compatctl.data import Dataset, Origin, Reference, sample_per_class
 from compatctl.errors import InputError
 from compatctl.recipe import Recipe
 from compatctl.train.images import ImageRef
-from compatctl.train.reference import Reference, Source
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,7 +46,7 @@ class TrainingSet:
     """The different labels, sorted"""
     old_features: Vectors | None
     """(N, D) float32 unit rows; None if lambda is 1 in every trial"""
-    old_sources: tuple[Source, ...]
+    old_sources: tuple[Origin, ...]
     validation: ValidationSet | None
 
     @property
@@ -105,7 +104,7 @@ def select_training_set(
             tip="write a lambda below 1, or unlabelled: null",
         )
     old: Vectors | None = None
-    sources: tuple[Source, ...] = ()
+    sources: tuple[Origin, ...] = ()
     if contrast and reference is not None:
         old, sources = reference.old_features(ids)
     return TrainingSet(

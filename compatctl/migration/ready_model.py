@@ -1,0 +1,74 @@
+"""A plan of a model that exists: what both models give the items of the plan."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from compatctl.data import Dataset, Judgments
+from compatctl.deployment.gallery import DeployedGallery
+from compatctl.deployment.training_inputs import build_reference
+from compatctl.encoder import Encoder
+from compatctl.migration.preflight import PlanningSplit
+from compatctl.migration.route_cost import Milliseconds
+from compatctl.migration.routes import ReadyInputs
+from compatctl.notices import notice
+from compatctl.progress import Progress
+from compatctl.recipe import Project
+
+
+def embeddable_items(data: Dataset, old: Encoder, new: Encoder, stored: set[str]) -> Dataset:
+    """The items that have what both models take; a stored item needs nothing for the old one.
+
+    Only vectors can be missing; what is left out is a notice.
+    """
+    rows = np.arange(len(data))
+    held = np.fromiter((item in stored for item in data.ids), bool, len(data))
+    usable = new.can_embed(data, rows) & (held | old.can_embed(data, rows))
+    if not usable.all():
+        left_out = data.take(rows[~usable]).ids
+        notice("no-vector", "the data", "items without a vector that the plan needs", left_out)
+    return data.take(rows[usable])
+
+
+def ready_inputs(  # noqa: PLR0917
+    split: PlanningSplit,
+    deployed: DeployedGallery,
+    new: Encoder,
+    project: Project,
+    judged: Judgments | None,
+    progress: Progress,
+) -> tuple[ReadyInputs, Milliseconds]:
+    """Both models' features of every item of the plan, and each model's milliseconds an item.
+
+    Errors as ``Encoder.embed``.
+    """
+    data, catalog = split.data, deployed.catalog
+    stored = np.array([catalog.row_of[data.ids[int(row)]] for row in split.gallery_rows])
+    others = np.setdiff1d(np.arange(len(data)), split.gallery_rows)
+    start = time.monotonic()
+    encoded = deployed.encoder.embed(data.take(others), progress=progress).features
+    old_s = time.monotonic() - start
+    encoded_ids = tuple(data.ids[int(row)] for row in others)
+    reference = build_reference(deployed, encoded_ids, encoded, stored)
+    whole = build_reference(deployed, encoded_ids, encoded) if len(stored) < len(catalog) else None
+    start = time.monotonic()
+    ready = new.embed(data, progress=progress).features
+    new_s = time.monotonic() - start
+    inputs = ReadyInputs(
+        data=data,
+        reference=reference,
+        whole=whole,
+        ready=ready,
+        judged=judged,
+        query_rows=split.query_rows,
+        ignore_same=project.ignore_same,
+        cluster=project.cluster,
+        old_model_gone=project.old_model_gone,
+        rescored=deployed.manifest.rescoring is not None,
+        pair_share=project.max_gallery_pass,
+    )
+    return inputs, Milliseconds(
+        old=1000 * old_s / max(1, len(others)), new=1000 * new_s / max(1, len(data))
+    )
