@@ -154,6 +154,79 @@ def test_new_vectors_of_a_part_of_the_gallery_are_enough(
     assert judged.json["groups"][0]["n_queries"] > 100
 
 
+def test_a_plan_tries_the_routes_of_a_model_that_exists(shop: Path) -> None:
+    """Nothing is trained and no recipe is read; the recommended commands name the space."""
+    planned = run("plan", "--new", "e3", *BOTH, "--json")
+    assert planned.code == 0, planned.stderr
+    routes = {route["name"]: route for route in planned.json["routes"]}
+    assert set(routes) == {"keep", "re-embed", "bridge", "bridge + fuse", "lift"}
+    assert routes["bridge"]["gallery_passed"] == 0.0
+    assert routes["re-embed"]["gain"] > routes["keep"]["gain"] == 0.0
+    assert planned.json["recommended"] in {"bridge", "bridge + fuse"}
+    assert planned.json["commands"][0] == "compatctl bridge e3 -o bridged.onnx"
+    gone = run("plan", "--new", "e3", *BOTH, "--old-model-gone", "--json")
+    assert "bridge + fuse" not in {route["name"] for route in gone.json["routes"]}
+    assert run("plan", *BOTH).code == 2
+    assert run("plan", "--new", "e3", "--seed", "1", *BOTH).code == 2
+
+
+def test_judgments_stand_in_for_labels(shop: Path, models: dict[str, Any]) -> None:
+    """Tables without labels and BEIR's judgments go the same way; gallery rows that are pairs pass,
+    as no one labelled them."""
+    for name, rows in models["rows"].items():
+        np.savez(shop / f"{name}.npz", vectors=rows, ids=models["ids"], role=models["roles"])
+    answers = [label.removeprefix("c") for label in models["labels"][DOCS:]]
+    lines = [f"q{query}\td{doc}\t1\n" for query, doc in enumerate(answers)]
+    (shop / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines))
+    (shop / "compatctl.yaml").write_text(
+        "vectors: {ada: ada.npz, e3: e3.npz}\ngate: {qrels: qrels.tsv}\nmax_gallery_pass: .1\n"
+    )
+    made = run("init", "--store", "unlabelled", "--model", "ada")
+    assert made.code == 0, made.stderr
+    (shop / "store").rename(shop / "labelled")
+    (shop / "unlabelled").rename(shop / "store")
+    bridged = run(*BRIDGE, "--json")
+    assert bridged.code == 0, bridged.stderr
+    assert bridged.json["gallery_pass"]["passed"] == DOCS // 10
+    judged = run("verify", "bridged.onnx", "--json")
+    assert judged.code == 0, judged.stderr
+    assert run("deploy").code == 0
+
+
+def test_search_takes_tables_of_the_query_models_space(shop: Path, models: dict[str, Any]) -> None:
+    """Each row of a table is a query; a fused model takes a table of each space."""
+    assert run(*BRIDGE, *BOTH).code == 0
+    assert run("verify", "bridged.onnx", *BOTH).code == 0
+    assert run("deploy", *BOTH).code == 0
+    rows, first = models["rows"], slice(DOCS, DOCS + 20)
+    for name in rows:
+        np.savez(shop / f"q-{name}.npz", ids=models["ids"][first], vectors=rows[name][first])
+    found = run("search", "q-e3.npz", "-k", "1", "--json")
+    assert found.code == 0, found.stderr
+    labels = [query["hits"][0]["label"] for query in found.json["queries"]]
+    hits = sum(a == b for a, b in zip(labels, models["labels"][first], strict=True))
+    assert hits > 15
+    refused = run("search", "ada=q-ada.npz")
+    assert refused.code == 2
+    assert "takes vectors of e3; the queries have those of ada" in refused.stderr
+
+
+def test_a_fused_model_takes_a_vector_of_each_space(shop: Path, models: dict[str, Any]) -> None:
+    """It is one file with two inputs, which verify judges and search serves."""
+    assert run(*BRIDGE, *BOTH).code == 0
+    old = next((shop / "store" / "models").iterdir())
+    fused = run("fuse", old, "bridged.onnx", "-o", "fused.onnx", "--weight", ".7", *BOTH)
+    assert fused.code == 0, fused.stderr
+    assert run("verify", "fused.onnx", *BOTH).code == 0
+    assert run("deploy", *BOTH).code == 0
+    for name, rows in models["rows"].items():
+        np.savez(shop / f"q-{name}.npz", ids=["q0"], vectors=rows[DOCS : DOCS + 1])
+    found = run("search", "ada=q-ada.npz", "e3=q-e3.npz", "-k", "1", "--json")
+    assert found.code == 0, found.stderr
+    assert found.json["queries"][0]["hits"][0]["label"] == models["labels"][DOCS]
+    assert run("search", "q-e3.npz").code == 2
+
+
 def test_init_needs_one_model(shop: Path) -> None:
     """Two tables do not say which model is deployed, and the tip says how to."""
     refused = run("init", "--store", "other", *BOTH)
