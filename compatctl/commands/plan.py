@@ -35,6 +35,7 @@ from compatctl.evaluation.judged import judgments_for
 from compatctl.evaluation.protocol import query_rows
 from compatctl.evaluation.served_today import TodayAnswers
 from compatctl.migration import routes
+from compatctl.migration.adapters import KINDS, NO_TORCH
 from compatctl.migration.forecast import Forecast, Measure, forecast_more_data
 from compatctl.migration.plan_warnings import plan_warnings
 from compatctl.migration.planning_gallery import PlanningGallery
@@ -169,7 +170,10 @@ def plan_ready(
         **vars(outcome),
         rescored_today=whole.today_entry(inputs.old_queries.queries),
         seconds=round(time.monotonic() - start, 1),
-        warnings=plan_warnings(project, None, policy, facts, estimates),
+        warnings=(
+            *plan_warnings(project, None, policy, facts, estimates),
+            *((f"{NO_TORCH}: the other adapters are tried",) if inputs.kinds != KINDS else ()),
+        ),
     )
 
 

@@ -6,6 +6,7 @@ new model's space (lift). Fitting uses no labels.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -86,6 +87,12 @@ def fit_adapter(
     best, adapter = max(scored, key=lambda pair: pair[0].hit_rate)
     trials = tuple(trial for trial, _ in scored)
     return FittedAdapter(adapter=adapter, best=best, trials=trials, left_out=left_out)
+
+
+def available_kinds() -> tuple[str, ...]:
+    """The kinds of adapters that can be fitted here: the mlp needs torch."""
+    has_torch = importlib.util.find_spec("torch") is not None
+    return KINDS if has_torch else tuple(kind for kind in KINDS if kind != "mlp")
 
 
 def iter_adapters(

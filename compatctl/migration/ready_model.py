@@ -10,6 +10,7 @@ from compatctl.data import Dataset, Judgments
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.training_inputs import build_reference
 from compatctl.encoder import Encoder
+from compatctl.migration.adapters import available_kinds
 from compatctl.migration.preflight import PlanningSplit
 from compatctl.migration.route_cost import Milliseconds
 from compatctl.migration.routes import ReadyInputs
@@ -61,6 +62,7 @@ def ready_inputs(  # noqa: PLR0917
         reference=reference,
         whole=whole,
         ready=ready,
+        kinds=available_kinds(),
         judged=judged,
         query_rows=split.query_rows,
         ignore_same=project.ignore_same,

@@ -98,6 +98,8 @@ class PlanningInputs(ABC):
     """Columns by whose values queries are resampled, in addition to their classes"""
     whole: Reference | None = None
     """The whole deployed gallery, as finetune sees it; None: ``reference`` is all of it"""
+    kinds: tuple[str, ...] = KINDS
+    """Kinds of adapters that are tried"""
     pair_share: float = 0.0
     """Share of the gallery, by the hash of the id, whose items are pairs beside training items"""
 
@@ -387,7 +389,7 @@ def bridge_variants(
     """The free model's queries through every adapter to the old features, fitted without labels."""
     old, new = _pair_features(inputs, head)
     seed, gallery = inputs.seed, inputs.reference.gallery_features
-    for name, adapter in iter_adapters(new, old, kinds=KINDS, seed=seed, progress=progress):
+    for name, adapter in iter_adapters(new, old, kinds=inputs.kinds, seed=seed, progress=progress):
         queries = adapter(head.queries)
         yield replace(head, setting=name, queries=queries, gallery=gallery, item_features=None)
 
@@ -398,7 +400,7 @@ def lift_variants(
     """The stored vectors through every adapter to the free model's features, on the same pairs."""
     old, new = _pair_features(inputs, head)
     seed, gallery = inputs.seed, inputs.reference.gallery_features
-    for name, adapter in iter_adapters(old, new, seed=seed, progress=progress):
+    for name, adapter in iter_adapters(old, new, kinds=inputs.kinds, seed=seed, progress=progress):
         yield replace(head, setting=name, gallery=adapter(gallery), item_features=None)
 
 

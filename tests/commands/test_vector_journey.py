@@ -170,29 +170,6 @@ def test_a_plan_tries_the_routes_of_a_model_that_exists(shop: Path) -> None:
     assert run("plan", "--new", "e3", "--seed", "1", *BOTH).code == 2
 
 
-def test_judgments_stand_in_for_labels(shop: Path, models: dict[str, Any]) -> None:
-    """Tables without labels and BEIR's judgments go the same way; gallery rows that are pairs pass,
-    as no one labelled them."""
-    for name, rows in models["rows"].items():
-        np.savez(shop / f"{name}.npz", vectors=rows, ids=models["ids"], role=models["roles"])
-    answers = [label.removeprefix("c") for label in models["labels"][DOCS:]]
-    lines = [f"q{query}\td{doc}\t1\n" for query, doc in enumerate(answers)]
-    (shop / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines))
-    (shop / "compatctl.yaml").write_text(
-        "vectors: {ada: ada.npz, e3: e3.npz}\ngate: {qrels: qrels.tsv}\nmax_gallery_pass: .1\n"
-    )
-    made = run("init", "--store", "unlabelled", "--model", "ada")
-    assert made.code == 0, made.stderr
-    (shop / "store").rename(shop / "labelled")
-    (shop / "unlabelled").rename(shop / "store")
-    bridged = run(*BRIDGE, "--json")
-    assert bridged.code == 0, bridged.stderr
-    assert bridged.json["gallery_pass"]["passed"] == DOCS // 10
-    judged = run("verify", "bridged.onnx", "--json")
-    assert judged.code == 0, judged.stderr
-    assert run("deploy").code == 0
-
-
 def test_search_takes_tables_of_the_query_models_space(shop: Path, models: dict[str, Any]) -> None:
     """Each row of a table is a query; a fused model takes a table of each space."""
     assert run(*BRIDGE, *BOTH).code == 0
