@@ -19,6 +19,7 @@ from compatctl.cli.options import (
     RecipeSeed,
     SkipBad,
     TrainingRecordFile,
+    refuse_given,
     with_project,
 )
 from compatctl.errors import UsageError
@@ -335,6 +336,7 @@ def bridge(
 
 @command
 def demo(
+    context: typer.Context,
     sabotage: Annotated[
         bool,
         typer.Option(
@@ -345,12 +347,24 @@ def demo(
         Path | None, typer.Option("--keep", help="Leave the demo's project in this folder.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of both trainings.")] = 0,
+    text: Annotated[
+        bool,
+        typer.Option("--text", help="Two text models on WordNet instead, without training."),
+    ] = False,
 ) -> Outcome[Any]:
     """Run a whole upgrade on real images: train, verify, deploy, search, roll back."""
     from compatctl.commands.demo import demo
     from compatctl.render import progress
     from compatctl.render.tables import demo_table
 
+    if text:
+        from compatctl.commands.demo_text import demo_text
+
+        refuse_given(context, ("sabotage", "seed"), "demo --text trains nothing")
+        with progress() as report_progress:
+            shown = demo_text(keep=keep, progress=report_progress)
+        code = VERDICT_EXIT_CODES[shown.verdict]
+        return Outcome(result=shown, table=demo_table, exit_code=code)
     with progress() as report_progress:
         result = demo(keep=keep, seed=seed, sabotage=sabotage, progress=report_progress)
     return Outcome(result=result, table=demo_table, exit_code=VERDICT_EXIT_CODES[result.verdict])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +43,10 @@ class Route:
     """Hit@1 of one route on the unseen classes, and the gate's verdict.
 
     ``passed`` is the share of the gallery that went through the new model to make the route's
-    model, labelled training items aside.
+    model, labelled training items aside; None: the model has no record of it.
     """
 
-    passed: float
+    passed: float | None
     name: str
     new_old: float
     new_new: float
@@ -106,7 +107,7 @@ def demo(
         if keep is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compatctl-")))
         else:
-            folder = _empty(keep)
+            folder = empty_folder(keep)
         project = prepare(folder, seed=seed, progress=progress)
         before = open_store(project).manifest
         tuned = finetune(
@@ -121,10 +122,12 @@ def demo(
         )
         served, index_after, restored = None, before.index.sha256, before.query_model
         if chosen.verdict.outcome == "pass":
-            served, index_after, restored = _switch(project, folder, chosen)
-        return _result(
+            queries = _sample(folder / "data" / "items.csv")
+            served, index_after, restored = switch(project, folder / chosen.new.name, queries)
+        return demo_result(
             routes,
             chosen,
+            route=routes[0 if chosen.new.name == "new.onnx" else -1],
             served=served,
             index=(before.index.sha256, index_after),
             rolled_back=served is not None and restored == before.query_model,
@@ -164,7 +167,7 @@ def _routes(
     """
     old, new, fused = (folder / name for name in ("old.onnx", "new.onnx", "fused.onnx"))
     alone = verify(project, old=old, new=new, progress=progress)
-    routes = [_route("fine-tuned", alone)]
+    routes = [route_of("fine-tuned", alone)]
     if sabotage:
         return routes, alone
     fusion = fuse(project, old=old, new=new, output=fused, progress=progress)
@@ -173,38 +176,40 @@ def _routes(
     fused_report = verify(
         project, old=old, new=fused, options=VerifyOptions(dry_run=enough), progress=progress
     )
-    routes.append(_route("fused with the old model", fused_report))
+    routes.append(route_of("fused with the old model", fused_report))
     return routes, alone if enough else fused_report
 
 
-def _switch(project: Project, folder: Path, report: Report) -> tuple[Served, str, str]:
-    """Deploy and roll back; search the same queries before, between and after."""
-    images = _sample(folder / "data" / "items.csv")
-    before = _served(project, images)
-    deploy(project, model=folder / report.new.name)
-    after = _served(project, images)
+def switch(
+    project: Project, model: Path, queries: Sequence[tuple[str, str]]
+) -> tuple[Served, str, str]:
+    """Deploy and roll back; search the same queries, each with its label, before, between and
+    after. Also returns the digests of the index between and of the query model after."""
+    before = _served(project, queries)
+    deploy(project, model=model)
+    after = _served(project, queries)
     index_after = open_store(project).manifest.index.sha256
     restored = rollback(project, to=None, dry_run=False)
-    again = _served(project, images)
-    served = Served(queries=len(images), before=before, after=after, rolled_back=again)
+    again = _served(project, queries)
+    served = Served(queries=len(queries), before=before, after=after, rolled_back=again)
     return served, index_after, restored.query_model
 
 
-def _served(project: Project, images: list[tuple[Path, str]]) -> float:
+def _served(project: Project, queries: Sequence[tuple[str, str]]) -> float:
     """Share of queries whose first hit in the deployed index has the right label."""
-    hits = search(project, queries=[str(image) for image, _ in images], k=1)
+    hits = search(project, queries=[query for query, _ in queries], k=1)
     right = [
         answer.hits[0].label == label
-        for answer, (_, label) in zip(hits.queries, images, strict=True)
+        for answer, (_, label) in zip(hits.queries, queries, strict=True)
     ]
     return sum(right) / len(right)
 
 
-def _sample(table: Path) -> list[tuple[Path, str]]:
+def _sample(table: Path) -> list[tuple[str, str]]:
     """At most SAMPLE held-out queries of the table, evenly spaced."""
     with table.open(newline="", encoding="utf-8") as lines:
         queries = [
-            (table.parent / row["path"], row["label"])
+            (str(table.parent / row["path"]), row["label"])
             for row in csv.DictReader(lines)
             if row["split"] == "test" and row["role"] == "query"
         ]
@@ -224,11 +229,11 @@ def _old_classes(table: Path, target: Path) -> None:
         writer.writerows(row for row in rows if row["label"] in known)
 
 
-def _route(name: str, report: Report) -> Route:
+def route_of(name: str, report: Report) -> Route:
+    """A route's row of the result, from the report of its model."""
     group = next(group for group in report.groups if group.name == UNSEEN)
-    assert report.gallery_pass is not None, "the demo has a store and training records"
     return Route(
-        passed=report.gallery_pass.share,
+        passed=None if report.gallery_pass is None else report.gallery_pass.share,
         name=name,
         new_old=group.hit_rate["new_old"]["1"],
         new_new=group.hit_rate["new_new"]["1"],
@@ -237,10 +242,11 @@ def _route(name: str, report: Report) -> Route:
     )
 
 
-def _result(
+def demo_result(
     routes: list[Route],
     report: Report,
     *,
+    route: Route,
     served: Served | None,
     index: tuple[str, str],
     rolled_back: bool,
@@ -248,13 +254,13 @@ def _result(
     seed: int,
     kept: Path | None,
     seconds: float,
+    more: Sequence[str] = (),
 ) -> DemoResult:
+    """What the demo shows: ``route`` is the chosen one, and ``report`` that of its model."""
     group = next(group for group in report.groups if group.name == UNSEEN)
-    chosen = _route("", report)
     passed = report.verdict.outcome == "pass"
-    name = routes[0 if report.new.name == "new.onnx" else -1].name
     assert report.gallery_pass is not None, "the demo has a store and training records"
-    story = [report.summary, report.gallery_pass.text]
+    story = [*more, report.summary, report.gallery_pass.text]
     if served is not None:
         story.append(
             f"the same {served.queries} held-out queries through the whole index, right at the "
@@ -266,10 +272,10 @@ def _result(
         story.append(f"the project folder is {kept}")
     return DemoResult(
         old_old=group.hit_rate["old_old"]["1"],
-        new_old=chosen.new_old,
-        new_new=chosen.new_new,
+        new_old=route.new_old,
+        new_new=route.new_new,
         verdict=report.verdict.outcome,
-        deployed_route=name if passed else None,
+        deployed_route=route.name if passed else None,
         routes=tuple(routes),
         classes=group.n_classes,
         queries=group.n_queries,
@@ -284,7 +290,12 @@ def _result(
     )
 
 
-def _empty(folder: Path) -> Path:
+def empty_folder(folder: Path) -> Path:
+    """The folder, made if it is missing.
+
+    Raises:
+        InputError: something is in it.
+    """
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty", tip="name a new folder for --keep")
     folder.mkdir(parents=True, exist_ok=True)

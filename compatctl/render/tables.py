@@ -266,7 +266,7 @@ def lift_table(console: Console, result: Lifted) -> None:
 def demo_table(console: Console, demo: DemoResult) -> None:
     routes = [
         (
-            f"{route.passed:.0%}",
+            "?" if route.passed is None else f"{route.passed:.0%}",
             route.name,
             route.new_old,
             route.new_old - demo.old_old,
@@ -276,7 +276,7 @@ def demo_table(console: Console, demo: DemoResult) -> None:
         for route in demo.routes
     ]
     console.print(
-        f"hit@1 on {demo.classes} classes that no model was trained on, {demo.queries} queries; "
+        f"hit@1 on {demo.classes} held-out classes, {demo.queries} queries; "
         f"today: {demo.old_old:.4f}"
     )
     print_table(

