@@ -48,6 +48,7 @@ def text_model(
     kind: int = TensorProto.INT64,
     opset: int = 17,
     rows: int = VOCABULARY,
+    positions: int = POSITIONS,
     turn: NDArray[np.float32] | None = None,
     noise: float = 0.0,
 ) -> onnx.ModelProto:
@@ -61,7 +62,7 @@ def text_model(
     table += noise * np.random.default_rng(seed).standard_normal(table.shape).astype(np.float32)
     weights = {
         "words": table if turn is None else table @ turn,
-        "places": 0.1 * rng.standard_normal((POSITIONS, DIM)).astype(np.float32),
+        "places": 0.1 * rng.standard_normal((positions, DIM)).astype(np.float32),
         "segments": 0.1 * rng.standard_normal((2, DIM)).astype(np.float32),
         "zero": np.array(0, np.int64),
         "one": np.array(1, np.int64),
