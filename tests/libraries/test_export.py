@@ -20,15 +20,14 @@ from compatctl.encoder import Encoder, ImageInput
 
 torch = pytest.importorskip("torch")
 
-TIMM = ("resnet18", "vit_tiny_patch16_224", "convnext_atto", "test_byobnet.r160_in1k")
-TORCHVISION = (
-    "resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5:IMAGENET1K_V1", "squeezenet1_0",
-)  # fmt: skip
+TIMM = ("resnet18", "test_vit", "test_byobnet.r160_in1k")
+TORCHVISION = ("mobilenet_v3_small", "resnet18:IMAGENET1K_V1", "squeezenet1_0")
 
 
 def unit(rows: Any) -> NDArray[np.float32]:
     """Torch rows of unit length, as an array."""
-    return torch.nn.functional.normalize(rows.float(), dim=1).numpy()
+    array: NDArray[np.float32] = torch.nn.functional.normalize(rows.float(), dim=1).numpy()
+    return array
 
 
 def embedded(path: Path, images: list[Image.Image]) -> NDArray[np.float32]:
@@ -106,10 +105,12 @@ def test_a_model_of_torchvision_gives_the_input_of_its_last_layer(
 def test_weights_with_several_preprocessings_are_named(tmp_path: Path, data: Path) -> None:
     """Without a name torchvision's default decides, and a notice lists the others."""
     torchvision = pytest.importorskip("torchvision")
-    torch.save(torchvision.models.resnet50(weights=None).state_dict(), tmp_path / "w.pt")
-    found = export(tmp_path, "torchvision:resnet50", "--weights", tmp_path / "w.pt", "--data", data)
+    torch.save(torchvision.models.mobilenet_v2(weights=None).state_dict(), tmp_path / "w.pt")
+    found = export(
+        tmp_path, "torchvision:mobilenet_v2", "--weights", tmp_path / "w.pt", "--data", data
+    )
     (notice,) = found["notices"]
-    assert "torchvision:resnet50:NAME" in notice["message"]
+    assert "torchvision:mobilenet_v2:NAME" in notice["message"]
     assert notice["names"] == ["IMAGENET1K_V2"]
     assert found["preprocessing"]["crop_share"] == pytest.approx(224 / 232, abs=2e-3)
 
@@ -120,9 +121,16 @@ def test_the_image_tower_of_open_clip_gives_its_features(
     """By open_clip's own transform; text weights of the checkpoint are left out."""
     open_clip = pytest.importorskip("open_clip")
     torch.manual_seed(1)
-    model, _, transform = open_clip.create_model_and_transforms("RN50", pretrained=None)
+    vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}
+    text = {"context_length": 8, "vocab_size": 99, "width": 32, "heads": 2, "layers": 1}
+    sizes = {"vision_cfg": vision, "text_cfg": text, "embed_dim": 24}
+    model, _, transform = open_clip.create_model_and_transforms("RN50", pretrained=None, **sizes)
     torch.save(model.state_dict(), tmp_path / "w.pt")
-    found = export(tmp_path, "open_clip:RN50", "--weights", tmp_path / "w.pt", "--data", data)
+    small = [
+        part for name, size in sizes.items() for part in ("--arg", f"{name}={json.dumps(size)}")
+    ]
+    weights = ("--weights", tmp_path / "w.pt")
+    found = export(tmp_path, "open_clip:RN50", *weights, "--data", data, *small)
     assert found["left_out"] > 0
     with torch.no_grad():
         expected = unit(model.eval().encode_image(torch.stack([transform(i) for i in images])))
