@@ -51,7 +51,7 @@ class ImportResult:
     Attributes:
         engine, kind: what wrote the file, and its structure.
         rebuilt: whether the rows were indexed again; if not, the file stays byte for byte.
-        lossy: why the rows are not those that were indexed; "" if they are.
+        lossy: why the rows are not those that were indexed; None if they are.
         norms: the file with the norms of the rows; None where there is none.
         agreement: the least cosine between stored vectors and the model's embeddings of the same
             items, over at most 32 items; None without the items' content.
@@ -67,7 +67,7 @@ class ImportResult:
     engine: str
     kind: str
     rebuilt: bool
-    lossy: str
+    lossy: str | None
     norms: str | None
     rows: int
     dropped: int
@@ -200,7 +200,7 @@ def _result(
         engine=source.engine,
         kind=source.kind,
         rebuilt=source.rebuilt,
-        lossy=source.lossy,
+        lossy=source.lossy or None,
         norms=None,
         rows=len(source.index),
         dropped=len(source.dropped),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,17 +96,22 @@ def open_adopted(request: SourceRequest, progress: Progress) -> Iterator[Adopted
         raise InputError(f"the space must be ip, cosine or l2, got {request.space!r}")
     form = form_of(request.path)
     _refuse_options(request, form)
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
+    with ExitStack() as stack:
+
+        def scratch() -> Path:
+            """A folder for what is built; a file that is adopted as it is needs none."""
+            return Path(stack.enter_context(tempfile.TemporaryDirectory()))
+
         if form is Form.HNSWLIB:
             yield _hnswlib(request, scratch, progress)
             return
         if form is Form.FAISS:  # before its rows are read, which may take minutes
             _check_dim(request.path, read_faiss_header(request.path).dim, request.dim)
         progress("reading the index", 0, 1)
-        source = open_source(request.path, form, scratch, request.columns)
+        folder = scratch()
+        source = open_source(request.path, form, folder, request.columns)
         progress("reading the index", 1, 1)
-        yield _rebuilt(request, source, scratch, progress)
+        yield _rebuilt(request, source, folder, progress)
 
 
 def _refuse_options(request: SourceRequest, form: Form) -> None:
@@ -129,7 +134,9 @@ def _refuse_options(request: SourceRequest, form: Form) -> None:
         raise InputError(f"no folder {request.norms.parent} to write {request.norms.name} to")
 
 
-def _hnswlib(request: SourceRequest, scratch: Path, progress: Progress) -> AdoptedSource:
+def _hnswlib(
+    request: SourceRequest, scratch: Callable[[], Path], progress: Progress
+) -> AdoptedSource:
     """An hnswlib file: as it is, without rows that are marked deleted, or with unit rows."""
     path, space = request.path, request.space or "ip"
     _check_dim(path, read_header(path).dim, request.dim)
@@ -138,7 +145,7 @@ def _hnswlib(request: SourceRequest, scratch: Path, progress: Progress) -> Adopt
     try:
         if request.drop_deleted and count_deleted(path):
             index, dropped = build_without_deleted(path, params, progress)
-            index.save(adopted := scratch / "live.bin")
+            index.save(adopted := scratch() / "live.bin")
             del index
         progress("reading the index", 0, 1)
         sha256 = sha256_file(adopted)
@@ -152,7 +159,7 @@ def _hnswlib(request: SourceRequest, scratch: Path, progress: Progress) -> Adopt
                 tip="--space ip or --space l2 says which",
             ) from None
         source = hnswlib_rows(path, space, drop_deleted=request.drop_deleted)
-        return _rebuilt(request, source, scratch, progress)
+        return _rebuilt(request, source, scratch(), progress)
     if request.norms is not None:
         refuse_norms(Norms.ones(len(index)), path, request.norms)
     return AdoptedSource(

@@ -92,7 +92,7 @@ def test_a_faiss_index_is_imported_verified_deployed_and_searched(
     assert result.code == 0, result.stderr
     answer = result.json
     assert (answer["engine"], answer["kind"], answer["rebuilt"]) == ("FAISS", "IndexIVFFlat", True)
-    assert (answer["proven"], answer["rows"], answer["lossy"]) == (True, len(rows), "")
+    assert (answer["proven"], answer["rows"], answer["lossy"]) == (True, len(rows), None)
     catalog = Store.open(shop.path("adopted")).catalog()
     assert dict(zip(catalog.ids, catalog.keys.tolist(), strict=True)) == dict(
         zip(gallery.ids, _keys(len(rows)).tolist(), strict=True)
