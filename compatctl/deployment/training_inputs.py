@@ -53,6 +53,7 @@ def load_inputs(project: Project, base: Path, seed: int | None) -> TrainingInput
         gallery = DeployedGallery.open(open_store(project))
     _refuse_useless_images(recipe, gallery)
     data = load_data(project)
+    _refuse_other_items(data)
     require_classes(project, data)
     return TrainingInputs(recipe=recipe, data=data, gallery=gallery)
 
@@ -78,6 +79,7 @@ def load_first_inputs(
             tip="compatctl finetune trains its next model; name another --store to begin one",
         )
     data = load_data(project)
+    _refuse_other_items(data)
     classes = len(set(data.filter(split="train").labels))
     if dim is None or (recipe.objective.K or dim + 1) < classes:
         raise InputError(
@@ -89,6 +91,16 @@ def load_first_inputs(
     _refuse_useless_images(recipe, None)
     objective = replace(recipe.objective, frame=("simplex",), lambda_=(1.0,), dim=dim)
     return TrainingInputs(recipe=replace(recipe, objective=objective), data=data, gallery=None)
+
+
+def _refuse_other_items(data: Dataset) -> None:
+    """Refuse data that no network here is trained on."""
+    if data.modality != "image":
+        raise InputError(
+            f"networks are trained on images, and the data has {data.modality}s",
+            tip="ways to a new model without training: compatctl bridge, fuse or lift; compatctl "
+            "plan --new estimates them",
+        )
 
 
 def _load_recipe(project: Project, base: Path, seed: int | None) -> Recipe:
