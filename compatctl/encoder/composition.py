@@ -29,7 +29,8 @@ from compatctl.files import write_atomic
 def bridge(data: bytes, path: Path, adapter: Adapter) -> bytes:
     """The sealed bytes of an encoder whose embedding is ``adapter`` of that of ``data``.
 
-    An output ``free`` stays as it is.
+    An output ``free`` stays as it is; without one, it is the embedding of ``data``, so that answers
+    can be re-scored by it.
 
     ``data``: the sealed bytes of an encoder; ``path``: where they were read, for errors. The same
     bytes and the same adapter give the same bytes.
@@ -47,6 +48,8 @@ def bridge(data: bytes, path: Path, adapter: Adapter) -> bytes:
     parts.append("new", model, contract)
     mapped = parts.append_adapter(f"new/{OUTPUT}", adapter)
     parts.keep_free("new", contract)
+    if contract.free_dim is None:
+        parts.free_of(f"new/{OUTPUT}", contract.dim)
     return parts.sealed([model], mapped, adapter.layers[-1][0].shape[1])
 
 
@@ -177,8 +180,12 @@ class _Composition:
     def keep_free(self, name: str, contract: Contract) -> None:
         """Give the output ``free`` of the encoder appended as ``name``, if it has one."""
         if contract.free_dim is not None:
-            self.node("Identity", [f"{name}/{FREE}"], FREE)
-            self._free_dim = contract.free_dim
+            self.free_of(f"{name}/{FREE}", contract.free_dim)
+
+    def free_of(self, value: str, dim: int) -> None:
+        """Give ``value`` (batch, dim), of unit rows, as the output ``free``."""
+        self.node("Identity", [value], FREE)
+        self._free_dim = dim
 
     def sealed(self, models: list[onnx.ModelProto], value: str, dim: int) -> bytes:
         """The sealed bytes of an encoder that gives ``value``, normalised; ``models`` are the parts

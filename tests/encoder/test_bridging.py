@@ -131,3 +131,21 @@ def test_files_and_adapters_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         bridge(data, path, broken)
     with pytest.raises(InputError, match="not an ONNX"):
         bridge(b"hello", path, affine())
+
+
+def test_the_encoders_own_embedding_is_the_free_output(
+    exports: tuple[Path, Path], tmp_path: Path, dataset: Dataset
+) -> None:
+    """So that a bridged encoder's answers can be re-scored by what the new model itself sees; an
+    encoder that has a free output keeps that one."""
+    path = small(exports, tmp_path / "new.onnx")
+    own = Encoder.load(path).embed(dataset).features
+    once = bridged(path, affine())
+    both = once.embed(dataset, free=True)
+    assert both.free is not None
+    assert once.free_dim == own.shape[1]
+    np.testing.assert_allclose(both.free, own, atol=1e-6)
+    (tmp_path / "once.onnx").write_bytes(bridge(read_model_bytes(path), path, affine()))
+    twice = bridged(tmp_path / "once.onnx", affine(dim=once.dim, to=7))
+    assert (twice.dim, twice.free_dim) == (7, own.shape[1])
+    np.testing.assert_allclose(twice.embed(dataset, free=True).free, own, atol=1e-6)
