@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from compatctl.commands.deploy import deploy
+from compatctl.commands.deploy import RescoringOptions, deploy
 from compatctl.commands.finetune import finetune
 from compatctl.commands.fuse import fuse
 from compatctl.commands.init import init
@@ -43,7 +43,8 @@ class Route:
     """Hit@1 of one route on the unseen classes, and the gate's verdict.
 
     ``passed`` is the share of the gallery that went through the new model to make the route's
-    model, labelled training items aside; None: the model has no record of it.
+    model, or to re-score the answers of these queries, labelled training items aside; None: the
+    model has no record of it.
     """
 
     passed: float | None
@@ -181,12 +182,15 @@ def _routes(
 
 
 def switch(
-    project: Project, model: Path, queries: Sequence[tuple[str, str]]
+    project: Project,
+    model: Path,
+    queries: Sequence[tuple[str, str]],
+    rescoring: RescoringOptions | None = None,
 ) -> tuple[Served, str, str]:
     """Deploy and roll back; search the same queries, each with its label, before, between and
     after. Also returns the digests of the index between and of the query model after."""
     before = _served(project, queries)
-    deploy(project, model=model)
+    deploy(project, model=model, rescoring=rescoring)
     after = _served(project, queries)
     index_after = open_store(project).manifest.index.sha256
     restored = rollback(project, to=None, dry_run=False)
@@ -230,12 +234,20 @@ def _old_classes(table: Path, target: Path) -> None:
 
 
 def route_of(name: str, report: Report) -> Route:
-    """A route's row of the result, from the report of its model."""
+    """A route's row of the result, from the report of its model.
+
+    Of a route that re-scores: with nothing kept from earlier queries, and what these ones pass.
+    """
     group = next(group for group in report.groups if group.name == UNSEEN)
+    passed = None if report.gallery_pass is None else report.gallery_pass.share
+    found = group.hit_rate["new_old"]["1"]
+    if report.rescoring is not None:
+        cold = report.rescoring.states[0]
+        passed, found = cold.passed_share, cold.hit_rate["1"]
     return Route(
-        passed=None if report.gallery_pass is None else report.gallery_pass.share,
+        passed=passed,
         name=name,
-        new_old=group.hit_rate["new_old"]["1"],
+        new_old=found,
         new_new=group.hit_rate["new_new"]["1"],
         negative_flips=group.negative_flips,
         verdict=report.verdict.outcome,

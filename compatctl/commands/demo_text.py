@@ -3,8 +3,10 @@
 Glosses are the queries, lemmas the documents. The old model is paraphrase-MiniLM-L3, the new one
 all-MiniLM-L6 with weights of 8 bits; both are encoders from elsewhere, and nothing is trained but
 the map between them. The two are related, so that the new model's queries find some documents with
-nothing done: the gate compares with what the old model finds. There are three routes: the new model
-as it is, bridged into the gallery's space by pairs of vectors, and that one fused with the old.
+nothing done: the gate compares with what the old model finds. There are four routes: the new model
+as it is, bridged into the gallery's space by pairs of vectors, that one fused with the old, and the
+fused one whose first answers the new model's own vectors rank again. Only the last one passes
+gallery items through the new model: those that queries touch.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from compatctl.commands.demo import (
     route_of,
     switch,
 )
+from compatctl.commands.deploy import RescoringOptions
 from compatctl.commands.fuse import fuse
 from compatctl.commands.init import init
 from compatctl.commands.search import search
@@ -37,8 +40,8 @@ from compatctl.recipe import Project
 from compatctl.report import Report
 from compatctl.text_samples import write_text_project
 
-WEIGHT = 0.3
-"""Of the bridged model in the fused one: a small step, which keeps most of the old ranking."""
+RESCORED = 10
+"""How many first answers of a query the last route ranks again."""
 
 QUESTION = "a vehicle with two wheels that is moved by pedals"
 
@@ -64,7 +67,9 @@ def demo_text(*, keep: Path | None = None, progress: Progress = silent) -> DemoR
         served, index_after, restored = None, before.index.sha256, before.query_model
         if report.verdict.outcome == "pass":
             queries = _sample(folder / "texts.csv")
-            served, index_after, restored = switch(project, folder / report.new.name, queries)
+            served, index_after, restored = switch(
+                project, folder / report.new.name, queries, RescoringOptions(rescore=RESCORED)
+            )
         return demo_result(
             routes,
             report,
@@ -90,14 +95,17 @@ def _routes(
     )
     trial = VerifyOptions(dry_run=True)
     alone = verify(project, old=old, new=new, options=trial, progress=progress)
-    result = bridge(project, new=new, output=bridged, progress=progress)
+    result = bridge(project, new=new, output=bridged, share=0.0, progress=progress)
     mapped = verify(project, old=old, new=bridged, options=trial, progress=progress)
-    fuse(project, old=old, new=bridged, output=fused, weight=WEIGHT, progress=progress)
-    report = verify(project, old=old, new=fused, progress=progress)
+    fusion = fuse(project, old=old, new=bridged, output=fused, progress=progress)
+    mixed = verify(project, old=old, new=fused, options=trial, progress=progress)
+    rescored = VerifyOptions(rescore=RESCORED)
+    report = verify(project, old=old, new=fused, options=rescored, progress=progress)
     routes = [
         route_of("the new model, nothing done", alone),
         route_of(f"bridged ({result.kind})", mapped),
-        route_of(f"bridged and fused, {WEIGHT:.0%} of it", report),
+        route_of(f"bridged and fused, weight {fusion.weight:g}", mixed),
+        route_of(f"the same, first {RESCORED} re-scored", report),
     ]
     return routes, report, result
 

@@ -154,7 +154,7 @@ def plan_ready(
     judged = judgments_for(project.gate.qrels, data, query_rows(data, "validation"))
     data = embeddable_items(data, deployed.encoder, encoder, set(deployed.catalog.ids))
     split = planning_split(
-        data, deployed.catalog.ids, limit, choosing=False, judged=judged, trains=False
+        data, deployed.catalog.ids, limit, choosing=False, judged=judged, must_train=False
     )
     inputs, milliseconds = ready_inputs(split, deployed, encoder, project, judged, progress)
     facts = preflight(deployed, split, inputs.trained_against)

@@ -81,7 +81,7 @@ def planning_split(
     *,
     choosing: bool,
     judged: Judgments | None = None,
-    trains: bool = True,
+    must_train: bool = True,
 ) -> PlanningSplit:
     """Validation queries query; about ``limit`` gallery and ``limit`` training items are kept.
 
@@ -89,7 +89,7 @@ def planning_split(
     ``choosing``, half of the validation classes choose among a recipe's trials and do not query.
     With ``judged``, items that are judged are kept instead of those of validation classes.
 
-    Without ``trains`` no class needs to train.
+    Without ``must_train`` no class needs to train.
 
     Raises:
         InputError: fewer than two classes to train on, no query, or no gallery item with its image.
@@ -121,7 +121,7 @@ def planning_split(
         if is_query and item.label not in planning:
             split = "validation"
         items.append(replace(item, split=split))
-    if (trains and len(trained) < 2) or not query_rows or not gallery_rows:
+    if (must_train and len(trained) < 2) or not query_rows or not gallery_rows:
         raise InputError(
             f"nothing to plan with: {len(trained)} classes to train on, {len(query_rows)} queries "
             f"of {len(planning)} validation classes, {len(gallery_rows)} gallery items with their "

@@ -10,7 +10,7 @@ import pytest
 from painted import DIM, World, check, unit
 
 from compatctl.core.arrays import as_rows
-from compatctl.data import Dataset, Item
+from compatctl.data import Dataset, Item, Judgments
 from compatctl.evaluation.self_test import SELF_TEST_ROWS, self_test_rows
 
 OTHERS = SELF_TEST_ROWS + 500
@@ -31,7 +31,8 @@ def _key(text: str) -> bytes:
 def test_the_sample_is_that_of_a_plain_loop(limit: int, judging: bool) -> None:
     """Half of it is what queries look for, whole classes first; the rest is by hash."""
     data, available, queries = _data(200, 20), as_rows(range(0, 200, 1)), as_rows([3, 23, 7, 11])
-    judged = {("q", f"i{row}"): 1 for row in range(50, 60)} if judging else None
+    pairs = [("q", f"i{row}") for row in range(50, 60)]
+    judged = Judgments.from_pairs(pairs) if judging else None
     got = self_test_rows(data, available, queries, judged, limit=limit)
     if judging:
         sought = sorted(range(50, 60), key=lambda row: _key(f"i{row}"))
