@@ -105,7 +105,7 @@ def _routes(
         route_of("the new model, nothing done", alone),
         route_of(f"bridged ({result.kind})", mapped),
         route_of(f"bridged and fused, weight {fusion.weight:g}", mixed),
-        route_of(f"the same, first {RESCORED} re-scored", report),
+        route_of(f"bridged, fused, first {RESCORED} re-scored", report),
     ]
     return routes, report, result
 

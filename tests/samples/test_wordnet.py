@@ -73,7 +73,7 @@ def install(folder: Path, name: str, noise: float) -> None:
 
 
 @pytest.mark.slow
-def test_the_text_demo_compares_three_routes_and_leaves_the_index(
+def test_the_text_demo_compares_four_routes_and_leaves_the_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each route has a verdict; models that know nothing of the texts do not pass, and then nothing
@@ -87,6 +87,7 @@ def test_the_text_demo_compares_three_routes_and_leaves_the_index(
         "the",
         "bridged",
         "bridged",
+        "bridged,",
     ]
     assert demo["verdict"] != "pass"
     assert result.code in {3, 4}
