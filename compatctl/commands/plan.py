@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-
 from compatctl.core.arrays import Rows, as_rows
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import estimate_ratios, hit_change
@@ -25,7 +23,7 @@ from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.model_file import ModelFile
 from compatctl.deployment.project import open_store
-from compatctl.deployment.training_inputs import TrainingInputs, build_reference, load_inputs
+from compatctl.deployment.training_inputs import TrainingInputs, load_inputs
 from compatctl.encoder import check_steady
 from compatctl.errors import InputError
 from compatctl.evaluation.adaptive_resampling import Sampling, adaptive_verdict, sampling
@@ -40,7 +38,7 @@ from compatctl.migration.forecast import Forecast, Measure, forecast_more_data
 from compatctl.migration.plan_warnings import plan_warnings
 from compatctl.migration.planning_gallery import PlanningGallery
 from compatctl.migration.preflight import PlanningSplit, Preflight, planning_split, preflight
-from compatctl.migration.ready_model import embeddable_items, ready_inputs
+from compatctl.migration.ready_model import deployed_fields, embeddable_items, ready_inputs
 from compatctl.migration.recommendation import COMMANDS, READY_COMMANDS, RouteEstimate, recommend
 from compatctl.migration.route_cost import Milliseconds, RouteCost
 from compatctl.migration.routes import PlanningInputs, Route, RouteInputs
@@ -288,37 +286,15 @@ def _inputs(
     """Both models' features of every item of the plan, and each model's milliseconds an image."""
     from compatctl.train import Features
 
-    (recipe, base), data, catalog = new, split.data, deployed.catalog
-    stored = np.array([catalog.row_of[data.ids[int(row)]] for row in split.gallery_rows])
-    others = np.setdiff1d(np.arange(len(data)), split.gallery_rows)
-    start = time.monotonic()
-    encoded = deployed.encoder.embed(data.take(others), progress=progress).features
-    old_s = time.monotonic() - start
-    encoded_ids = tuple(data.ids[int(row)] for row in others)
-    reference = build_reference(deployed, encoded_ids, encoded, stored)
-    whole = build_reference(deployed, encoded_ids, encoded) if len(stored) < len(catalog) else None
+    (recipe, base), data = new, split.data
+    shared, old_ms = deployed_fields(split, deployed, project, progress)
     start = time.monotonic()
     training = [row for row, item in enumerate(data.items) if item.split == "train"]
     features = Features.extract(recipe, base, data, range(len(data)), progress, training=training)
     passes = len(data) + (recipe.augmentation.views - 1) * len(training)
     new_s = time.monotonic() - start
-    inputs = RouteInputs(
-        data=data,
-        reference=reference,
-        whole=whole,
-        recipe=recipe,
-        base=base,
-        features=features,
-        query_rows=split.query_rows,
-        ignore_same=project.ignore_same,
-        cluster=project.cluster,
-        old_model_gone=project.old_model_gone,
-        rescored=deployed.manifest.rescoring is not None,
-        pair_share=project.max_gallery_pass,
-    )
-    return inputs, Milliseconds(
-        old=1000 * old_s / max(1, len(others)), new=1000 * new_s / max(1, passes)
-    )
+    inputs = RouteInputs(**shared, recipe=recipe, base=base, features=features)
+    return inputs, Milliseconds(old=old_ms, new=1000 * new_s / max(1, passes))
 
 
 def _folds(inputs: PlanningInputs) -> list[Fold]:

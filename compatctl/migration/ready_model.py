@@ -1,8 +1,9 @@
-"""A plan of a model that exists: what both models give the items of the plan."""
+"""What both models give the items of a plan, where the new one exists."""
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 
@@ -45,32 +46,37 @@ def ready_inputs(  # noqa: PLR0917
 
     Errors as ``Encoder.embed``.
     """
+    shared, old_ms = deployed_fields(split, deployed, project, progress)
+    start = time.monotonic()
+    ready = new.embed(split.data, progress=progress).features
+    new_s = time.monotonic() - start
+    kinds = available_kinds()
+    inputs = ReadyInputs(**shared, ready=ready, judged=judged, kinds=kinds)
+    return inputs, Milliseconds(old=old_ms, new=1000 * new_s / max(1, len(ready)))
+
+
+def deployed_fields(
+    split: PlanningSplit, deployed: DeployedGallery, project: Project, progress: Progress
+) -> tuple[dict[str, Any], float]:
+    """The fields of ``PlanningInputs`` that do not depend on the new model, and the milliseconds
+    that the deployed one takes for an item; it embeds what is not stored."""
     data, catalog = split.data, deployed.catalog
     stored = np.array([catalog.row_of[data.ids[int(row)]] for row in split.gallery_rows])
     others = np.setdiff1d(np.arange(len(data)), split.gallery_rows)
     start = time.monotonic()
     encoded = deployed.encoder.embed(data.take(others), progress=progress).features
     old_s = time.monotonic() - start
-    encoded_ids = tuple(data.ids[int(row)] for row in others)
-    reference = build_reference(deployed, encoded_ids, encoded, stored)
-    whole = build_reference(deployed, encoded_ids, encoded) if len(stored) < len(catalog) else None
-    start = time.monotonic()
-    ready = new.embed(data, progress=progress).features
-    new_s = time.monotonic() - start
-    inputs = ReadyInputs(
-        data=data,
-        reference=reference,
-        whole=whole,
-        ready=ready,
-        kinds=available_kinds(),
-        judged=judged,
-        query_rows=split.query_rows,
-        ignore_same=project.ignore_same,
-        cluster=project.cluster,
-        old_model_gone=project.old_model_gone,
-        rescored=deployed.manifest.rescoring is not None,
-        pair_share=project.max_gallery_pass,
-    )
-    return inputs, Milliseconds(
-        old=1000 * old_s / max(1, len(others)), new=1000 * new_s / max(1, len(data))
-    )
+    ids = tuple(data.ids[int(row)] for row in others)
+    whole = build_reference(deployed, ids, encoded) if len(stored) < len(catalog) else None
+    fields = {
+        "data": data,
+        "reference": build_reference(deployed, ids, encoded, stored),
+        "whole": whole,
+        "query_rows": split.query_rows,
+        "ignore_same": project.ignore_same,
+        "cluster": project.cluster,
+        "old_model_gone": project.old_model_gone,
+        "rescored": deployed.manifest.rescoring is not None,
+        "pair_share": project.max_gallery_pass,
+    }
+    return fields, 1000 * old_s / max(1, len(others))
