@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from compatctl.core.arrays import Rows, as_rows
 from compatctl.core.policy import Policy
@@ -112,15 +112,19 @@ def plan(
     embed = partial(_embed_free, inputs, free.own, data, deployed, limit, progress)
     whole = whole.with_lazy(results, embed)
     facts = replace(facts, lazy_images=whole.embedded)
-    cost = RouteCost.measure(inputs, facts, data, deployed, milliseconds)
-    policy = load_policy(project.policy)
-    estimates = _estimates(inputs, (whole, part), results, policy, cost)
-    outcome = _Outcome.of(project, COMMANDS, results, estimates, facts, deployed, base)
-    return Plan(
-        preflight=facts,
-        routes=estimates,
-        **vars(outcome),
-        rescored_today=whole.today_entry(inputs.old_queries.queries),
+    tried = _Tried(
+        project=project,
+        deployed=deployed,
+        inputs=inputs,
+        galleries=(whole, part),
+        results=results,
+        facts=facts,
+        cost=RouteCost.measure(inputs, facts, data, deployed, milliseconds),
+    )
+    policy, estimates = tried.policy, tried.estimates
+    return tried.plan(
+        COMMANDS,
+        base,
         forecast=_forecast(inputs, whole, results, estimates, policy, progress)
         if forecast
         else None,
@@ -158,52 +162,63 @@ def plan_ready(
     facts = preflight(deployed, split, inputs.trained_against)
     whole, part = _galleries(inputs, data, deployed, progress)
     results = routes.measure_ready_routes(inputs, _folds(inputs), progress)
-    cost = RouteCost.measure(inputs, facts, data, deployed, milliseconds)
-    policy = load_policy(project.policy)
-    estimates = _estimates(inputs, (whole, part), results, policy, cost)
-    outcome = _Outcome.of(project, READY_COMMANDS, results, estimates, facts, deployed, new)
-    return Plan(
-        preflight=facts,
-        routes=estimates,
-        **vars(outcome),
-        rescored_today=whole.today_entry(inputs.old_queries.queries),
+    tried = _Tried(
+        project=project,
+        deployed=deployed,
+        inputs=inputs,
+        galleries=(whole, part),
+        results=results,
+        facts=facts,
+        cost=RouteCost.measure(inputs, facts, data, deployed, milliseconds),
+    )
+    return tried.plan(
+        READY_COMMANDS,
+        new,
         seconds=round(time.monotonic() - start, 1),
         warnings=(
-            *plan_warnings(project, None, policy, facts, estimates),
+            *plan_warnings(project, None, tried.policy, facts, tried.estimates),
             *((f"{NO_TORCH}: the other adapters are tried",) if inputs.kinds != KINDS else ()),
         ),
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Outcome:
-    """What a plan recommends."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Tried:
+    """The routes that were tried, on the whole gallery and on the rows at hand."""
 
-    recommended: str
-    reason: str
-    commands: tuple[str, ...]
-    recipe: dict[str, Any] | None
+    project: Project
+    deployed: DeployedGallery
+    inputs: PlanningInputs
+    galleries: tuple[PlanningGallery, PlanningGallery]
+    results: Sequence[RouteResult]
+    facts: Preflight
+    cost: RouteCost
 
-    @classmethod
-    def of(  # noqa: PLR0917
-        cls,
-        project: Project,
-        commands: Mapping[Route, tuple[str, ...]],
-        results: Sequence[RouteResult],
-        estimates: Sequence[RouteEstimate],
-        facts: Preflight,
-        deployed: DeployedGallery,
-        base: Path,
-    ) -> Self:
-        """``base`` is the checkpoint, or the model that exists."""
-        chosen, reason = recommend(estimates, classes=facts.planning_classes)
-        recipe = next(result.variant.recipe for result in results if result.name == chosen)
-        files = {"base": base, "old": deployed.model_path, "new": project.output}
-        return cls(
+    @cached_property
+    def policy(self) -> Policy:
+        """The project's policy, which judges each route."""
+        return load_policy(self.project.policy)
+
+    @cached_property
+    def estimates(self) -> tuple[RouteEstimate, ...]:
+        """Each route's gain, verdict and cost."""
+        return _estimates(self.inputs, self.galleries, self.results, self.policy, self.cost)
+
+    def plan(self, commands: Mapping[Route, tuple[str, ...]], base: Path, **more: Any) -> Plan:
+        """The recommendation; ``base`` is the checkpoint, or the model that exists, and ``more``
+        are further fields of the plan."""
+        chosen, reason = recommend(self.estimates, classes=self.facts.planning_classes)
+        recipe = next(result.variant.recipe for result in self.results if result.name == chosen)
+        files = {"base": base, "old": self.deployed.model_path, "new": self.project.output}
+        return Plan(
+            preflight=self.facts,
+            routes=self.estimates,
             recommended=chosen,
-            reason=reason + _budget_note(estimates, chosen, project),
+            reason=reason + _budget_note(self.estimates, chosen, self.project),
             commands=tuple(command.format(**files) for command in commands.get(chosen, ())),
             recipe=recipe.to_json() if recipe else None,
+            rescored_today=self.galleries[0].today_entry(self.inputs.old_queries.queries),
+            **more,
         )
 
 
