@@ -44,18 +44,23 @@ report: report.json
 
 
 def emoji_source() -> Path:
-    """The folder with ``items.csv`` and the sheets, in the package or else in the checkout.
+    """The folder with ``items.csv`` and the sheets; errors as ``shipped_folder``."""
+    return shipped_folder("emoji", "items.csv", "images")
+
+
+def shipped_folder(name: str, file: str, what: str) -> Path:
+    """The demo's folder ``name``, in the package or else in the checkout: the one with ``file``.
 
     Raises:
-        InputError: neither folder is there.
+        InputError: neither is there; the message says ``what`` is missing.
     """
     package = Path(__file__).resolve().parent
-    candidates = (package / "demo_data" / "emoji", package.parent / "examples" / "emoji")
+    candidates = (package / "demo_data" / name, package.parent / "examples" / name)
     for folder in candidates:
-        if (folder / "items.csv").is_file():
+        if (folder / file).is_file():
             return folder
     raise InputError(
-        "the demo's images are not installed: no items.csv in "
+        f"the demo's {what} are not installed: no {file} in "
         + " nor in ".join(str(folder) for folder in candidates),
         tip="install compatctl from its wheel, or run it in a full checkout",
     )

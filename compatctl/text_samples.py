@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from compatctl.errors import InputError
+from compatctl.samples import shipped_folder
 
 COLUMNS = ("id", "text", "label", "role")
 MODELS: dict[str, tuple[str, str, dict[str, object]]] = {
@@ -39,21 +40,8 @@ max_gallery_pass: 1.0
 
 
 def wordnet_source() -> Path:
-    """The folder with ``pairs.csv`` and ``tokenizer.json``, in the package or in the checkout.
-
-    Raises:
-        InputError: neither folder is there.
-    """
-    package = Path(__file__).resolve().parent
-    candidates = (package / "demo_data" / "wordnet", package.parent / "examples" / "wordnet")
-    for folder in candidates:
-        if (folder / "pairs.csv").is_file():
-            return folder
-    raise InputError(
-        "the demo's texts are not installed: no pairs.csv in "
-        + " nor in ".join(str(folder) for folder in candidates),
-        tip="install compatctl from its wheel, or run it in a full checkout",
-    )
+    """The folder with ``pairs.csv`` and ``tokenizer.json``; errors as ``shipped_folder``."""
+    return shipped_folder("wordnet", "pairs.csv", "texts")
 
 
 def unpack_wordnet(source: Path, table: Path) -> int:

@@ -26,7 +26,7 @@ LEVELS = {
     "manifest": 2,
     "recipe": 2,
     "samples": 3,
-    "text_samples": 3,
+    "text_samples": 4,
     "encoder": 3,
     "index": 3,
     "report": 3,

@@ -105,10 +105,7 @@ def demo(
     require_hnswlib()
     began = time.monotonic()
     with ExitStack() as stack:
-        if keep is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compatctl-")))
-        else:
-            folder = empty_folder(keep)
+        folder = demo_folder(stack, keep)
         project = prepare(folder, seed=seed, progress=progress)
         before = open_store(project).manifest
         tuned = finetune(
@@ -302,13 +299,15 @@ def demo_result(
     )
 
 
-def empty_folder(folder: Path) -> Path:
-    """The folder, made if it is missing.
+def demo_folder(stack: ExitStack, keep: Path | None) -> Path:
+    """``keep``, made if it is missing; None: a temporary folder, until the ``stack`` is left.
 
     Raises:
-        InputError: something is in it.
+        InputError: something is in ``keep``.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty", tip="name a new folder for --keep")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    if keep is None:
+        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compatctl-")))
+    if keep.exists() and any(keep.iterdir()):
+        raise InputError(f"{keep} is not empty", tip="name a new folder for --keep")
+    keep.mkdir(parents=True, exist_ok=True)
+    return keep

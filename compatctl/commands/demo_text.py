@@ -12,7 +12,6 @@ gallery items through the new model: those that queries touch.
 from __future__ import annotations
 
 import csv
-import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,8 +21,8 @@ from compatctl.commands.demo import (
     SAMPLE,
     DemoResult,
     Route,
+    demo_folder,
     demo_result,
-    empty_folder,
     route_of,
     switch,
 )
@@ -55,10 +54,7 @@ def demo_text(*, keep: Path | None = None, progress: Progress = silent) -> DemoR
     require_hnswlib()
     began = time.monotonic()
     with ExitStack() as stack:
-        if keep is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compatctl-")))
-        else:
-            folder = empty_folder(keep)
+        folder = demo_folder(stack, keep)
         write_text_project(folder)
         project = Project.load(folder / "compatctl.yaml")
         init(project, model=folder / "old.onnx", progress=progress)
