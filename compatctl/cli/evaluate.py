@@ -9,6 +9,7 @@ import typer
 
 from compatctl.cli.app import VERDICT_EXIT_CODES, Outcome, command
 from compatctl.cli.options import (
+    AdapterKind,
     Cluster,
     DryRun,
     Passes,
@@ -281,6 +282,7 @@ def plan(
             "Nothing is trained.",
         ),
     ] = None,
+    kind: AdapterKind = "auto",
     limit: Annotated[
         int, typer.Option(min=100, help="At most this many gallery and training items are used.")
     ] = 20_000,
@@ -305,9 +307,15 @@ def plan(
         if new is not None:
             refuse_given(context, {"seed", "forecast", "project_recipe"}, "nothing is trained")
             result = plan_ready(
-                project, new=new, limit=limit, skip_bad=skip_bad, progress=report_progress
+                project,
+                new=new,
+                kind=kind,
+                limit=limit,
+                skip_bad=skip_bad,
+                progress=report_progress,
             )
         elif base is not None:
+            refuse_given(context, {"kind"}, "plan --base tries every adapter")
             result = plan(
                 project,
                 base=base,

@@ -33,7 +33,7 @@ from compatctl.evaluation.judged import judgments_for
 from compatctl.evaluation.protocol import query_rows
 from compatctl.evaluation.served_today import TodayAnswers
 from compatctl.migration import routes
-from compatctl.migration.adapters import KINDS, NO_TORCH
+from compatctl.migration.adapters import AUTO, NO_TORCH, available_kinds
 from compatctl.migration.forecast import Forecast, Measure, forecast_more_data
 from compatctl.migration.plan_warnings import plan_warnings
 from compatctl.migration.planning_gallery import PlanningGallery
@@ -137,17 +137,22 @@ def plan_ready(
     project: Project,
     *,
     new: Path,
+    kind: str = AUTO,
     limit: int = LIMIT,
     skip_bad: bool = False,
     progress: Progress = silent,
 ) -> Plan:
     """Try the routes of a model that exists: a file, or a space of vectors. Nothing is trained.
 
+    Adapters are those of ``kind``, and so are the recommended commands' own.
+
     Raises:
+        UsageError: an unknown kind.
         InputError: bad data or model, no store, no validation query, or no gallery item with what
             the model takes.
     """
-    start = time.monotonic()
+    start, kinds = time.monotonic(), available_kinds(kind)
+    without_mlp = kind == AUTO and "mlp" not in kinds
     encoder = ModelFile.named(project, new).encoder
     data, deployed = load_data(project), DeployedGallery.open(open_store(project))
     check_steady(encoder, data)
@@ -158,7 +163,7 @@ def plan_ready(
     split = planning_split(
         data, deployed.catalog.ids, limit, choosing=False, judged=judged, must_train=False
     )
-    inputs, milliseconds = ready_inputs(split, deployed, encoder, project, judged, progress)
+    inputs, milliseconds = ready_inputs(split, deployed, encoder, project, judged, kinds, progress)
     facts = preflight(deployed, split, inputs.trained_against)
     whole, part = _galleries(inputs, data, deployed, progress)
     results = routes.measure_ready_routes(inputs, _folds(inputs), progress)
@@ -174,10 +179,11 @@ def plan_ready(
     return tried.plan(
         READY_COMMANDS,
         new,
+        kind="" if kind == AUTO else f" --kind {kind}",
         seconds=round(time.monotonic() - start, 1),
         warnings=(
             *plan_warnings(project, None, tried.policy, facts, tried.estimates),
-            *((f"{NO_TORCH}: the other adapters are tried",) if inputs.kinds != KINDS else ()),
+            *((f"{NO_TORCH}: the other adapters are tried",) if without_mlp else ()),
         ),
     )
 
@@ -204,12 +210,19 @@ class _Tried:
         """Each route's gain, verdict and cost."""
         return _estimates(self.inputs, self.galleries, self.results, self.policy, self.cost)
 
-    def plan(self, commands: Mapping[Route, tuple[str, ...]], base: Path, **more: Any) -> Plan:
-        """The recommendation; ``base`` is the checkpoint, or the model that exists, and ``more``
-        are further fields of the plan."""
+    def plan(
+        self, commands: Mapping[Route, tuple[str, ...]], base: Path, *, kind: str = "", **more: Any
+    ) -> Plan:
+        """The recommendation; ``base`` is the checkpoint, or the model that exists, ``kind`` the
+        option that bridge and lift need, and ``more`` are further fields of the plan."""
         chosen, reason = recommend(self.estimates, classes=self.facts.planning_classes)
         recipe = next(result.variant.recipe for result in self.results if result.name == chosen)
-        files = {"base": base, "old": self.deployed.model_path, "new": self.project.output}
+        files = {
+            "base": base,
+            "old": self.deployed.model_path,
+            "new": self.project.output,
+            "kind": kind,
+        }
         return Plan(
             preflight=self.facts,
             routes=self.estimates,

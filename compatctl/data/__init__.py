@@ -28,7 +28,7 @@ from compatctl.data._pixels import (
     prepare,
 )
 from compatctl.data._qrels import Judgments, read_qrels
-from compatctl.data._reference import Origin, Reference
+from compatctl.data._reference import Origin, Reference, born_on_simplex, class_means
 from compatctl.data._tables import csv_rows
 from compatctl.data._vector_columns import VectorColumns, column_names, read_vector_columns
 from compatctl.data._vector_items import load_vector_items
@@ -62,6 +62,8 @@ __all__ = [
     "TableFacts",
     "VectorColumns",
     "VectorTable",
+    "born_on_simplex",
+    "class_means",
     "column_names",
     "csv_rows",
     "decode",

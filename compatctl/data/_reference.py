@@ -14,13 +14,17 @@ from functools import cached_property
 from typing import Any, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compatctl.core.arrays import Rows, Vectors, unit_rows
-from compatctl.core.simplex import Registry
+from compatctl.core.simplex import Registry, frame_in
 from compatctl.data._dataset import Dataset
 from compatctl.errors import InputError
 
 Origin = Literal["gallery", "encoder"]
+
+SURPRISE = 5.0
+"""Standard errors by which class means must be nearer to their own vertices than to others."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,3 +123,35 @@ class Reference:
             for i in ids
         ]
         return np.array(features, np.float32).reshape(len(ids), self.dim), sources
+
+
+def born_on_simplex(reference: Reference) -> bool:
+    """Whether the gallery's class means are near their own vertices of the registry's simplex.
+
+    A registry alone does not tell: the one of a model with the frame ``anchored`` is of a rotated
+    simplex. A gallery without items of the registry's classes is taken as born on it.
+    """
+    registry = reference.registry
+    if registry is None or reference.K is None or reference.dim < reference.K - 1:
+        return False
+    means, mean_row = class_means(reference)
+    shared = [label for label in registry.vertices if label in mean_row]
+    if len(registry.vertices) < 2 or not shared:
+        return True
+    vertices = frame_in(reference.K, reference.dim)[: len(registry.vertices)]
+    cosines = means[[mean_row[label] for label in shared]] @ vertices.T
+    own = cosines[np.arange(len(shared)), [registry.vertex_of[label] for label in shared]]
+    margin = own.mean() - (cosines.sum() - own.sum()) / (cosines.size - len(own))
+    return bool(margin > SURPRISE * cosines.std() / np.sqrt(len(own)))
+
+
+def class_means(reference: Reference) -> tuple[NDArray[np.float64], dict[str, int]]:
+    """(C, D) unit class means of the gallery in the order of their labels, and label -> row."""
+    names, codes = np.unique(np.array(reference.gallery_labels), return_inverse=True)
+    sums = np.zeros((len(names), reference.dim))
+    np.add.at(sums, codes, reference.gallery_features.astype(np.float64))
+    norms = np.linalg.norm(sums, axis=1, keepdims=True)
+    if (norms < 1e-9).any():
+        label = names[int(norms.argmin())]
+        raise InputError(f"the gallery vectors of class {label} cancel out: it has no mean")
+    return sums / norms, {str(label): row for row, label in enumerate(names)}

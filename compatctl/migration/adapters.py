@@ -89,10 +89,22 @@ def fit_adapter(
     return FittedAdapter(adapter=adapter, best=best, trials=trials, left_out=left_out)
 
 
-def available_kinds() -> tuple[str, ...]:
-    """The kinds of adapters that can be fitted here: the mlp needs torch."""
+def available_kinds(kind: str = AUTO) -> tuple[str, ...]:
+    """The kinds of adapters to try for ``kind``: the mlp needs torch, and ``auto`` does without it.
+
+    Raises:
+        UsageError: an unknown kind.
+        InputError: ``kind`` is mlp and torch is not installed.
+    """
+    check_adapter_options(kind, 0.0)
     has_torch = importlib.util.find_spec("torch") is not None
-    return KINDS if has_torch else tuple(kind for kind in KINDS if kind != "mlp")
+    if kind == "mlp" and not has_torch:
+        raise InputError(
+            "the kind mlp needs torch, which is not installed", tip="pip install 'compatctl[train]'"
+        )
+    if kind != AUTO:
+        return (kind,)
+    return KINDS if has_torch else tuple(name for name in KINDS if name != "mlp")
 
 
 def iter_adapters(

@@ -16,7 +16,7 @@ from compatctl.core.arrays import Rows, as_rows
 from compatctl.core.class_sums import sums_by_position
 from compatctl.core.hash_order import hash_fraction
 from compatctl.core.simplex import Registry, cosine_spread
-from compatctl.data import Dataset, Item, Judgments, Reference
+from compatctl.data import Dataset, Item, Judgments, Reference, born_on_simplex
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.errors import InputError
 
@@ -163,8 +163,6 @@ def _searched(data: Dataset, stored: set[str], sought: set[str], limit: int) -> 
 
 def preflight(deployed: DeployedGallery, split: PlanningSplit, reference: Reference) -> Preflight:
     """Collect the facts; ``reference`` has the whole gallery."""
-    from compatctl.train import born_on_simplex
-
     data, D, registry = split.data, deployed.manifest.index.dim, reference.registry
     in_gallery = set(deployed.catalog.labels) - {""}
     training = {item.label for item in data.items if item.split == "train"}

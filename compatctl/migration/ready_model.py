@@ -11,7 +11,6 @@ from compatctl.data import Dataset, Judgments
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.training_inputs import build_reference
 from compatctl.encoder import Encoder
-from compatctl.migration.adapters import available_kinds
 from compatctl.migration.preflight import PlanningSplit
 from compatctl.migration.route_cost import Milliseconds
 from compatctl.migration.routes import ReadyInputs
@@ -40,17 +39,17 @@ def ready_inputs(  # noqa: PLR0917
     new: Encoder,
     project: Project,
     judged: Judgments | None,
+    kinds: tuple[str, ...],
     progress: Progress,
 ) -> tuple[ReadyInputs, Milliseconds]:
     """Both models' features of every item of the plan, and each model's milliseconds an item.
 
-    Errors as ``Encoder.embed``.
+    ``kinds`` of adapters are tried. Errors as ``Encoder.embed``.
     """
     shared, old_ms = deployed_fields(split, deployed, project, progress)
     start = time.monotonic()
     ready = new.embed(split.data, progress=progress).features
     new_s = time.monotonic() - start
-    kinds = available_kinds()
     inputs = ReadyInputs(**shared, ready=ready, judged=judged, kinds=kinds)
     return inputs, Milliseconds(old=old_ms, new=1000 * new_s / max(1, len(ready)))
 

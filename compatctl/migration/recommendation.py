@@ -46,16 +46,19 @@ COMMANDS = {
 Re-embedding makes another store, and leaves the deployed one as it is."""
 
 READY_COMMANDS = {
-    Route.BRIDGE: ("compatctl bridge {base} -o bridged.onnx", "compatctl verify bridged.onnx"),
+    Route.BRIDGE: (
+        "compatctl bridge {base} -o bridged.onnx{kind}",
+        "compatctl verify bridged.onnx",
+    ),
     Route.BRIDGE_FUSE: (
-        "compatctl bridge {base} -o bridged.onnx",
+        "compatctl bridge {base} -o bridged.onnx{kind}",
         "compatctl fuse {old} bridged.onnx -o fused.onnx",
         "compatctl verify fused.onnx",
     ),
-    Route.LIFT: ("compatctl lift {base} --dry-run", "compatctl lift {base}"),
+    Route.LIFT: ("compatctl lift {base}{kind} --dry-run", "compatctl lift {base}{kind}"),
     Route.REEMBED: ("compatctl init --model {base} --store store-of-new",),
 }
-"""The same for a model that exists."""
+"""The same for a model that exists; ``kind`` is an option, or empty."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,6 @@ from compatctl.train.exporting import (
     load_network,
 )
 from compatctl.train.features import Features
-from compatctl.train.frames import born_on_simplex
 from compatctl.train.grid_search import make_trials
 from compatctl.train.mlp_adapter import FittedPerceptron, fit_perceptron, iter_perceptrons
 from compatctl.train.network import Network, embed, embed_outputs, export
@@ -39,7 +38,6 @@ __all__ = [
     "PixelSpec",
     "Reference",
     "TrainResult",
-    "born_on_simplex",
     "carried_record",
     "embed",
     "embed_outputs",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +172,55 @@ def test_a_plan_tries_the_routes_of_a_model_that_exists(shop: Path) -> None:
     assert planned.json["commands"][0] == "compatctl bridge e3 -o bridged.onnx"
     assert run("plan").code == 2
     assert run("plan", "--new", "e3", "--seed", "1").code == 2
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+from compatctl.cli import main
+main()
+"""
+
+
+def test_a_plan_of_a_model_that_exists_needs_no_torch(shop: Path) -> None:
+    """In a process that cannot import torch every adapter but the mlp is tried, and a warning says
+    so; the kind mlp is refused with the extra to install."""
+    (shop / "compatctl.yaml").write_text(
+        "vectors: {ada: ada.npz, e3: e3.npz}\nsplit: {train: 0.2, validation: 0.7}\n"
+    )
+
+    def plan(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", WITHOUT_TORCH, "plan", "--new", "e3", *more, "--json"],
+            cwd=shop,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    planned = plan()
+    assert planned.returncode == 0, planned.stderr
+    assert "torch is not installed" in planned.stderr
+    assert not any("mlp" in route["setting"] for route in json.loads(planned.stdout)["routes"])
+    refused = plan("--kind", "mlp")
+    assert refused.returncode == 5
+    assert "pip install 'compatctl[train]'" in refused.stderr
+
+
+def test_a_plan_tries_one_kind_of_adapter_and_recommends_it(shop: Path) -> None:
+    """The routes' settings are of that kind, and the commands name it."""
+    (shop / "compatctl.yaml").write_text(
+        "vectors: {ada: ada.npz, e3: e3.npz}\nsplit: {train: 0.2, validation: 0.7}\n"
+        "old_model_gone: true\n"
+    )
+    planned = run("plan", "--new", "e3", "--kind", "ridge", "--json")
+    assert planned.code == 0, planned.stderr
+    settings = {route["name"]: route["setting"] for route in planned.json["routes"]}
+    assert settings["bridge"].startswith("ridge")
+    assert settings["lift"].startswith("ridge")
+    assert planned.json["commands"][0] == "compatctl bridge e3 -o bridged.onnx --kind ridge"
+    assert run("plan", "--new", "e3", "--kind", "round").code == 2
+    assert run("plan", "--base", "e3.ckpt", "--kind", "ridge").code == 2
 
 
 def test_search_takes_tables_of_the_query_models_space(shop: Path, models: dict[str, Any]) -> None:

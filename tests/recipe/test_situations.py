@@ -21,11 +21,11 @@ import yaml
 from shop_kit import Shop
 
 from benchmarks.common.cnn import build
+from compatctl.data import born_on_simplex
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.training_inputs import build_reference
 from compatctl.samples import emoji_source, unpack_emoji
 from compatctl.store import Store
-from compatctl.train.frames import born_on_simplex
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 OLD, NEW = {"width": 12, "features": 64}, {"width": 24, "features": 128}

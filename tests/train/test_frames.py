@@ -10,10 +10,10 @@ import pytest
 import train_kit as kit
 
 from compatctl.core.simplex import Registry, frame_in, rotate_onto
-from compatctl.data import Dataset
+from compatctl.data import Dataset, born_on_simplex
 from compatctl.errors import InputError
 from compatctl.recipe import Objective
-from compatctl.train import Reference, born_on_simplex, train
+from compatctl.train import Reference, train
 from compatctl.train.frames import build_classifier
 
 K = 17
