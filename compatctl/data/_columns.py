@@ -30,8 +30,13 @@ _MAX_FOUND = 20
 _MARKS = re.compile(r"[\W_]+")
 
 _WORDS = {
-    "role": frozenset(("query", "gallery")),
-    "split": frozenset(("train", "validation", "test", "val", "valid", "dev")),
+    "role": frozenset(("query", "queries", "probe", "gallery")),
+    "split": frozenset(
+        (
+            *("train", "training", "trn", "validation", "val", "valid", "dev"),
+            *("test", "testing", "tst", "eval", "evaluation"),
+        )
+    ),
 }
 """Column -> what its cells are, in any case."""
 
@@ -142,7 +147,24 @@ class Fields:
         if doubts:
             result = "they are read as slices; rename them, if they are not"
             notice("unknown-column", source, f"{what} of an unknown but close name", doubts, result)
+        self._warn_of_doubles(names, renamed | similar, source, what)
         return renamed | similar
+
+    def _warn_of_doubles(
+        self, names: Sequence[str], renamed: Mapping[str, str], source: object, what: str
+    ) -> None:
+        """Warn of names that are nearly that of a field which another column is."""
+        column_of = {field: column for column, field in renamed.items()}
+        column_of = {name: column_of.get(name, name) for name in self.known}
+        by_form = {folded(name): name for name in self.known if column_of[name] in names}
+        doubles = [
+            f"{name!r} beside {column_of[by_form[folded(name)]]!r}"
+            for name in names
+            if name not in self.known and name not in renamed and folded(name) in by_form
+        ]
+        if doubles:
+            result = "they are not read as such; rename or remove them"
+            notice("unknown-column", source, f"{what} nearly named like another", doubles, result)
 
     def _by_mapping(self, names: Sequence[str], source: object, what: str) -> dict[str, str]:
         """Name -> field, as ``mapped`` says; ``UNREAD`` for names that it replaces."""

@@ -25,7 +25,7 @@ from compatctl.data._facts import ImageFacts
 from compatctl.data._lazy import StoredImage
 from compatctl.data._pixels import BAD_IMAGE_TIP, MAX_PIXELS, decode, from_array, look_of
 from compatctl.errors import InputError
-from compatctl.files import DIGEST_BYTES
+from compatctl.files import DIGEST_BYTES, absence
 from compatctl.files.npz import open_regular
 
 if TYPE_CHECKING:
@@ -322,7 +322,8 @@ class Dataset:
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             name = self._name(row, source)
-            raise InputError(f"{name}: cannot be read: {reason}", tip=BAD_IMAGE_TIP) from error
+            tip = _tip_of(source, error)
+            raise InputError(f"{name}: cannot be read: {reason}", tip=tip) from error
 
     def _name(self, row: int, source: Path | StoredImage) -> str:
         name = self.items[row].id
@@ -347,3 +348,14 @@ def merge_items(*parts: Dataset) -> Dataset:
     )
     merged.__dict__["_facts"] = ImageFacts.joined([part._facts for part in parts])
     return merged.take(merged.row_of.values())
+
+
+def _tip_of(path: Path, error: Exception) -> str:
+    """What to do about an image file that cannot be opened."""
+    if not isinstance(error, FileNotFoundError):
+        return BAD_IMAGE_TIP
+    if "\\" in str(path):
+        return "write paths with / between folders and names"
+    if any(part != part.strip().strip("\"'") for part in path.parts):
+        return f"a path is taken as it is written, with blanks and quotes: {str(path)!r}"
+    return absence(path) or BAD_IMAGE_TIP

@@ -14,6 +14,12 @@ from compatctl.core.arrays import Bools, Floats, Vectors
 from compatctl.core.similarity import SIMILARITIES
 from compatctl.data._columns import Fields
 from compatctl.data._near import warn_of_near_equal
+from compatctl.data._vector_rows import (
+    single_precision,
+    unusable_rows,
+    warn_of_equal_rows,
+    why_unusable,
+)
 from compatctl.errors import InputError
 from compatctl.files.npz import read_npz
 
@@ -130,9 +136,14 @@ def _similarity(
 ) -> str | None:
     """The file's similarity, or else the requested one; the file's is taken out of ``arrays``."""
     array = arrays.get("similarity")
-    if array is None or array.shape not in {(), (1,)}:
+    if array is None:
         return requested
-    similarity = str(arrays.pop("similarity").reshape(-1)[0])
+    words = np.unique(arrays.pop("similarity"))
+    if len(words) != 1:
+        raise InputError(
+            f"{path}: similarity must be one text for all rows, got {', '.join(map(str, words))}"
+        )
+    similarity = str(words[0])
     if similarity not in SIMILARITIES:
         raise InputError(f"{path}: similarity is {', '.join(SIMILARITIES)}; got {similarity!r}")
     if requested not in {None, similarity}:
@@ -149,15 +160,15 @@ def _rows(features: NDArray[np.generic], path: Path) -> Vectors:
         raise InputError(
             f"{path}: features must be (N, D) floats, got {features.shape} {features.dtype}"
         )
-    rows: Vectors = features.astype(np.float32, copy=False)
+    rows = single_precision(features)
     for start in range(0, len(rows), _BLOCK):
-        lengths = _lengths(rows[start : start + _BLOCK])
-        bad = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
-        if len(bad):
+        if len(bad := unusable_rows(rows[start : start + _BLOCK])):
+            row = start + int(bad[0])
             raise InputError(
-                f"{path}: the feature in row {start + bad[0]} is zero or not finite",
+                f"{path}: the feature in row {row} {why_unusable(features[row])}",
                 tip="leave out items that the model cannot embed",
             )
+    warn_of_equal_rows(path, rows)
     return rows
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from compatctl.data._tables import csv_rows, header_of, open_table, text_lines
 from compatctl.errors import InputError
+from compatctl.notices import notice
 
 _COLUMNS = ("id_a", "id_b", "same")
 _SAME = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
@@ -95,10 +96,17 @@ def read_traffic_log(path: Path) -> dict[str, float]:
                         counts[line.rstrip("\r\n")] += 1.0
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
-    for where, row in csv_rows(path, ("id",), ("count",)) if is_table else ():
+    rows = csv_rows(path, ("id",), ("count",)) if is_table else iter(())
+    for number, (where, row) in enumerate(rows):
         text = row.get("count")
+        if number == 0 and text is None and len(row) > 1:
+            others = [repr(name) for name in row if name != "id"]
+            result = "each line counts 1; the column of counts is called count"
+            notice("column-not-read", path, "columns that are not read", others, result)
         counts[row["id"]] += 1.0 if text is None else _count(text, where)
-    counts.pop("", None)
+    if empty := counts.pop("", 0.0):
+        what = "counts of lines without an id, which are left out"
+        notice("empty-id", path, what, [f"{empty:g}"])
     if not counts:
         raise InputError(
             f"{path} has no id", tip="write one id a line, or a CSV with the columns id,count"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from compatctl.core.arrays import Keys
-from compatctl.data._tables import csv_rows, open_table, text_lines
+from compatctl.data._tables import csv_rows, header_of, open_table, text_lines
 from compatctl.errors import InputError
 from compatctl.files import os_errors
 from compatctl.notices import notice
@@ -138,12 +138,28 @@ def _csv(path: Path, columns: KeyColumns) -> Iterator[_Entry]:
     key, item, label = map(columns.of, COLUMNS)
     named = "label" in columns.names
     needed, optional = ((key, item, label), ()) if named else ((key, item), (label,))
-    for where, line in csv_rows(path, needed, optional):
+    tip = "--items-column key=NAME, id=NAME and label=NAME say which columns they are"
+    for number, (where, line) in enumerate(csv_rows(path, needed, optional, tip=tip)):
+        if number == 0 and label not in line:
+            others = [repr(name) for name in line if name not in {key, item}]
+            _warn_of_others(path, others)
         yield where, line[key], line[item], line.get(label)
+
+
+def _warn_of_others(path: Path, others: Sequence[str]) -> None:
+    """Warn of columns (quoted) that are not read where there is no label."""
+    if others:
+        result = "no label is known; --items-column label=NAME says which column it is"
+        notice("column-not-read", path, "columns that are not read", others, result)
 
 
 def _lines(path: Path) -> Iterator[_Entry]:
     try:
+        if header_of(path, COLUMNS[:2]):
+            raise InputError(
+                f"{path}: its first line is the header of a table; a .txt file has ids alone",
+                tip="name it .csv",
+            )
         with open_table(path) as file:
             for number, line in enumerate(text_lines(file, path)):
                 yield f"{path}, line {number + 1}", number, line.rstrip("\r\n"), ""

@@ -12,6 +12,7 @@ from compatctl.data._readers import FORMS, FORMS_WITHOUT_LABELS, rows_of
 from compatctl.data._roots import AllowedRoots
 from compatctl.data._rows import OPTIONAL, REQUIRED, RESERVED, WITHOUT_LABEL, Row, whole_rows
 from compatctl.errors import InputError
+from compatctl.notices import notice
 
 
 def load(
@@ -143,8 +144,24 @@ def collect(
             )
     if not items:
         raise InputError(f"{path}: there is no item in it", tip=f"data is {forms}")
+    _warn_of_shared_files(path, items, sources)
     warn_of_near_equal(path, tuple(positions), {item.label for item in items})
     warn_of_hidden_words(
         [item.slices for item in items], [name for name in OPTIONAL if name not in named], path
     )
     return Dataset(items=tuple(items), sources=tuple(sources))
+
+
+def _warn_of_shared_files(path: Path, items: Sequence[Item], sources: Sequence[Source]) -> None:
+    """Warn of image files that several items have: each would find the other as its own copy."""
+    files = [str(source) for source in sources if isinstance(source, Path)]
+    if len(files) < len(sources) or len(set(files)) == len(files):
+        return
+    first: dict[str, int] = {}
+    shared = [
+        f"{items[first[file]].id!r} and {items[row].id!r}"
+        for row, file in enumerate(files)
+        if first.setdefault(file, row) != row
+    ]
+    result = "each finds its own copy; leave all but one out, if they are one"
+    notice("shared-image", path, "items with the image of another", shared, result)

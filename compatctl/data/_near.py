@@ -1,8 +1,9 @@
 """Ids and labels that people take for one, and that are compared as two.
 
 Texts are compared as they are written, byte by byte. This module only finds those that differ in
-nothing but their Unicode form, case, blanks, invisible characters or leading zeros: a Mac writes é
-as two characters, a spreadsheet turns 007 into 7, and 7 into 7.0.
+nothing but their Unicode form, case, blanks, invisible characters, dashes, apostrophes, letters of
+one look, or how a number or a path is spelt: a Mac writes é as two characters, a word processor
+makes dashes of hyphens, a spreadsheet turns 007 into 7, 7 into 7.0 and 1000 into 1E+03.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from compatctl.data._doubts import warn_of_doubts
 from compatctl.notices import notice
 
 _CHUNK = 65_536
@@ -29,7 +31,20 @@ _LEADING_ZEROS = re.compile(r"0(?<![^\W_]0)(?<![.,]0)0*(?=\d+(?![^\W_]))")
 _FLOAT = re.compile(rf"(?<={_END})(\d+)\.0+(?={_END})")
 """A whole number with a decimal point, as pandas writes a column that has gaps."""
 
-WHAT = "that differ only in Unicode form, case, blanks or leading zeros"
+_POWER = re.compile(rf"(?<={_END})(\d)(?:\.(\d+))?e\+?(\d\d?)(?={_END})")
+"""A number with a power of ten, as spreadsheets write long ones."""
+_HERE = re.compile(rf"(?<={_END})(?:\./)+")
+"""The folder itself at the begin of a path."""
+_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
+_APOSTROPHES = "\u2018\u2019\u02bc\u2032"
+_LETTERS = "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u03bf\u03b1\u03c1"
+_LOOKS = str.maketrans(
+    {**dict.fromkeys(_DASHES, "-"), **dict.fromkeys(_APOSTROPHES, "'")}
+    | dict(zip(_LETTERS, "aeopcyxijsoap", strict=True))
+)
+"""Dashes, apostrophes, and small letters of Cyrillic and Greek -> the ASCII that looks so."""
+
+WHAT = "that differ only in Unicode form, case, blanks, marks or the spelling of a number"
 
 
 def forms(texts: Sequence[str]) -> Iterator[str]:
@@ -45,14 +60,27 @@ def _form(text: str) -> str:
     """The form of texts between ``_END``."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text).casefold()
-        text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
-    text = text.casefold()
+        text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).translate(_LOOKS)
+    text = text.casefold().replace("\\", "/")
+    if "./" in text:
+        text = _HERE.sub("", text)
     if _BLANK.search(text):
         text = _AFTER_NO_DIGIT.sub("", _BEFORE_NO_DIGIT.sub("", text))
         text = _BLANK.sub(" ", text)
     if ".0" in text:
         text = _FLOAT.sub(r"\1", text)
+    if "e" in text:
+        text = _POWER.sub(_whole, text)
     return _LEADING_ZEROS.sub("", text) if "0" in text else text
+
+
+def _whole(power: re.Match[str]) -> str:
+    """A number with a power of ten in digits, if it is whole."""
+    first, decimals, exponent = power[1], power[2] or "", int(power[3])
+    decimals = decimals.rstrip("0")
+    if len(decimals) > exponent:
+        return power[0]
+    return first + decimals.ljust(exponent, "0")
 
 
 def near_equal(texts: Iterable[str]) -> list[tuple[str, ...]]:
@@ -81,8 +109,10 @@ def near_pairs(new: Sequence[str], known: Sequence[str]) -> list[tuple[str, str]
 
 
 def warn_of_near_equal(source: object, ids: Sequence[str], labels: Iterable[str]) -> None:
-    """Warn of ids, and of labels, that are near-equal among themselves. They stay as they are."""
-    for kind, texts in (("ids", tuple(ids)), ("labels", set(labels))):
+    """Warn of ids, and of labels, that are near-equal among themselves, or doubtful by themselves
+    (``_doubts``). They stay as they are."""
+    for kind, texts in (("ids", tuple(ids)), ("labels", tuple(sorted(set(labels))))):
+        warn_of_doubts(source, kind, texts)
         if groups := near_equal(texts):
             _warn(kind, source, f"{kind} {WHAT}", groups)
 

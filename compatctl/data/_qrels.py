@@ -6,10 +6,8 @@ among them), JSON lines, and click logs, which are tables or JSON lines with wei
 
 from __future__ import annotations
 
-import codecs
 import csv
 import math
-import re
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,13 +21,13 @@ from compatctl.data._tables import (
     SEPARATORS,
     CellBudget,
     csv_rows,
+    json_object,
     open_table,
     raw_lines,
     text_lines,
 )
 from compatctl.errors import InputError
-from compatctl.files import parse_json
-from compatctl.notices import notice
+from compatctl.notices import MAX_NAMES, notice
 
 _TREC, _TABLE, _LINES, _LOG = "TREC", "a table", "JSON lines", "a click log"
 _QUERY = ("queryid", "qid", "query")
@@ -37,10 +35,12 @@ _ITEM = (
     *("corpusid", "docid", "documentid", "passageid", "pid", "itemid"),
     *("doc", "document", "item"),
 )
-_GRADE = ("score", "grade", "relevance", "rel", "judgment")
+_GRADE = (
+    *("score", "grade", "relevance", "rel", "judgment", "relevant", "isrelevant"),
+    *("label", "rating", "gain"),
+)
 _WEIGHT = ("weight", "click", "count")
 """Names of columns, as ``folded`` writes them."""
-_WHOLE = re.compile(r"-?[0-9]{1,9}")
 _TIP = (
     "forms: TREC (query, iteration, item, grade), a table with the header query-id, corpus-id, "
     "score, JSON lines with these keys, or a click log with query_id, item_id, weight"
@@ -130,11 +130,12 @@ def _read_into(builder: _Builder, path: Path) -> str:
     cells = first.split()
     if first.lstrip().startswith("{") or path.suffix.lower() in {".jsonl", ".ndjson"}:
         return _read_lines(builder, path)
-    if len(cells) == 4 and _WHOLE.fullmatch(cells[3]):
+    if len(cells) == 4 and _is_number(cells[3]):
         return _read_trec(builder, path)
     headers = [_cells_of(first, separator) for separator in SEPARATORS]
     for header in headers:
         if (columns := _Columns.of(header, str(path))) is not None:
+            columns.warn_of_others(header, path)
             return _read_table(builder, path, columns)
     if path.suffix.lower() in {".csv", ".tsv"}:
         header = max(headers, key=len)
@@ -184,6 +185,17 @@ class _Columns:
             )
         return cls(query=query, item=item, value=grade or weight, weighs=not grade)
 
+    def warn_of_others(self, names: Sequence[str], path: Path) -> None:
+        """Warn of columns that are not read, if one of them may be meant: there is no grade and no
+        weight, or another one is known as a query, an item or a grade, too."""
+        others = [name for name in names if name not in {self.query, self.item, self.value}]
+        known = [name for name in others if folded(name) in {*_QUERY, *_ITEM, *_GRADE}]
+        if unread := others if not self.value else known:
+            counts = "" if self.value else ": each line counts 1"
+            result = f"{self.query!r} is the query, {self.item!r} the item{counts}"
+            shown = [*map(repr, unread)]
+            notice("column-not-read", path, "columns that are not read", shown, result)
+
 
 def _named(header: Sequence[str], names: Sequence[str], where: str) -> str:
     """The column with the first of the known names that one has; empty if none has."""
@@ -200,7 +212,7 @@ def _named(header: Sequence[str], names: Sequence[str], where: str) -> str:
 
 
 def _read_trec(builder: _Builder, path: Path) -> str:
-    cells_left = CellBudget(path)
+    cells_left, iterations = CellBudget(path), set[str]()
     with open_table(path) as file:
         for number, line in enumerate(text_lines(file, path), 1):
             cells = line.split()
@@ -208,14 +220,37 @@ def _read_trec(builder: _Builder, path: Path) -> str:
             if not cells:
                 continue
             where = f"{path}, line {number}"
-            if len(cells) != 4 or not _WHOLE.fullmatch(cells[3]):
-                raise InputError(
-                    f"{where}: expected query, iteration, item and relevance, got "
-                    f"{' '.join(cells)[:80]!r}",
-                    tip=_TIP,
-                )
+            if len(cells) != 4 or not _is_number(cells[3]):
+                raise _no_trec(where, cells)
+            iterations.add(cells[1])
             builder.add(cells[0], cells[2], float(cells[3]), number)
+    if len(iterations) > 1 and builder.item_ids in {("0",), ("Q0",)}:
+        raise InputError(
+            f"{path}: every line has the item {builder.item_ids[0]!r}, and they have "
+            f"{len(iterations)} iterations: these columns have changed places",
+            tip="the columns of TREC are query, iteration, item and grade",
+        )
     return _TREC
+
+
+def _no_trec(where: str, cells: Sequence[str]) -> InputError:
+    """The error of a line that has another form than TREC's judgments."""
+    tip = _TIP
+    if len(cells) == 6 and _is_number(cells[3]) and _is_number(cells[4]):
+        tip = "these look like the results of a run, not like judgments; name the qrels"
+    if len(cells) == 3 and _is_number(cells[2]):
+        tip = "write a first line with the names of the columns: query-id, corpus-id, score"
+    return InputError(
+        f"{where}: expected query, iteration, item and relevance, got {' '.join(cells)[:80]!r}",
+        tip=tip,
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _read_table(builder: _Builder, path: Path, columns: _Columns) -> str:
@@ -236,12 +271,11 @@ def _read_lines(builder: _Builder, path: Path) -> str:
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
-            record = parse_json(line.removeprefix(codecs.BOM_UTF8), where)
-            if not isinstance(record, dict):
-                raise InputError(f"{where}: not a JSON object", tip=_TIP)
+            record = json_object(line, where)
             cells_left.take(len(record))
-            columns = by_keys.get(keys := tuple(record)) or _keys(keys, where)
-            by_keys[keys] = columns
+            if (columns := by_keys.get(keys := tuple(record))) is None:
+                columns = by_keys[keys] = _keys(keys, where)
+                columns.warn_of_others(keys, path)
             if len({entry.value for entry in by_keys.values()}) > 1:
                 raise InputError(
                     f"{where}: expected the key of the grade or weight that earlier lines have, "
@@ -304,6 +338,11 @@ class _Builder:
         self._grade.append(grade)
         self._line.append(line)
 
+    @property
+    def item_ids(self) -> tuple[str, ...]:
+        """Every judged item."""
+        return tuple(self._items)
+
     def judgments(self, form: str) -> Judgments:
         """Every pair once, in the order of the file.
 
@@ -322,6 +361,14 @@ class _Builder:
         else:
             self._refuse_two_grades(query, item, line, grade, first[of_pair])
             grade = grade[first]
+        if below := np.flatnonzero(grade < 0).tolist():
+            queries, items = tuple(self._queries), tuple(self._items)
+            names = [
+                f"{queries[query[first[at]]]} {items[item[first[at]]]}" for at in below[:MAX_NAMES]
+            ]
+            what = "pairs with a grade below 0"
+            result = "they count as not relevant"
+            notice("negative-grade", self._path, what, names, result, count=len(below))
         kept = np.flatnonzero(grade > 0)
         kept = kept[np.argsort(first[kept])]
         if not len(kept):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import starmap
@@ -19,10 +18,18 @@ from compatctl.data._roots import AllowedRoots
 from compatctl.data._rows import Row
 from compatctl.data._saved import arrow_rows, saved_rows
 from compatctl.data._shards import folder_form, shards
-from compatctl.data._tables import CellBudget, field_rows, open_table, raw_lines, text_lines
+from compatctl.data._tables import (
+    CellBudget,
+    field_rows,
+    header_of,
+    json_object,
+    open_table,
+    raw_lines,
+    text_lines,
+)
 from compatctl.data._webdataset import TarItems
 from compatctl.errors import InputError
-from compatctl.files import parse_json
+from compatctl.files import absence
 from compatctl.files.npz import read_npz
 
 _FILES = (
@@ -34,7 +41,13 @@ FORMS_WITHOUT_LABELS = f"a folder; {_FILES}"
 
 _ARRAYS = {"id": "ids", "label": "labels", "path": "images", "text": "texts"}
 """Name of a field -> name of its array in an .npz file, where they differ."""
-_COMPRESSED = frozenset((".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip"))
+_UNREAD_FORMS = {
+    **dict.fromkeys((".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip"), "unpack it first"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save the sheet as CSV in UTF-8"),
+    ".dvc": "it stands for another file: dvc pull fetches that",
+    ".json": "write one object on each line, and name the file .jsonl",
+}
+"""Ending -> what to do."""
 
 
 def rows_of(path: Path, roots: AllowedRoots, fields: Fields, forms: str) -> Iterator[Row]:
@@ -45,6 +58,7 @@ def rows_of(path: Path, roots: AllowedRoots, fields: Fields, forms: str) -> Iter
         ".csv": _csv,
         ".tsv": _csv,
         ".jsonl": _jsonl,
+        ".ndjson": _jsonl,
         ".txt": _lines,
         ".npz": _npz,
         ".parquet": _parquet,
@@ -52,11 +66,13 @@ def rows_of(path: Path, roots: AllowedRoots, fields: Fields, forms: str) -> Iter
         ".tar": _tar,
     }
     if not path.exists():
-        raise InputError(f"no data at {path}", tip=f"data is {forms}")
+        raise InputError(f"no data at {path}", tip=absence(path) or f"data is {forms}")
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        tip = "unpack it first" if path.suffix.lower() in _COMPRESSED else f"data is {forms}"
-        raise InputError(f"{path}: an unknown form of data", tip=tip)
+        raise InputError(
+            f"{path}: an unknown form of data",
+            tip=_UNREAD_FORMS.get(path.suffix.lower(), f"data is {forms}"),
+        )
     return reader(path, fields)
 
 
@@ -138,10 +154,7 @@ def _jsonl(path: Path, fields: Fields) -> Iterator[Row]:
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
-            parsed = parse_json(line.removeprefix(codecs.BOM_UTF8), where)
-            if not isinstance(parsed, dict):
-                raise InputError(f"{where}: not a JSON object")
-            record = keys.renamed(parsed, where)
+            record = keys.renamed(json_object(line, where), where)
             cells_left.take(len(record))
             yield Row(where, record)
     keys.refuse_unseen()
@@ -157,6 +170,11 @@ def _lines(path: Path, fields: Fields) -> Iterator[Row]:
         )
     labels = ("label",) if "label" in fields.required else ()
     try:
+        if any(header_of(path, ("id", name)) for name in ("text", "path")):
+            raise InputError(
+                f"{path}: its first line is the header of a table; a .txt file has texts alone",
+                tip="name it .csv",
+            )
         with open_table(path) as file:
             for number, line in enumerate(text_lines(file, path), 1):
                 record = dict.fromkeys(("id", *labels), str(number))

@@ -39,6 +39,7 @@ _WITHOUT = {
 }
 """Field that an item may lack -> what holds then."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_INVISIBLE = re.compile(r"[\s\u00ad\u200b-\u200f\u2060\ufeff]+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 Record = Mapping[str, object]
@@ -68,6 +69,11 @@ class Row:
                     f"{self.where}: {key} is not writable text: {value!r}",
                     tip="rename it in UTF-8; if it is, this shell is not: set PYTHONUTF8=1",
                 )
+            if "\0" in value:
+                raise InputError(
+                    f"{self.where}: {key} has a NUL character: {value[:80]!r}",
+                    tip="write it again; no text has one",
+                )
             return value
         if isinstance(value, int | float) and (key not in RESERVED or type(value) is int):
             return json.dumps(value)
@@ -91,7 +97,10 @@ class Row:
         """Whether a field is missing, or has nothing but blanks; an array needs no path, nor does
         a text."""
         key = self.content if key == "path" else key
-        return (key != "path" or self.source is None) and not self.text(key).strip()
+        if key == "path" and self.source is not None:
+            return False
+        text = self.text(key).strip()
+        return not (text and (text.isascii() or _INVISIBLE.sub("", text)))
 
     def refusal(self, key: str, others: int) -> InputError:
         """The error of an item that lacks ``key``, as so many ``others`` do."""

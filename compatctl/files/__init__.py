@@ -10,7 +10,7 @@ from compatctl.files._digest_cache import has_digest, is_remembered, remember
 from compatctl.files._errors import os_errors
 from compatctl.files._json import canonical_json, json_safe, parse_json, read_json
 from compatctl.files._lock import Lock
-from compatctl.files._pointers import MAX_POINTER_BYTES, refuse_pointer
+from compatctl.files._pointers import MAX_POINTER_BYTES, absence, other_kind, refuse_pointer
 from compatctl.files._write import (
     DIGEST_BYTES,
     FOLDER_MODE,
@@ -35,6 +35,7 @@ __all__ = [
     "Lock",
     "TensorFile",
     "TensorShape",
+    "absence",
     "canonical_json",
     "copy",
     "describe_tensors",
@@ -43,6 +44,7 @@ __all__ = [
     "json_safe",
     "make_folder",
     "os_errors",
+    "other_kind",
     "parse_json",
     "read_json",
     "refuse_pointer",

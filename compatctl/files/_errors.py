@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from compatctl.errors import CompatError, InputError
+from compatctl.files._pointers import absence
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -36,7 +38,8 @@ def os_errors(doing: str, path: Path) -> Iterator[None]:
                 tip="run as a user who may write there",
             ) from error
         if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
-            raise InputError(f"{doing} {where}: {error.strerror}") from error
+            tip = absence(Path(os.fsdecode(where)))
+            raise InputError(f"{doing} {where}: {error.strerror}", tip=tip) from error
         raise CompatError(
             f"{doing} {where}: {error.strerror or error}",
             tip="look at the disk, and run the command again",

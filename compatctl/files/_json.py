@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from compatctl.errors import CompatError, InputError
 from compatctl.files._errors import os_errors
-from compatctl.files._pointers import refuse_pointer
+from compatctl.files._pointers import other_kind, refuse_pointer
 
 
 def canonical_json(value: object) -> bytes:
@@ -58,7 +58,9 @@ def parse_json(data: bytes, path: Path | str, *, error: type[CompatError] = Inpu
             data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
         )
     except (ValueError, RecursionError) as problem:
-        raise error(f"{path}: not JSON that can be read: {problem}") from None
+        kind, tip = other_kind(data) or ("", "")
+        found = f"it is {kind}" if kind else problem
+        raise error(f"{path}: not JSON that can be read: {found}", tip=tip) from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

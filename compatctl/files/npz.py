@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from compatctl.errors import CompatError, InputError
-from compatctl.files._pointers import MAX_POINTER_BYTES, refuse_pointer
+from compatctl.files._pointers import MAX_POINTER_BYTES, other_kind, refuse_pointer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -118,8 +118,24 @@ def read_npz(
     except OSError as problem:
         raise error(f"{path}: cannot be read: {problem.strerror or problem}") from problem
     except PARSE_ERRORS as problem:
-        reason = "not enough memory" if isinstance(problem, MemoryError) else problem
-        raise error(f"{path}: not an .npz file that can be read: {reason}") from problem
+        reason, tip = _reason(path, problem)
+        raise error(f"{path}: not an .npz file that can be read: {reason}", tip=tip) from problem
+
+
+def _reason(path: Path, problem: Exception) -> tuple[str, str]:
+    """Why a file is no .npz, and what to do."""
+    if isinstance(problem, MemoryError):
+        return "not enough memory", ""
+    if not isinstance(problem, zipfile.BadZipFile):
+        return str(problem), ""
+    with open_regular(path) as file:
+        head = file.read(MAX_POINTER_BYTES)
+    kind = other_kind(head)
+    if not head:
+        return "it is empty", "write it, or fetch it, again"
+    if kind is None or head.startswith(b"PK"):
+        return str(problem), ""
+    return f"it is {kind[0]}", kind[1]
 
 
 def npz_shapes(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -89,6 +89,7 @@ def test_new_items_that_are_near_to_stored_ones_are_said(old: Path, tmp_path: Pa
     assert run("add", *options, "--strict").code == 5
     added = run("add", *options)
     assert [(entry["kind"], entry["count"]) for entry in added.json["notices"]] == [
+        ("outer-blanks", 2),
         ("near-equal-ids", 4),
         ("near-equal-labels", 2),
     ]

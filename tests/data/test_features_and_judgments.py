@@ -19,6 +19,7 @@ from compatctl.data import (
     read_traffic_log,
 )
 from compatctl.errors import InputError
+from compatctl.notices import collected
 
 Array = NDArray[Any]
 
@@ -223,7 +224,7 @@ def test_pairs_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("", "id_a, id_b, same"),
+        ("", "no line in it"),
         (HEAD, "no pair"),
         ("id_a,same\na,1\n", "id_b"),
         ("a,b,1\n", "no column"),
@@ -260,8 +261,11 @@ def test_judgments_that_are_not_text_are_refused(tmp_path: Path, read: Any) -> N
 def test_judgments_are_read(tmp_path: Path) -> None:
     """Blanks of any number, empty lines, grades: what is relevant is greater than 0, in order."""
     path = tmp_path / "judged.qrels"
-    path.write_text("q1 0 a 1\n\nq1\t0\tb  0\n q2 Q0 a 3 \nq2 0 c -1\nq1 7 c 2\r\n")
-    judged = read_qrels(path)
+    path.write_text("q1 0 a 1.0\n\nq1\t0\tb  0\n q2 Q0 a 3 \nq2 0 c -1\nq1 7 c 2\r\n")
+    with collected() as notices:
+        judged = read_qrels(path)
+    (entry,) = notices.entries()
+    assert (entry["kind"], entry["names"]) == ("negative-grade", ["q2 c"])
     assert judged.pairs == (("q1", "a"), ("q2", "a"), ("q1", "c"))
     assert (judged.grades.tolist(), judged.form) == ([1.0, 3.0, 2.0], "TREC")
     assert (judged.query_ids, judged.item_ids) == (("q1", "q2"), ("a", "b", "c"))
@@ -276,7 +280,9 @@ def test_judgments_are_read(tmp_path: Path) -> None:
         ("q a 1\n", "line 1"),
         ("q 0 a 1 2\n", "line 1"),
         ("q 0 a 1\nq 0 b yes\n", "line 2"),
-        ("q 0 a 0.5\n", "line 1"),
+        ("q 0 a inf\n", "line 1"),
+        ("q a 0 1\nq b 0 1\n", "changed places"),
+        ("q Q0 a 1 0.9 run\n", "line 1"),
         ("q 0 a +\n", "line 1"),
         ("q 0 a -\n", "line 1"),
         ("q 0 a 1\nr 0 a 1\nq 1 a 0\n", "line 3"),

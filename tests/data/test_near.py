@@ -22,8 +22,31 @@ ALIKE = [
     ("\uff21\uff22", "ab"),
     ("x\u200by", "xy"),
     ("1 5", "1\t5"),
+    ("t-shirt", "t\u2013shirt", "T\u2011Shirt", "t\u2212shirt"),
+    ("it's", "it\u2019s"),
+    ("cop", "\u0441\u043e\u0440", "c\u03bfp"),
+    ("./a/7.png", "a/7.png", "a\\07.png"),
+    ("1000", "1E+03", "1e3"),
+    ("120000", "1.20E+05"),
 ]
-DIFFERENT = ["1.05", "1.5", "1 11", "11 1", "a00b", "a0b", "10", "100", "caf\u00e9", "cafe", "0"]
+DIFFERENT = [
+    "1.25e1",
+    "12.5",
+    "1e3a",
+    "../a/7.png",
+    "a/7.png",
+    "1.05",
+    "1.5",
+    "1 11",
+    "11 1",
+    "a00b",
+    "a0b",
+    "10",
+    "100",
+    "caf\u00e9",
+    "cafe",
+    "0",
+]
 
 
 @pytest.mark.parametrize("texts", ALIKE, ids=ascii)
@@ -90,5 +113,6 @@ def test_a_feature_table_follows_the_same_rule(tmp_path: Path) -> None:
         assert load_features(tmp_path / "t.npz").labels == ("x", "x ", "y")
     assert [(entry["kind"], entry["count"]) for entry in notices.entries()] == [
         ("near-equal-ids", 1),
+        ("outer-blanks", 1),
         ("near-equal-labels", 1),
     ]

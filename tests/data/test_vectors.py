@@ -110,6 +110,74 @@ def test_mixed_dimensions_are_refused(tmp_path: Path) -> None:
         load_vectors(tmp_path / "t.parquet")
 
 
+def test_keys_of_json_lines_are_found_as_in_other_forms(tmp_path: Path) -> None:
+    """``labels`` and ``Label`` are the label, with a notice; nested values are left out, named."""
+    lines = [
+        {"ID": "a", "Embedding": [1, 2], "labels": "x", "payload": {"n": 1}},
+        {"ID": "b", "Embedding": [2, 1], "Label": "y"},
+    ]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with collected() as notices:
+        table = load_vectors(tmp_path / "t.jsonl")
+    assert (table.ids, dict(table.columns)) == (("a", "b"), {"label": ("x", "y")})
+    assert {entry["kind"] for entry in notices.entries()} == {"similar-column", "column-not-read"}
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"id": True}, "id must be text or a whole number, got True"),
+        ({"id": 1.0}, "id must be text or a whole number, got 1.0"),
+        ({"label": 1.0}, "label must be text or a whole number, got 1.0"),
+        ({"id": "a\0"}, "the id of row 0 is no text"),
+        ({"id": "\ud800"}, "the id of row 0 is no text"),
+        ({"vector": [10**400, 1]}, "line 1: a number of the vector is too large"),
+        ({"vector": "[1, 2]"}, r"vector must be a list of numbers, got '\[1, 2\]'"),
+    ],
+    ids=ascii,
+)
+def test_values_of_another_kind_are_refused(
+    tmp_path: Path, value: dict[str, object], words: str
+) -> None:
+    """A float or a truth value has no one text; no number is too large for a message."""
+    line = {"id": "a", "vector": [1, 2], "label": "x", **value}
+    (tmp_path / "t.jsonl").write_text(json.dumps(line))
+    with pytest.raises(InputError, match=words):
+        load_vectors(tmp_path / "t.jsonl")
+
+
+def test_ids_of_bytes_are_refused(tmp_path: Path) -> None:
+    """A column of UUIDs in bytes has no text of its own."""
+    ids = pa.array([b"\1" * 16, b"\2" * 16], pa.binary(16))
+    pq.write_table(pa.table({"id": ids, "vector": [[1.0], [2.0]]}), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match="id must be text or a whole number"):
+        load_vectors(tmp_path / "t.parquet")
+
+
+def test_two_arrays_of_labels_are_refused(tmp_path: Path) -> None:
+    """Neither ``label`` nor ``labels`` is chosen."""
+    np.savez(tmp_path / "t.npz", ids=IDS, vectors=VECTORS, labels=LABELS, label=LABELS[::-1])
+    with pytest.raises(InputError, match="'label' and 'labels'"):
+        load_vectors(tmp_path / "t.npz")
+
+
+def test_vectors_of_whole_numbers_are_said_to_be_such(tmp_path: Path) -> None:
+    """Packed bits look like numbers."""
+    packed = np.packbits(VECTORS > 0, axis=1) + np.uint8(1)
+    np.savez(tmp_path / "t.npz", ids=IDS, vectors=packed)
+    with collected() as notices:
+        load_vectors(tmp_path / "t.npz")
+    assert notices.entries()[0]["names"] == ["uint8"]
+
+
+def test_ids_beside_an_array_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    """A line separator in an id moves no other id; a byte order mark is no part of the first."""
+    np.save(tmp_path / "t.npy", VECTORS)
+    ids = ["a\u2028b", *IDS[1:]]
+    (tmp_path / "t.ids.txt").write_text("\ufeff" + "\r\n".join(ids), encoding="utf-8")
+    assert load_vectors(tmp_path / "t.npy").ids == tuple(ids)
+
+
 def test_an_unknown_form_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     """The tip lists the forms."""
     (tmp_path / "t.txt").write_text("x")
