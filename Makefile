@@ -38,7 +38,7 @@ bench: $(READY)                ## comparisons, minutes each: both sides in one r
 studies: $(READY) $(CHARACTERS) ## every other benchmark: long training runs and simulations; writes no page
 	for name in $(STUDIED); do echo "== $$name"; $(BIN)/python -m benchmarks.studies.$$name || exit 1; done
 
-libraries-test: $(LIBRARIES)/.ready ## exports of timm, torchvision, open_clip and transformers, against them
+libraries-test: $(LIBRARIES)/.ready ## exports and readers of other libraries, against these libraries
 	$(LIBRARIES)/bin/python -m pytest -p no:cacheprovider tests/libraries
 
 wheel-test: $(READY)           ## build the wheel, install it alone, run the gate's commands from it
@@ -51,11 +51,11 @@ $(READY): pyproject.toml .ci/constraints.txt
 	touch $(READY)
 
 # Of its own: torchvision of PyPI does not import beside a torch for CPUs alone. The torch that it needs comes
-# with CUDA: 6.1 GB in all, of which nothing runs on a GPU here.
+# with CUDA: 6.1 GB, of which nothing runs on a GPU here. LanceDB and Chroma add 0.6 GB.
 $(LIBRARIES)/.ready: pyproject.toml .ci/libraries.txt
 	$(PYTHON) -m venv $(LIBRARIES)
 	$(LIBRARIES)/bin/python -m pip install --quiet --upgrade pip
-	$(LIBRARIES)/bin/python -m pip install --quiet --constraint .ci/libraries.txt --editable '.[hnswlib,text,timm,torchvision,open-clip,transformers]' pytest sentence-transformers
+	$(LIBRARIES)/bin/python -m pip install --quiet --constraint .ci/libraries.txt --editable '.[hnswlib,text,timm,torchvision,open-clip,transformers,lancedb,chroma]' pytest sentence-transformers
 	touch $@
 
 $(CHARACTERS): | $(READY)      # Debian's font packages, by apt-get

@@ -51,6 +51,8 @@ HOMES = {
     "hnswlib": {"index"},
     "faiss": {"index"},
     "usearch": {"index"},
+    "lancedb": {"index"},
+    "chromadb": {"index"},
     "torch": {"train"},
     "safetensors": {"train"},
     "pyarrow": {"data"},

@@ -113,7 +113,10 @@ def begin(
 def import_(
     index: Annotated[
         Path,
-        typer.Argument(help="A deployed index: hnswlib, FAISS, usearch, .npy, .npz or Parquet."),
+        typer.Argument(
+            help="A deployed index: hnswlib, FAISS, usearch, .npy, .npz, Parquet, or a folder of "
+            "LanceDB or Chroma."
+        ),
     ],
     project: Project,
     model: Annotated[
@@ -137,11 +140,19 @@ def import_(
         typer.Option(
             "--items-column",
             help="NAME=COLUMN: the column that holds NAME (key, id, label or vector), in --items "
-            "or in an index that is a table; repeatable.",
+            "or in an index that is a table; for Chroma label=KEY of the metadata; repeatable.",
         ),
     ] = None,
     items_table: Annotated[
         str | None, typer.Option("--items-table", help="The table of an SQLite --items.")
+    ] = None,
+    table: Annotated[
+        str | None,
+        typer.Option(
+            "--table",
+            help="The table of a LanceDB folder, or the collection of a Chroma folder, where there "
+            "are several.",
+        ),
     ] = None,
     space: Annotated[
         str | None,
@@ -176,7 +187,8 @@ def import_(
             model=model,
             items=items,
             columns=_item_columns(items_column),
-            table=items_table,
+            items_table=items_table,
+            table=table,
             space=space,
             ef_search=ef_search,
             preprocessing=preprocessing,

@@ -1,6 +1,6 @@
 """import: adopt a deployed index as a store. Nothing is re-embedded.
 
-The bytes of an hnswlib file of unit rows stay; the rows of other files are indexed again.
+The bytes of an hnswlib file of unit rows stay; the rows of other sources are indexed again.
 """
 
 from __future__ import annotations
@@ -102,6 +102,7 @@ def import_index(
     preprocessing: Path | None = None,
     drop_deleted: bool = False,
     columns: Mapping[str, str] | None = None,
+    items_table: str | None = None,
     table: str | None = None,
     norms: Path | None = None,
     dry_run: bool = False,
@@ -118,8 +119,9 @@ def import_index(
             or the keys' digits are the ids.
         space: what the index ranks by: ip, l2 or cosine. Default: what the file says, or ip.
         drop_deleted: leave out rows that are marked deleted, and rebuild the index.
-        columns: names of columns of ``items`` and of an index that is a table; ``table``: of an
-            SQLite database of items.
+        columns: names of columns of ``items`` and of an index that is a table.
+        items_table: of an SQLite database of items.
+        table: of a LanceDB folder, or the collection of a Chroma folder.
         norms: a new .npz for the norms of rows that are not of unit length.
 
     Raises:
@@ -141,8 +143,9 @@ def import_index(
         drop_deleted=drop_deleted,
         columns={name: column for name, column in named.items() if name in own},
         norms=norms,
+        table=table,
     )
-    names = _items_table(items, named, table)
+    names = _items_table(items, named, items_table)
     with open_adopted(request, progress) as source:
         catalog = _catalog(source, names, encoder.sha256)
         catalog, agreement = _compared(project, encoder, source, catalog, progress)

@@ -9,12 +9,15 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compatctl.data import describe_table
 from compatctl.errors import CompatError
 from compatctl.files import describe_tensors, os_errors, read_json
 from compatctl.files.tensors import PICKLE
+
+if TYPE_CHECKING:
+    from compatctl.index import Form
 
 MAX_JSON = 64 << 20
 SHOWN = 12
@@ -349,8 +352,13 @@ def _yaml(path: Path) -> Inspection:
 
 
 def _folder(path: Path) -> Inspection:
+    from compatctl.index import database_of
+
     if (path / "manifest.json").is_file():
         return _store(path)
+    database = database_of(path)
+    if database is not None:
+        return _database(path, database)
     names = {part.name for part in path.iterdir()}
     if "modules.json" in names or "config.json" in names:
         kind = "sentence-transformers" if "modules.json" in names else "transformers"
@@ -368,6 +376,22 @@ def _folder(path: Path) -> Inspection:
         facts={"files": dict(suffixes.most_common(SHOWN))},
         contract="a gallery, if images lie in class folders",
         next=(f"compatctl init --model old.onnx --data {path}",),
+    )
+
+
+def _database(path: Path, form: Form) -> Inspection:
+    from compatctl.index import tables_of
+
+    tables = tables_of(path, form)
+    command = f"compatctl import {path} --model old.onnx --data items.csv"
+    several = f"compatctl import {path} --table NAME --model old.onnx --data items.csv"
+    return Inspection(
+        path=str(path),
+        kind=f"{form.value} folder",
+        facts={"names": sorted(tables)[:SHOWN], "count": len(tables)},
+        contract="vectors with ids, once the model behind them is known" if tables else "",
+        missing=("the encoder that made its rows",) if tables else ("a table or a collection",),
+        next=(command if len(tables) == 1 else several,) * bool(tables),
     )
 
 

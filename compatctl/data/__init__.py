@@ -30,11 +30,19 @@ from compatctl.data._pixels import (
 from compatctl.data._qrels import Judgments, read_qrels
 from compatctl.data._reference import Origin, Reference, born_on_simplex, class_means
 from compatctl.data._tables import csv_rows
-from compatctl.data._vector_columns import VectorColumns, column_names, read_vector_columns
+from compatctl.data._vector_columns import (
+    LABEL_NAMES,
+    VectorColumns,
+    column_names,
+    read_vector_batches,
+    read_vector_columns,
+    refused_ids,
+)
 from compatctl.data._vector_items import load_vector_items
 from compatctl.data._vectors import VectorTable, load_vectors
 
 __all__ = [
+    "LABEL_NAMES",
     "MAX_PIXELS",
     "MIN_CROP_SHARE",
     "WHITE",
@@ -86,7 +94,9 @@ __all__ = [
     "read_qrels",
     "read_traffic",
     "read_traffic_log",
+    "read_vector_batches",
     "read_vector_columns",
+    "refused_ids",
     "sample_per_class",
     "unpack",
     "warn_of_near_equal",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,14 @@ from compatctl.data._arrow import arrow_errors, require_pyarrow
 from compatctl.data._vectors import VECTOR_NAMES
 from compatctl.errors import InputError
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LABEL_NAMES = ("label", "labels")
 NAMES = {
     "id": ("id", "ids", "key", "keys", "_id", "item_id", "point_id", "pk"),
     "vector": (*VECTOR_NAMES, "values"),
-    "label": ("label", "labels"),
+    "label": LABEL_NAMES,
 }
 """Column -> the names by which it is found, in any case."""
 
@@ -56,11 +60,11 @@ def column_names(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VectorColumns:
-    """N vectors: ``rows`` (N, D) float32, mapped from a file; ``ids`` (N,), whole numbers or texts,
-    and N ``labels``, "" where there is none; either is None without such a column."""
+    """N vectors: ``rows`` (N, D) float32, mapped from a file; ``ids``, (N,) whole numbers or N
+    texts, and N ``labels``, "" where there is none; either is None without such a column."""
 
     rows: NDArray[np.float32]
-    ids: NDArray[Any] | None
+    ids: NDArray[np.integer[Any]] | tuple[str, ...] | None
     labels: tuple[str, ...] | None
 
 
@@ -72,45 +76,70 @@ def read_vector_columns(path: Path, columns: Mapping[str, str], target: Path) ->
     Raises:
         UsageError: pyarrow is not installed.
         InputError: no Parquet; a missing column; vectors of different lengths or without a value;
-            an id that is null.
+            an id that is null, or no whole number and no text.
     """
     require_pyarrow(path)
     import pyarrow.parquet as pq
 
     with arrow_errors(path, "Parquet"), pq.ParquetFile(path) as file:
         chosen = column_names(file.schema_arrow.names, columns, path, needed=("vector",))
-        return _Reading(path, file, chosen, target).read()
+        batches = file.iter_batches(columns=[*chosen.values()])
+        count = file.metadata.num_rows
+        return read_vector_batches(batches, count, chosen, source=path, target=target)
+
+
+def read_vector_batches(
+    batches: Iterable[pa.RecordBatch],
+    count: int,
+    chosen: Mapping[str, str],
+    *,
+    source: Path,
+    target: Path,
+) -> VectorColumns:
+    """``count`` rows in batches with the columns ``chosen``, as ``column_names`` gives them.
+
+    The vectors are copied to ``target``, a new .npy, batch by batch; ids and labels are in memory.
+
+    Raises:
+        InputError: no rows; vectors of different lengths or without a value; an id that is null, or
+            no whole number and no text.
+        ValueError: the batches have more or fewer rows.
+    """
+    if not count:
+        raise InputError(f"{source}: it has no rows")
+    return _Reading(source, chosen).read(batches, count, target)
 
 
 class _Reading:
-    """One reading of a Parquet file: vectors into a file, ids and labels into lists."""
+    """One reading of batches: vectors into a file, ids and labels into lists."""
 
-    def __init__(self, path: Path, file: Any, chosen: Mapping[str, str], target: Path) -> None:
-        self._path, self._file, self._chosen = path, file, chosen
-        self._target = target
-        self._ids: list[NDArray[Any]] = []
+    def __init__(self, path: Path, chosen: Mapping[str, str]) -> None:
+        self._path, self._chosen = path, chosen
+        self._numbers: list[NDArray[np.integer[Any]]] = []
+        self._ids: list[str] = []
         self._labels: list[str] = []
 
-    def read(self) -> VectorColumns:
+    def read(self, batches: Iterable[pa.RecordBatch], count: int, target: Path) -> VectorColumns:
         """All rows."""
-        count = self._file.metadata.num_rows
-        if not count:
-            raise InputError(f"{self._path}: it has no rows")
         rows, first = None, 0
-        for batch in self._file.iter_batches(columns=list(self._chosen.values())):
+        for batch in batches:
+            if not len(batch):
+                continue
             block = self._vectors(batch.column(self._chosen["vector"]), first)
             if rows is None:
                 shape = (count, block.shape[1])
-                rows = np.lib.format.open_memmap(self._target, "w+", np.float32, shape)
+                rows = np.lib.format.open_memmap(target, "w+", np.float32, shape)
             if block.shape[1] != rows.shape[1]:
                 raise self._uneven(first, block.shape[1], rows.shape[1])
             rows[first : first + len(block)] = block
-            self._texts(batch, first)
+            self._read_names(batch, first)
             first += len(block)
-        assert rows is not None
+        if rows is None or first != count:
+            raise ValueError(f"{self._path}: {first} of {count} rows are there")
+        ids = np.concatenate(self._numbers) if self._numbers else tuple(self._ids)
         return VectorColumns(
             rows=rows,
-            ids=np.concatenate(self._ids) if self._ids else None,
+            ids=ids if "id" in self._chosen else None,
             labels=tuple(self._labels) if "label" in self._chosen else None,
         )
 
@@ -142,13 +171,32 @@ class _Reading:
             f"has {expected}"
         )
 
-    def _texts(self, batch: Any, first: int) -> None:
+    def _read_names(self, batch: pa.RecordBatch, first: int) -> None:
         if "id" in self._chosen:
-            column = batch.column(self._chosen["id"])
-            if column.null_count:
-                raise InputError(f"{self._path}: {column.null_count} ids near row {first} are null")
-            is_whole = "int" in str(column.type)  # as they are: a list mixes int64 and uint64
-            self._ids.append(column.to_numpy() if is_whole else np.asarray(column.to_pylist()))
+            self._read_ids(batch.column(self._chosen["id"]), first)
         if "label" in self._chosen:
             texts = batch.column(self._chosen["label"]).to_pylist()
             self._labels += ["" if text is None else str(text) for text in texts]
+
+    def _read_ids(self, column: pa.Array, first: int) -> None:
+        """Whole numbers as they are, as a list would mix int64 and uint64; and texts."""
+        import pyarrow as pa
+
+        if column.null_count:
+            raise InputError(f"{self._path}: {column.null_count} ids near row {first} are null")
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if pa.types.is_integer(column.type):
+            self._numbers.append(column.to_numpy())
+        elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            self._ids += column.to_pylist()
+        else:
+            raise refused_ids(self._path, kind)
+
+
+def refused_ids(path: Path, kind: object) -> InputError:
+    """Ids of a type that is neither whole numbers nor texts."""
+    return InputError(
+        f"{path}: ids must be whole numbers or texts, got {kind}: a float cannot tell large whole "
+        "numbers apart",
+        tip="save ids as int64, uint64 or text",
+    )

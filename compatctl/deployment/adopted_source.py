@@ -16,6 +16,7 @@ from compatctl.deployment.adopted_rows import Norms, build_index, measure_norms,
 from compatctl.errors import InputError, UsageError
 from compatctl.files import sha256_file
 from compatctl.index import (
+    DATABASES,
     ForeignRows,
     Form,
     HnswIndex,
@@ -37,11 +38,12 @@ SIMILARITY_OF: dict[str, Similarity] = {"ip": "dot", "l2": "l2", "cosine": "cosi
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRequest:
-    """The file to adopt, and how to read it.
+    """The file or folder to adopt, and how to read it.
 
     Attributes:
+        table: of a LanceDB folder, or the collection of a Chroma folder; None: the only one.
         space: ip, l2 or cosine; None: what the file says, ip for hnswlib.
-        columns: id, vector and label of a table -> the column's name.
+        columns: id, vector and label of a table -> the column's name; of Chroma only label.
         norms: a new .npz for the norms of rows that are not of unit length.
         dim: the model's dimension, which the rows must have.
     """
@@ -53,6 +55,7 @@ class SourceRequest:
     drop_deleted: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
     norms: Path | None = None
+    table: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -109,9 +112,19 @@ def open_adopted(request: SourceRequest, progress: Progress) -> Iterator[Adopted
             _check_dim(request.path, read_faiss_header(request.path).dim, request.dim)
         progress("reading the index", 0, 1)
         folder = scratch()
-        source = open_source(request.path, form, folder, request.columns)
+        source = open_source(request.path, form, folder, request.columns, request.table)
         progress("reading the index", 1, 1)
         yield _rebuilt(request, source, folder, progress)
+
+
+_NAMED = ("id", "vector", "label")
+_COLUMNS: Mapping[Form, tuple[str, ...]] = {
+    Form.NPZ: _NAMED,
+    Form.PARQUET: _NAMED,
+    Form.LANCEDB: _NAMED,
+    Form.CHROMA: ("label",),
+}
+"""What ``--items-column`` can name in each form."""
 
 
 def _refuse_options(request: SourceRequest, form: Form) -> None:
@@ -122,11 +135,19 @@ def _refuse_options(request: SourceRequest, form: Form) -> None:
             "row that is marked deleted",
             tip="leave it out",
         )
-    if request.columns and form not in {Form.NPZ, Form.PARQUET}:
+    useless = [name for name in request.columns if name not in _COLUMNS.get(form, ())]
+    if useless:
+        has_labels = form is Form.CHROMA
         raise UsageError(
-            f"--items-column {next(iter(request.columns))} names a column of a table; "
-            f"{request.path} is {form.value}, which has none",
-            tip="--items names the table of its keys",
+            f"--items-column {useless[0]} names a column of a table; {request.path} is "
+            f"{form.value}, which has {'only label, a key of the metadata' * has_labels or 'none'}",
+            tip="leave it out" if has_labels else "--items names the table of its keys",
+        )
+    if request.table is not None and form not in DATABASES:
+        raise UsageError(
+            f"--table names a table of LanceDB or a collection of Chroma; {request.path} is "
+            f"{form.value}",
+            tip="leave it out",
         )
     if request.norms is not None and request.norms.suffix != ".npz":
         raise UsageError(f"--norms writes an .npz file, got {request.norms.name}")

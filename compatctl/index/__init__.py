@@ -21,16 +21,20 @@ from compatctl.index.hnswlib.rebuilding import (
 from compatctl.index.protocol import VectorIndex
 from compatctl.index.rows import KeyLookup, NotUnitError
 from compatctl.index.sources import (
+    DATABASES,
     ForeignRows,
     Form,
+    database_of,
     form_of,
     hnswlib_rows,
     is_usearch,
     open_source,
+    tables_of,
 )
 from compatctl.index.tuning import recall_per_query, tune_ef
 
 __all__ = [
+    "DATABASES",
     "FaissHeader",
     "ForeignRows",
     "Form",
@@ -45,6 +49,7 @@ __all__ = [
     "build_without",
     "build_without_deleted",
     "count_deleted",
+    "database_of",
     "form_of",
     "hnswlib_rows",
     "is_usearch",
@@ -55,5 +60,6 @@ __all__ = [
     "read_keys",
     "recall_per_query",
     "require_hnswlib",
+    "tables_of",
     "tune_ef",
 ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ from pyarrow import parquet
 
 from compatctl.commands.inspect import inspect
 from compatctl.core.similarity import Similarity
-from compatctl.errors import DamagedError, InputError
-from compatctl.index import ForeignRows, Form, form_of, open_source
+from compatctl.deployment.adopted_source import SourceRequest, open_adopted
+from compatctl.errors import DamagedError, InputError, UsageError
+from compatctl.index import ForeignRows, Form, form_of, open_source, tables_of
 from compatctl.notices import collected
+from compatctl.progress import silent
 
 DIM, COUNT = 16, 600
 BUILD_FAISS = """
@@ -368,8 +372,63 @@ def test_a_form_that_the_name_does_not_say_is_noticed(tmp_path: Path) -> None:
     assert [entry["kind"] for entry in notices.entries()] == ["other-form"]
 
 
-def test_folders_of_databases_are_named(tmp_path: Path) -> None:
-    """Chroma and LanceDB keep folders, which are exported first."""
-    (tmp_path / "chroma.sqlite3").touch()
-    with pytest.raises(InputError, match="Chroma"):
+def _chroma_database(folder: Path, *collections: str) -> Path:
+    """The part of a Chroma folder that says which collections there are."""
+    folder.mkdir()
+    with closing(sqlite3.connect(folder / "chroma.sqlite3")) as database, database:
+        database.execute("CREATE TABLE collections (id TEXT, name TEXT)")
+        database.executemany("INSERT INTO collections VALUES ('', ?)", [(c,) for c in collections])
+    return folder
+
+
+def test_folders_of_databases_are_known_by_their_content(tmp_path: Path) -> None:
+    """Without their libraries, which the reader asks for by the extra; inspect lists the tables."""
+    chroma = _chroma_database(tmp_path / "a", "items", "users")
+    (tmp_path / "b" / "items.lance" / "_versions").mkdir(parents=True)
+    (tmp_path / "b" / "torn.lance").mkdir()
+    cases = (
+        (chroma, Form.CHROMA, ("items", "users"), "chroma"),
+        (tmp_path / "b", Form.LANCEDB, ("items",), "lancedb"),
+        (tmp_path / "b" / "items.lance", Form.LANCEDB, ("items",), "lancedb"),
+    )
+    for path, form, tables, extra in cases:
+        assert (form_of(path), tables_of(path, form)) == (form, tables)
+        found = inspect(path)
+        assert (found.kind, found.facts["names"]) == (f"{form.value} folder", [*tables])
+        assert ("--table" in found.next[0]) == (len(tables) > 1)
+        with pytest.raises(InputError) as caught:
+            _read(path, tmp_path)
+        assert f"compatctl[{extra}]" in caught.value.tip
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("a.png",), "without a table of LanceDB and without chroma.sqlite3"),
+        (("chroma.sqlite3",), "no SQLite database"),
+        (("items.lance/data/",), "items.lance has no _versions"),
+        (("_versions/",), "does not end in .lance"),
+    ],
+    ids=["other", "no database", "torn", "no name"],
+)
+def test_other_folders_say_what_they_lack(
+    tmp_path: Path, names: tuple[str, ...], words: str
+) -> None:
+    """A folder that is nearly a database says what is missing."""
+    for name in names:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("/"):
+            path.mkdir()
+        else:
+            path.write_bytes(b"nothing known")
+    with pytest.raises(InputError, match=words):
         form_of(tmp_path)
+
+
+def test_a_table_is_chosen_only_in_a_database(tmp_path: Path) -> None:
+    """--table for a file is refused, as it would do nothing."""
+    np.save(tmp_path / "t.npy", _rows())
+    opened = open_adopted(SourceRequest(path=tmp_path / "t.npy", dim=DIM, table="t"), silent)
+    with pytest.raises(UsageError, match="--table names a table of LanceDB"), opened:
+        pass

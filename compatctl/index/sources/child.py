@@ -7,7 +7,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +23,48 @@ from compatctl.index.sources.rows import ForeignRows
 _DAMAGED = "export it again, or take it from a backup"
 _PACKAGE = Path(__file__).resolve().parents[2]
 _ROWS, _KEYS = "rows.npy", "keys.npy"
+_IDS, _LABELS = "ids.json", "labels.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Library:
+    """A library that reads a form.
+
+    Attributes:
+        name: for messages; ``package``: what is imported; ``extra``: what installs it.
+        module: of this package, run in the process.
+    """
+
+    name: str
+    package: str
+    extra: str
+    module: str
 
 
 def read_in_child(
-    path: Path, scratch: Path, *, module: str, library: str, name: str
+    path: Path, scratch: Path, library: Library, options: Mapping[str, Any]
 ) -> ForeignRows:
-    """Let ``compatctl.index.sources.MODULE`` write the rows of ``path`` to ``scratch``.
+    """Let the library's module write the rows of ``path`` to ``scratch``, its working folder.
 
     Args:
-        library: what the module imports, an extra of that name; ``name``: for messages.
+        options: keyword arguments of the module's ``read``, as JSON takes them.
 
     Raises:
         InputError: the library is not installed, or the index is of a kind that is not read.
         DamagedError: the library cannot read the file, or crashes.
         CompatError: there is no space for the rows in ``scratch``.
     """
-    if importlib.util.find_spec(library) is None:
+    name = library.name
+    if importlib.util.find_spec(library.package) is None:
         raise InputError(
-            f"{path} is a {name} index: reading it needs {name}, which is not installed",
-            tip=f"pip install 'compatctl[{library}]'",
+            f"{path} is of {name}: reading it needs {name}, which is not installed",
+            tip=f"pip install 'compatctl[{library.extra}]'",
         )
-    reader = f"compatctl.index.sources.{module}"
-    command = [sys.executable, "-P", "-m", reader, str(path), str(scratch)]
-    child = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
+    words = [str(path.resolve()), str(scratch.resolve()), json.dumps(dict(options))]
+    command = [sys.executable, "-P", "-m", f"{__package__}.{library.module}", *words]
+    child = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=scratch, env=_environment()
+    )
     if child.returncode < 0:
         raise DamagedError(
             f"{path}: {name} crashed while it read it (signal {-child.returncode}): it is damaged, "
@@ -57,12 +77,26 @@ def read_in_child(
     if "error" in answer:
         raise _ERRORS[answer["kind"]](f"{path}: {answer['error']}", tip=answer["tip"])
     rows = np.load(scratch / _ROWS, mmap_mode="r", allow_pickle=False)
-    keys = np.load(scratch / _KEYS, allow_pickle=False)
-    return ForeignRows(engine=name, rows=rows, keys=keys, **answer)
+    keys = scratch / _KEYS
+    return ForeignRows(
+        engine=name,
+        rows=rows,
+        keys=np.load(keys, allow_pickle=False) if keys.exists() else None,
+        ids=_texts(scratch / _IDS),
+        labels=_texts(scratch / _LABELS),
+        **answer,
+    )
+
+
+def _texts(path: Path) -> tuple[str, ...] | None:
+    return tuple(json.loads(path.read_bytes())) if path.exists() else None
 
 
 def _environment() -> dict[str, str]:
-    """The environment, with this package on the path; ``-P`` keeps the working folder off it."""
+    """The environment, with this package on the path, where ``-P`` leaves the working folder out.
+
+    The working folder is empty: Chroma takes settings from a file ``.env`` that it finds there.
+    """
     known = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
     return {**os.environ, "PYTHONPATH": os.pathsep.join([*known, str(_PACKAGE.parent)])}
 
@@ -83,22 +117,27 @@ def _answer(text: str) -> dict[str, Any] | None:
     return answer if isinstance(answer, dict) else None
 
 
-def answer_parent(read: Callable[[Path, Path], dict[str, Any]]) -> None:
+def answer_parent(read: Callable[..., dict[str, Any]]) -> None:
     """In the child: read the file named first into the folder named second, and print the answer.
 
-    ``read`` writes rows and keys by ``write_rows`` and returns the other fields of ForeignRows.
+    ``read`` writes rows and keys by ``write_rows``, or rows to ``rows_path`` and names by
+    ``write_names``, and returns the other fields of ForeignRows. The process ends without the
+    libraries' own clean-up, in which LanceDB may crash.
     """
+    path = Path(sys.argv[1])
     try:
-        answer = read(Path(sys.argv[1]), Path(sys.argv[2]))
+        answer = read(path, Path(sys.argv[2]), **json.loads(sys.argv[3]))
     except InputError as error:
-        answer = {"kind": "input", "error": error.message, "tip": error.tip}
+        message = error.message.removeprefix(f"{path}: ")
+        answer = {"kind": "input", "error": message, "tip": error.tip}
     except OSError as error:
         reason = f"its rows do not fit into the folder for temporary files: {error}"
         answer = {"kind": "other", "error": reason, "tip": "set TMPDIR to a folder with more space"}
     except (RuntimeError, ValueError, MemoryError) as error:
         reason = " ".join(str(error).split())[:300]
         answer = {"kind": "damaged", "error": f"it cannot be read: {reason}", "tip": _DAMAGED}
-    print(json.dumps(answer))
+    print(json.dumps(answer), flush=True)
+    os._exit(0)
 
 
 def write_rows(
@@ -131,3 +170,23 @@ def write_rows(
         first += len(block)
     rows.flush()
     assert first == len(keys)
+
+
+def rows_path(scratch: Path) -> Path:
+    """In the child: the .npy for rows (N, D) float32."""
+    return scratch / _ROWS
+
+
+def write_names(
+    scratch: Path,
+    *,
+    keys: Keys | None = None,
+    ids: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
+) -> None:
+    """In the child: write the keys (N,) or ids of the rows, and N labels if there are any."""
+    if keys is not None:
+        np.save(scratch / _KEYS, keys)
+    for name, texts in ((_IDS, ids), (_LABELS, labels)):
+        if texts is not None:
+            (scratch / name).write_text(json.dumps(texts), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes, whatever its name."""
+"""What a file or folder is, by its content, whatever its name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,14 @@ class Form(Enum):
     NPY = "numpy .npy"
     NPZ = "numpy .npz"
     PARQUET = "Parquet"
+    LANCEDB = "LanceDB"
+    CHROMA = "Chroma"
 
+
+DATABASES = (Form.LANCEDB, Form.CHROMA)
+"""Forms that are folders with tables (LanceDB) or collections (Chroma)."""
+
+CHROMA_FILE = "chroma.sqlite3"
 
 SUFFIXES = {
     ".faiss": Form.FAISS,
@@ -34,6 +41,7 @@ SUFFIXES = {
     ".parquet": Form.PARQUET,
     ".hnsw": Form.HNSWLIB,
 }
+_SQLITE = re.compile(rb"SQLite format 3\0")
 _BEGINNINGS: tuple[tuple[re.Pattern[bytes], Form | str], ...] = (
     (re.compile(rb"\x93NUMPY"), Form.NPY),
     (re.compile(rb"PAR1"), Form.PARQUET),
@@ -43,7 +51,7 @@ _BEGINNINGS: tuple[tuple[re.Pattern[bytes], Form | str], ...] = (
     (re.compile(rb"usearch"), "a usearch index without its vectors"),
     (re.compile(rb"\x80[\x02-\x05]"), "a pickle, which could run code when it is read"),
     (re.compile(rb"\s*[{[]"), "a JSON text"),
-    (re.compile(rb"SQLite format 3\0"), "an SQLite database"),
+    (_SQLITE, "an SQLite database"),
     (re.compile(rb"\x89HDF\r\n\x1a\n"), "an HDF5 file"),
     (re.compile(rb"ARROW1"), "an Arrow file"),
     (re.compile(rb"PK\x03\x04"), "a zip archive"),
@@ -53,22 +61,25 @@ _BEGINNINGS: tuple[tuple[re.Pattern[bytes], Form | str], ...] = (
 that fits decides. FAISS writes four characters for every kind of index."""
 
 _TIP = (
-    "import reads hnswlib, FAISS and usearch indexes, .npy, .npz and Parquet files; "
-    "docs/indexes.md says how to export from other databases"
+    "import reads hnswlib, FAISS and usearch indexes, .npy, .npz and Parquet files, and folders "
+    "of LanceDB and Chroma; docs/indexes.md says how to export from other databases"
 )
 
 
 def form_of(path: Path) -> Form:
-    """The form of a file, by its content. A name that says another one is noticed.
+    """The form of a file or folder, by its content. A name that says another one is noticed.
 
     What has no known first bytes counts as hnswlib, whose reader checks its header.
 
     Raises:
-        InputError: the file is missing, a pointer to the file, a folder, a pickle, or of a form
-            that is not read; the message says which.
+        InputError: the file is missing, a pointer to the file, a pickle, a folder without a
+            database, or of a form that is not read; the message says which.
     """
     if path.is_dir():
-        raise InputError(f"{path} is a folder{_folder_of(path)}, not an index file", tip=_TIP)
+        database = database_of(path)
+        if database is None:
+            raise InputError(f"{path} is a folder{_defect(path)}, not an index", tip=_TIP)
+        return database
     with os_errors("reading", path), path.open("rb") as file:
         head = file.read(_HEAD)
         refuse_pointer(path, head)
@@ -103,10 +114,33 @@ def is_usearch(path: Path) -> bool:
         return file.read(7) == b"usearch"
 
 
-def _folder_of(path: Path) -> str:
-    """What a folder is, for a message."""
-    if (path / "chroma.sqlite3").exists():
-        return " of a Chroma database"
-    if any(path.glob("*.lance")) or (path / "_versions").exists():
-        return " of a LanceDB database"
-    return ""
+def database_of(path: Path) -> Form | None:
+    """The database that a folder is: Chroma by its SQLite file, LanceDB by its tables."""
+    database = path / CHROMA_FILE
+    if database.is_file():
+        with os_errors("reading", database), database.open("rb") as file:
+            return Form.CHROMA if _SQLITE.match(file.read(_HEAD)) else None
+    return Form.LANCEDB if lance_tables(path) else None
+
+
+def lance_tables(path: Path) -> tuple[str, ...]:
+    """Names of the tables in a LanceDB folder; a folder NAME.lance is that one table."""
+    if _is_lance_table(path):
+        return (path.stem,)
+    with os_errors("reading", path):
+        return tuple(sorted(part.stem for part in path.iterdir() if _is_lance_table(part)))
+
+
+def _is_lance_table(path: Path) -> bool:
+    return path.suffix == ".lance" and (path / "_versions").is_dir()
+
+
+def _defect(path: Path) -> str:
+    """Why a folder is no database, for a message."""
+    if (path / CHROMA_FILE).is_file():
+        return f" whose {CHROMA_FILE} is no SQLite database, as Chroma writes it"
+    if (path / "_versions").is_dir():
+        return " of Lance whose name does not end in .lance, as LanceDB expects"
+    if torn := sorted(part.name for part in path.glob("*.lance")):
+        return f" in which {torn[0]} has no _versions, as LanceDB writes them"
+    return f" without a table of LanceDB and without {CHROMA_FILE}"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.data import column_names, read_vector_columns
+from compatctl.data import column_names, read_vector_columns, refused_ids
 from compatctl.errors import InputError
 from compatctl.files.npz import read_npz
 from compatctl.index.rows import first_duplicate
@@ -89,24 +89,23 @@ def check_rows(rows: NDArray[Any], path: Path, name: str) -> None:
         )
 
 
-def named(ids: NDArray[Any], path: Path) -> dict[str, Any]:
+def named(ids: NDArray[Any] | tuple[str, ...], path: Path) -> dict[str, Any]:
     """``keys`` of whole numbers >= 0, or ``ids`` of texts, as ForeignRows has them.
 
     Raises:
         InputError: ids of another type, twice, or empty.
     """
-    if ids.dtype.kind in "iu" and int(ids.min()) >= 0:
+    if isinstance(ids, tuple):
+        texts = ids
+    elif ids.dtype.kind in "iu" and int(ids.min()) >= 0:
         keys = ids.astype(np.uint64)
         if (duplicate := first_duplicate(keys.copy())) is not None:
             raise InputError(f"{path}: the id {duplicate} is there twice")
         return {"keys": keys}
-    if ids.dtype.kind not in "iuU":
-        raise InputError(
-            f"{path}: ids must be whole numbers or texts, got {ids.dtype}: a float cannot tell "
-            "large whole numbers apart",
-            tip="save ids as int64, uint64 or text",
-        )
-    texts = tuple(map(str, ids.tolist()))
+    elif ids.dtype.kind in "iuU":
+        texts = tuple(map(str, ids.tolist()))
+    else:
+        raise refused_ids(path, ids.dtype)
     if len(set(texts)) < len(texts):
         raise InputError(f"{path}: {len(texts) - len(set(texts))} ids are there twice")
     if empty := sum(not text.strip() for text in texts):
