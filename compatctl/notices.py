@@ -114,6 +114,7 @@ def collected() -> Iterator[Notices]:
     notices = Notices()
     with warnings.catch_warnings():
         warnings.simplefilter("always", DataWarning)
+        warnings.filterwarnings("ignore", module=r"PIL\b")  # data._pixels says it by name
         show = warnings.showwarning
 
         def take(message: Warning | str, *rest: Any, **named: Any) -> None:

@@ -18,7 +18,10 @@ _OUTER = r"[\s\u00ad\u200b-\u200d\u2060\ufeff]"
 _LATER = r"[\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u2122]"
 """The later bytes of a letter in UTF-8, where they are read as Latin-1 or cp1252."""
 
-_MISSING = r"nan|null|none|nat|n/a|na|<na>|#n/a|#value!|#ref!"
+_MISSING = (
+    r"nan|null|none|nat|n/a|na|<na>|#n/a|#value!|#ref!|-1(?:\.0)?|[-?]+|tbd|unknown|unlabell?ed|"
+    r"undefined|unspecified|uncategori[sz]ed|unassigned"
+)
 
 _DOUBTS = (
     (
@@ -31,7 +34,7 @@ _DOUBTS = (
         "no-value",
         "that spell a missing value",
         re.compile(rf"(?i)(?<={_END})(?:{_MISSING})(?={_END})"),
-        "they are read as texts; leave such items out, if that is not their name",
+        "they are read as a name like any other; leave such items out, if it is none",
     ),
     (
         "garbled",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,13 @@ _SPLITS = {
 }
 _ROLES = {**dict.fromkeys(("query", "queries"), "query"), "gallery": "gallery"}
 """Folder's name without case -> split or role of the class folders in it."""
+
+_LETTERS = re.compile(r"[^\W\d_]+")
+_CONTAINERS = frozenset((
+    "image", "images", "img", "imgs", "jpegimages", "photo", "photos", "picture", "pictures",
+    "data", "dataset",
+))  # fmt: skip
+"""Names of folders that hold images of all classes, rather than those of one."""
 
 Record = dict[str, object]
 Parts = tuple[str, ...]
@@ -59,7 +67,10 @@ def files_ending(
             elif path.is_dir():
                 real = roots.real(roots.check(path, str(top)))
                 if real in seen:
-                    raise InputError(f"{top}: {path} leads to a folder that is there already")
+                    raise InputError(
+                        f"{top}: {path} leads to a folder that is there already",
+                        tip="remove one of the two: its images would be there twice",
+                    )
                 seen.add(real)
                 waiting.append(path)
             elif is_image:
@@ -106,21 +117,39 @@ def class_records(top: Path, paths: Sequence[Parts]) -> list[Record]:
         names = [f"{name!r} as {_meaning(name)}" for name in tops]
         what = "folders read as splits or roles, with the classes below them"
         notice("split-folders", top, what, names)
-        _warn_of_deeper_folders(top, [parts[1:] for parts in paths])
+        below = [parts[1:] for parts in paths]
+        if not _warn_of_deeper_folders(top, below):
+            _warn_of_containers(top, below)
         return [_nested(parts) for parts in paths]
+    words = [name for name in tops if _sounds_like_a_split(name)]
     if words == tops or len(words) > 1:
         result = "if they are splits, put class folders into each, and only such folders beside it"
         names = [*map(repr, words)]
         notice("split-folders", top, "class folders named like a split or role", names, result)
-    else:
-        _warn_of_deeper_folders(top, paths)
+    elif not _warn_of_deeper_folders(top, paths):
+        _warn_of_containers(top, paths)
     return [{"label": parts[0]} for parts in paths]
 
 
-def _warn_of_deeper_folders(top: Path, paths: Sequence[Parts]) -> None:
+def _sounds_like_a_split(name: str) -> bool:
+    """Whether a word in the name is one of a split or role, as in train2017 and test_set."""
+    words = _LETTERS.findall(name.casefold())
+    plain = {word.removesuffix("s").removesuffix("set") for word in words} | {*words}
+    return not plain.isdisjoint((*_SPLITS, *_ROLES, "trainval", "probe"))
+
+
+def _warn_of_containers(top: Path, paths: Sequence[Parts]) -> None:
+    """Warn of class folders, the first of ``paths``, with names of folders of any images."""
+    labels = sorted({parts[0] for parts in paths})
+    if names := [*map(repr, (name for name in labels if name.casefold() in _CONTAINERS))]:
+        result = "they are the labels; put the images into folders named after their classes"
+        notice("nested-folders", top, "class folders named like no class", names, result)
+
+
+def _warn_of_deeper_folders(top: Path, paths: Sequence[Parts]) -> bool:
     """Warn of folders in class folders (the first of ``paths``) that may mean more than they do.
 
-    They are named like splits; or all images lie in them, and they repeat or have one above them.
+    Returns whether there was a reason. They are named like splits; or all images lie in them, and they repeat or have one above them.
     """
     tops = sorted({parts[0] for parts in paths})
     below: dict[str, set[str]] = defaultdict(set)
@@ -132,13 +161,16 @@ def _warn_of_deeper_folders(top: Path, paths: Sequence[Parts]) -> None:
         result = "they are not read as such; put the class folders into them instead"
         what = "folders in class folders that are named like a split or role"
         notice("split-folders", top, what, [*map(repr, words)], result)
-    elif all(len(parts) > 2 for parts in paths):
+        return True
+    if all(len(parts) > 2 for parts in paths):
         repeated = sum(len(folders) > 1 for folders in below.values())
         most_repeat = len(below) > len(tops) and 2 * repeated > len(below)
         if len(below) > 1 and (len(tops) == 1 or most_repeat):
             result = f"they are the labels; {len(below)} names of folders lie deeper"
             what = "class folders whose images all lie in deeper folders"
             notice("nested-folders", top, what, [*map(repr, tops)], result)
+            return True
+    return False
 
 
 def warn_of_empty_folders(top: Path, labels: Collection[str]) -> None:

@@ -14,6 +14,7 @@ from compatctl.core.arrays import PerceptualHashes, Pixels
 from compatctl.core.perceptual_hash import COLOURS, FIELDS
 from compatctl.data._png import without_texts
 from compatctl.errors import InputError
+from compatctl.files import other_kind
 from compatctl.files.npz import PARSE_ERRORS
 from compatctl.notices import notice
 
@@ -50,6 +51,23 @@ WHITE = (255, 255, 255)
 BAD_IMAGE_TIP = "repair or remove it; compatctl init --skip-bad leaves such items out, as others do"
 
 _DECODER_ERRORS = (OSError, *PARSE_ERRORS)
+_ANIMATED = ("GIF", "PNG", "TIFF", "WEBP")
+"""Formats of which a second frame is another picture; in MPO it is a preview or a depth."""
+_EMPTY_EXIF = 20
+"""Bytes of EXIF data without an entry."""
+_UNREAD = {
+    b"ftypheic": "HEIC",
+    b"ftypheix": "HEIC",
+    b"ftypmif1": "HEIF",
+    b"ftyp": "a video or an HEIF image",
+    b"JXL": "JPEG XL",
+    b"\xff\x0a": "JPEG XL",
+    b"jP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"<svg": "SVG",
+    b"8BPS": "a Photoshop document",
+}
+"""Bytes among the first 16 -> the format."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,11 +196,12 @@ def decode(file: BinaryIO, name: str) -> Image.Image:
                 raise
             return _decoded(bare, name)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(f"{name}: too many pixels to decode: {error}") from error
-    except _DECODER_ERRORS as error:
         raise InputError(
-            f"{name}: does not decode as an image: {_reason(error)}", tip=BAD_IMAGE_TIP
+            f"{name}: too many pixels to decode: {error}", tip=BAD_IMAGE_TIP
         ) from error
+    except _DECODER_ERRORS as error:
+        reason, tip = _reason(error, file)
+        raise InputError(f"{name}: does not decode as an image: {reason}", tip=tip) from error
 
 
 def _decoded(file: BinaryIO, name: str) -> Image.Image:
@@ -197,7 +216,18 @@ def _decoded(file: BinaryIO, name: str) -> Image.Image:
     image.load()
     if deep and not image.mode.startswith("I"):
         _warn_of_dark_colour(image, name)
+    _warn_of_the_rest(image, name)
     return _rgb(ImageOps.exif_transpose(image), name)
+
+
+def _warn_of_the_rest(image: Image.Image, name: str) -> None:
+    """Warn of further frames, and of EXIF that cannot be read, as the image may lie on its side."""
+    if image.format in _ANIMATED and getattr(image, "is_animated", False):
+        what = "images of several frames or pages"
+        notice("first-frame", "images", what, [name], "the first one is read")
+    if len(image.info.get("exif", b"")) > _EMPTY_EXIF and not image.getexif():
+        what = "images whose EXIF data cannot be read"
+        notice("damaged-exif", "images", what, [name], "they are taken as upright")
 
 
 @functools.cache
@@ -209,9 +239,19 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, file: BinaryIO) -> tuple[str, str]:
+    """Why a file does not decode, and what to do."""
+    if "cannot identify" not in str(error):
+        return str(error), BAD_IMAGE_TIP
     # pillow's message for unknown bytes shows the file object's address
-    return "unknown format" if "cannot identify" in str(error) else str(error)
+    file.seek(0)
+    head = file.read(64)
+    if not head:
+        return "it is empty", BAD_IMAGE_TIP
+    if known := next((kind for begin, kind in _UNREAD.items() if begin in head[:16]), None):
+        return f"it is {known}, which is not read", "convert it to JPEG or PNG"
+    kind = other_kind(head)
+    return (f"it is {kind[0]}", kind[1]) if kind else ("unknown format", BAD_IMAGE_TIP)
 
 
 def from_array(pixels: Pixels) -> Image.Image:
@@ -245,7 +285,12 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         page = Image.new("RGBA", image.size, (*WHITE, 255))
-        image = Image.alpha_composite(page, image)
+        flat = Image.alpha_composite(page, image)
+        is_changed = image.getextrema() != flat.getextrema()
+        if is_changed and flat.convert("RGB").getextrema() == ((255, 255),) * 3:
+            what = "images with transparency of which nothing is left on white"
+            notice("transparent-image", "images", what, [name], "they are all white")
+        image = flat
     return image.convert("RGB")
 
 

@@ -24,7 +24,19 @@ from compatctl.notices import collected, refused
 
 DOUBTFUL = {
     "outer-blanks": ["cup ", "\u00a0cup", "cup\u200b", " cup"],
-    "no-value": ["nan", "NaN", "None", "NULL", "N/A", "<NA>", "#N/A"],
+    "no-value": [
+        "nan",
+        "NaN",
+        "None",
+        "NULL",
+        "N/A",
+        "<NA>",
+        "#N/A",
+        "-1",
+        "?",
+        "Unknown",
+        "unlabeled",
+    ],
     "garbled": ["caf\u00c3\u00a9", "caf\ufffd", "it\u00e2\u20ac\u2122s", "gr\u00c3\u00bcn"],
     "cut-number": ["4.00638E+12", "1e+05", "4,00638E+12"],
     "control-character": ["a\x1b[31mb", "a\nb", "a\x7fb"],

@@ -98,6 +98,10 @@ def test_folders_named_like_roles_are_roles_of_test_items(tmp_path: Path) -> Non
         ("train/a/1.png", "val/a/2.png", "extra/a/3.png"),
         ("train/a/1.png", "test/1.png"),
         ("cup/train/1.png", "cup/test/2.png", "jar/train/1.png"),
+        ("train2017/a/1.png", "val2017/a/2.png"),
+        ("train_set/a/1.png", "test_set/a/2.png"),
+        ("trainval/a/1.png", "tests/a/2.png"),
+        ("bounding_box_train/1.png", "query/2.png"),
     ],
 )
 def test_folders_that_may_be_splits_stay_classes_and_are_said(
@@ -115,6 +119,9 @@ def test_folders_that_may_be_splits_stay_classes_and_are_said(
         (("images/a/1.png", "images/b/2.png"), 1),
         (("2023/a/1.png", "2023/b/1.png", "2024/a/1.png", "2024/b/1.png", "2024/c/1.png"), 1),
         (("train/images/a/1.png", "train/images/b/1.png"), 1),
+        (("train/images/1.png", "val/images/2.png"), 1),
+        (("Images/1.png", "cup/2.png"), 1),
+        (("imagery/1.png", "contest/2.png"), 0),
         (("cup/front/1.png", "cup/back/1.png", "jar/front/1.png", "jar/back/1.png"), 0),
         (("cup/1.png", "cup/deep/2.png", "test/1.png"), 0),
     ],

@@ -190,6 +190,71 @@ def test_the_error_of_undecodable_bytes_names_the_item() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "it is empty"),
+        (b"<!DOCTYPE html><p>404", "it is an HTML page"),
+        (b"\x1f\x8b\x08\0\0", "it is a gzip file"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "it is HEIC"),
+        (b"<svg xmlns='x'/>", "it is SVG"),
+        (b"\0\0\0\x0cjP  \r\n", "it is JPEG 2000"),
+    ],
+)
+def test_what_is_no_image_is_said_to_be_what_it_is(content: bytes, words: str) -> None:
+    """An error page or another format under the name of a JPEG."""
+    with pytest.raises(InputError, match=words) as refused:
+        decode(io.BytesIO(content), "x.jpg")
+    assert refused.value.tip
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_further_frames_are_said(form: str) -> None:
+    """The first is read, with a notice; a picture alone, and the preview of an MPO, have none."""
+    first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    said = {}
+    for save, more in ((form, [second]), (form, []), ("MPO", [second])):
+        file = io.BytesIO()
+        first.save(file, save, save_all=True, append_images=more)
+        with collected() as notices:
+            red, _, blue = decode(file, "x").getpixel((4, 4))  # type: ignore[misc]
+        assert red > 200 > 50 > blue
+        said[save, bool(more)] = [entry["kind"] for entry in notices.entries()]
+    assert said == {(form, True): ["first-frame"], (form, False): [], ("MPO", True): []}
+
+
+def test_an_image_of_which_nothing_is_left_is_said() -> None:
+    """Transparent everywhere, or white on nothing; a visible mark is no notice."""
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    logo = Image.new("RGBA", (8, 8), (255, 255, 255, 0))
+    logo.paste((255, 255, 255, 255), (2, 2, 5, 5))
+    mark = logo.copy()
+    mark.putpixel((3, 3), (0, 0, 0, 255))
+    for image, kinds in ((clear, ["transparent-image"]), (logo, ["transparent-image"]), (mark, [])):
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        with collected() as notices:
+            decode(file, "x.png")
+        assert [entry["kind"] for entry in notices.entries()] == kinds
+
+
+def test_exif_that_cannot_be_read_is_said_by_name() -> None:
+    """The image is taken as upright; no warning of the library is shown."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    Image.new("RGB", (8, 4)).save(file, "JPEG", exif=exif)
+    content = bytearray(file.getvalue())
+    content[content.index(b"Exif\0\0") + 6] ^= 0xFF
+    for data, size, kinds in (
+        (file.getvalue(), (4, 8), []),
+        (bytes(content), (8, 4), ["damaged-exif"]),
+    ):
+        with collected() as notices:
+            assert decode(io.BytesIO(data), "x.jpg").size == size
+        assert [entry["kind"] for entry in notices.entries()] == kinds
+
+
 def test_every_flipped_byte_decodes_or_is_refused() -> None:
     """No corruption of a real file escapes as another library's error."""
     for kind in ("png", "jpeg", "gif", "webp", "tiff", "bmp"):
