@@ -39,7 +39,11 @@ LEVELS = {
     "render": 8,
     "cli": 9,
 }
-MAY_IMPORT_VERBS = {"commands/demo.py", "commands/demo_text.py"}
+MAY_IMPORT_VERBS = {
+    "commands/demo.py",
+    "commands/demo_text.py",
+    "commands/demo_vectors.py",
+}
 """The demo runs other commands; no other command imports one."""
 HOMES = {
     "typer": {"cli"},

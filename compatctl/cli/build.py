@@ -363,12 +363,38 @@ def demo(
         bool,
         typer.Option("--text", help="Two text models on WordNet instead, without training."),
     ] = False,
+    vectors: Annotated[
+        bool,
+        typer.Option(
+            "--vectors", help="The same two models behind an API: tables of their vectors."
+        ),
+    ] = False,
+    old_model_gone: Annotated[
+        bool,
+        typer.Option(
+            "--old-model-gone",
+            help="With --vectors: the old model answers no new query, and half of the others' "
+            "vectors were logged.",
+        ),
+    ] = False,
 ) -> Outcome[Any]:
     """Run a whole upgrade on real images: train, verify, deploy, search, roll back."""
     from compatctl.commands.demo import demo
     from compatctl.render import progress
     from compatctl.render.tables import demo_table
 
+    if text and vectors:
+        raise UsageError("demo takes --text or --vectors", tip="give one of them")
+    if old_model_gone and not vectors:
+        raise UsageError("--old-model-gone needs --vectors", tip="compatctl demo --vectors")
+    if vectors:
+        from compatctl.commands.demo_vectors import demo_vectors
+
+        refuse_given(context, ("sabotage", "seed"), "demo --vectors trains nothing")
+        with progress() as report_progress:
+            shown = demo_vectors(old_model_gone=old_model_gone, keep=keep, progress=report_progress)
+        code = VERDICT_EXIT_CODES[shown.verdict]
+        return Outcome(result=shown, table=demo_table, exit_code=code)
     if text:
         from compatctl.commands.demo_text import demo_text
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,23 +186,33 @@ def switch(
 ) -> tuple[Served, str, str]:
     """Deploy and roll back; search the same queries, each with its label, before, between and
     after. Also returns the digests of the index between and of the query model after."""
-    before = _served(project, queries)
+    texts, labels = [query for query, _ in queries], [label for _, label in queries]
+    return switch_asking(project, model, lambda: texts, labels, rescoring)
+
+
+def switch_asking(
+    project: Project,
+    model: Path,
+    queries: Callable[[], Sequence[str]],
+    labels: Sequence[str],
+    rescoring: RescoringOptions | None = None,
+) -> tuple[Served, str, str]:
+    """``switch``, where ``queries`` gives at each search what the query model of that moment takes;
+    the answers are as many as ``labels``."""
+    before = _served(project, queries(), labels)
     deploy(project, model=model, rescoring=rescoring)
-    after = _served(project, queries)
+    after = _served(project, queries(), labels)
     index_after = open_store(project).manifest.index.sha256
     restored = rollback(project, to=None, dry_run=False)
-    again = _served(project, queries)
-    served = Served(queries=len(queries), before=before, after=after, rolled_back=again)
+    again = _served(project, queries(), labels)
+    served = Served(queries=len(labels), before=before, after=after, rolled_back=again)
     return served, index_after, restored.query_model
 
 
-def _served(project: Project, queries: Sequence[tuple[str, str]]) -> float:
+def _served(project: Project, queries: Sequence[str], labels: Sequence[str]) -> float:
     """Share of queries whose first hit in the deployed index has the right label."""
-    hits = search(project, queries=[query for query, _ in queries], k=1)
-    right = [
-        answer.hits[0].label == label
-        for answer, (_, label) in zip(hits.queries, queries, strict=True)
-    ]
+    answers = search(project, queries=queries, k=1).queries
+    right = [answer.hits[0].label == label for answer, label in zip(answers, labels, strict=True)]
     return sum(right) / len(right)
 
 

@@ -32,6 +32,7 @@ from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.evaluation.judged import judgments_for
 from compatctl.evaluation.protocol import query_rows
 from compatctl.evaluation.served_today import TodayAnswers
+from compatctl.evaluation.verdict import OLD_MODEL_GONE
 from compatctl.migration import routes
 from compatctl.migration.adapters import AUTO, NO_TORCH, available_kinds
 from compatctl.migration.forecast import Forecast, Measure, forecast_more_data
@@ -248,7 +249,10 @@ def _against(training: TrainingInputs) -> DeployedGallery:
 
 
 def _budget_note(estimates: Sequence[RouteEstimate], chosen: Route, project: Project) -> str:
-    """What the project must allow before the route's commands run; empty: nothing."""
+    """What the project must allow before the route's commands run, or what is left where it cannot
+    keep the old model; empty: nothing."""
+    if chosen == Route.KEEP and project.old_model_gone:
+        return f"; new queries cannot run the old model, which is gone: {OLD_MODEL_GONE}"
     passed = next(estimate.gallery_passed for estimate in estimates if estimate.name == chosen)
     needed = {Route.LAZY: 1.0, Route.REEMBED: 0.0}.get(chosen, passed)
     if needed <= project.max_gallery_pass:

@@ -40,6 +40,12 @@ NEXT_STEPS = {
     "inconclusive": "hold out more classes and images, then verify again",
 }
 
+OLD_MODEL_GONE = (
+    "rank the first answers again by the new model's own vectors (compatctl verify --rescore 10), "
+    "or embed the gallery with it: compatctl init"
+)
+"""What is left where the old model can neither be kept nor fused."""
+
 WITHOUT_STORE = {
     **NEXT_STEPS,
     "pass": "create the store (compatctl init or compatctl import) and verify against it: without "

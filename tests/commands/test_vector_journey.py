@@ -141,6 +141,27 @@ def test_where_the_old_model_is_gone_only_logged_answers_are_compared(
     assert "has a vector of the old model, which is gone" in judged.stderr
 
 
+def test_a_failure_without_the_old_model_names_what_is_left(
+    shop: Path, models: dict[str, Any]
+) -> None:
+    """A map that finds nothing is refused; neither the plan nor the gate says to keep or fuse a
+    model that no query can run."""
+    rows = models["rows"]
+    mixed = np.random.default_rng(1).permutation(rows["e3"])
+    _write(shop, {**models, "rows": {**rows, "e3": mixed}})
+    gone = (*BOTH, "--old-model-gone")
+    assert run(*BRIDGE, *gone).code == 0
+    judged = run("verify", "bridged.onnx", *gone, "--json")
+    assert judged.code == 3
+    assert "compatctl verify --rescore" in judged.json["next_step"]
+    assert "keep the old model" not in judged.json["next_step"]
+    (shop / "compatctl.yaml").write_text("split: {train: 0.2, validation: 0.7}\n")
+    planned = run("plan", "--new", "e3", "--kind", "ridge", *gone, "--json")
+    assert planned.code == 0, planned.stderr
+    assert planned.json["recommended"] == "keep"
+    assert "new queries cannot run the old model" in planned.json["reason"]
+
+
 def test_new_vectors_of_a_part_of_the_gallery_are_enough(
     shop: Path, models: dict[str, Any]
 ) -> None:
