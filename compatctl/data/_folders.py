@@ -149,7 +149,8 @@ def _warn_of_containers(top: Path, paths: Sequence[Parts]) -> None:
 def _warn_of_deeper_folders(top: Path, paths: Sequence[Parts]) -> bool:
     """Warn of folders in class folders (the first of ``paths``) that may mean more than they do.
 
-    Returns whether there was a reason. They are named like splits; or all images lie in them, and they repeat or have one above them.
+    Returns whether there was a reason: they are named like splits; or all images lie in them, and
+    they repeat or have one above them.
     """
     tops = sorted({parts[0] for parts in paths})
     below: dict[str, set[str]] = defaultdict(set)
