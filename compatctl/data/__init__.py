@@ -39,6 +39,7 @@ from compatctl.data._vector_columns import (
     refused_ids,
 )
 from compatctl.data._vector_items import load_vector_items
+from compatctl.data._vector_rows import warn_of_equal_rows
 from compatctl.data._vectors import VectorTable, load_vectors
 
 __all__ = [
@@ -99,6 +100,7 @@ __all__ = [
     "refused_ids",
     "sample_per_class",
     "unpack",
+    "warn_of_equal_rows",
     "warn_of_near_equal",
     "warn_of_near_known",
 ]

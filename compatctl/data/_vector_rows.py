@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,10 @@ LEAST_LENGTH = 1e-30
 EQUAL_SHARE = 0.1
 """Share of rows with one and the same vector, above which there is a notice."""
 
+ROUNDING = 1e-5
+"""Difference of the components of equal rows, by the largest component."""
+
+_BLOCK = 65_536
 _FEW = 3
 """Most equal rows without a notice, in a table of any size."""
 
@@ -48,22 +52,25 @@ def why_unusable(row: NDArray[Any]) -> str:
     return f"is too {size} for single precision: its largest number is {most:.3g}"
 
 
-def warn_of_equal_rows(path: Path, rows: Vectors) -> None:
-    """Warn if more than ``EQUAL_SHARE`` of the rows (N, D) are one and the same vector."""
+def warn_of_equal_rows(source: object, rows: Vectors, names: Sequence[str] = ()) -> None:
+    """Warn if more than ``EQUAL_SHARE`` of the rows (N, D) are one and the same vector.
+
+    They may differ by rounding. ``names``: N names of the rows; by default their numbers.
+    """
     if len(rows) <= _FEW:
         return
     weights = np.random.default_rng(0).standard_normal((rows.shape[1],)).astype(np.float32)
-    # equal rows have equal sums, others hardly ever
     sums = np.asarray(np.einsum("nd,d->n", rows, weights))
     order = np.argsort(sums, kind="stable")
-    starts = np.flatnonzero(np.diff(sums[order], prepend=np.nan) != 0)
-    counts = np.diff(starts, append=len(rows))
-    most = int(np.argmax(counts))
-    alike = order[starts[most] : starts[most] + counts[most]]
-    count = int((rows[alike] == rows[alike[0]]).all(axis=1).sum())
-    if count > max(_FEW, EQUAL_SHARE * len(rows)):
-        first = [f"row {row}" for row in np.sort(alike)[:3].tolist()]
-        result = "a model that gives them one vector cannot tell these items apart"
-        notice(
-            "equal-vectors", path, "rows with one and the same vector", first, result, count=count
-        )
+    near = max(_FEW, int(EQUAL_SHARE * len(rows)))
+    spans = sums[order[near:]] - sums[order[:-near]]  # equal rows have about equal sums
+    middle = rows[order[int(np.argmin(spans)) + near // 2]]
+    most = ROUNDING * float(np.abs(middle).max())
+    blocks = (rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK))
+    gaps = np.concatenate([np.abs(block - middle).max(axis=1) for block in blocks])
+    alike = np.flatnonzero(gaps <= most)
+    if len(alike) > near:
+        first = [names[row] if names else f"row {row}" for row in alike[:3].tolist()]
+        what = "items with one and the same vector" if names else "rows of one and the same vector"
+        result = "a model that gives them one vector cannot tell them apart"
+        notice("equal-vectors", source, what, first, result, count=len(alike))

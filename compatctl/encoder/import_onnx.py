@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compatctl.data import WHITE, CropOffset, Fit, Preprocessing, Resize
 from compatctl.encoder.fixed_batch import OLDEST_OPSET as SCAN_OPSET
 from compatctl.encoder.fixed_batch import any_batch, find_fixed_batch
+from compatctl.encoder.foreign_entries import entries_tip
 from compatctl.encoder.graphs import graph_inputs, inline_functions, prefixed_graph
 from compatctl.encoder.images import IMAGE, ImageInput
 from compatctl.encoder.import_text import TextImportSpec, derive_spec, takes_texts, wrap_text
@@ -45,7 +47,12 @@ _WIDEST, _NARROWEST = 600.0, 0.5
 IMAGE_TYPES = {"float32", "float16", "float64", "uint8"}
 """Types of the pixels that a model of another tool may take."""
 
+_REFUSED_TIP = (
+    "compatctl inspect shows its inputs; height, width and layout (NCHW or NHWC) of the "
+    "preprocessing file must be those that it was exported for"
+)
 _PREFIX = "model/"
+_OUTPUT_TYPES = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.UNDEFINED}
 _TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.UINT8)
 """Of images that a model takes."""
 
@@ -171,8 +178,9 @@ def _image_spec(path: Path, raw: dict[str, Any]) -> ImportSpec:
     missing = [name for name in known[:3] if name not in raw]
     if unknown or missing:
         raise InputError(
-            f"{path}: {'unknown' if unknown else 'missing'} entry {(unknown or missing)[0]!r}",
-            tip=f"the entries are {', '.join(known)}",
+            f"{path}: {'unknown' if unknown else 'missing'} entry "
+            f"{', '.join(map(repr, unknown or missing))}",
+            tip=entries_tip(unknown, known),
         )
     entries: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
     try:
@@ -195,11 +203,31 @@ def wrap(path: Path, model: onnx.ModelProto, spec: ImportSpec) -> bytes:
     embedding = _embedding_output(path, model, spec)
     spec = replace(spec, layout=_layout(path, feed, spec))
     _check_feed(path, feed, spec)
+    image = ImageInput(name=IMAGE, preprocessing=spec.preprocessing)
+    declared = _sides(feed)[0] if _sides(feed) else None
+    wrapped = _between_nodes(model, spec, feed, embedding, image, flatten=False)
+    if len(_sides(embedding)) != 2 and _gives_maps(path, model, wrapped, image, declared):
+        wrapped = _between_nodes(model, spec, feed, embedding, image, flatten=True)
+    wrapped = _for_any_batch(path, wrapped, image, declared)
+    dim = wrapped.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    return sealed_bytes(wrapped, Contract(dim=dim, inputs=(image,)))
+
+
+def _between_nodes(
+    model: onnx.ModelProto,
+    spec: ImportSpec,
+    feed: onnx.ValueInfoProto,
+    embedding: onnx.ValueInfoProto,
+    image: ImageInput,
+    *,
+    flatten: bool,
+) -> onnx.ModelProto:
+    """``model`` between the nodes that prepare its input and those that make unit rows."""
     graph = prefixed_graph(model, _PREFIX)
     nodes = [
         *_preprocessing_nodes(spec, _PREFIX + feed.name, feed.type.tensor_type.elem_type),
         *graph.node,
-        *_output_nodes(spec, embedding),
+        *_output_nodes(spec, embedding, flatten=flatten),
     ]
     for field in ("node", "input", "output"):
         graph.ClearField(field)
@@ -209,19 +237,40 @@ def wrap(path: Path, model: onnx.ModelProto, spec: ImportSpec) -> bytes:
         graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
     if spec.channels == "BGR":
         graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0]), "order"))
-    image = ImageInput(name=IMAGE, preprocessing=spec.preprocessing)
     graph.input.append(image.value_info())
     graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [BATCH, None]))
-    wrapped = onnx.ModelProto(
+    return onnx.ModelProto(
         ir_version=model.ir_version, opset_import=model.opset_import, graph=graph
     )
-    wrapped = _for_any_batch(path, wrapped, image, declared=_sides(feed)[:1])
-    dim = wrapped.graph.output[0].type.tensor_type.shape.dim[1].dim_value
-    return sealed_bytes(wrapped, Contract(dim=dim, inputs=(image,)))
+
+
+def _gives_maps(
+    path: Path,
+    model: onnx.ModelProto,
+    wrapped: onnx.ModelProto,
+    image: ImageInput,
+    declared: int | None,
+) -> bool:
+    """Whether its output has more than two axes, and one vector an image all the same: some run
+    shows it, as a declared shape may have free axes, or be missing.
+
+    Raises:
+        InputError: there are several vectors an image.
+    """
+    session = Session(path, wrapped.SerializeToString(), nodes=node_count(path, wrapped))
+    for size in dict.fromkeys((2, declared or 1, 1)):
+        try:
+            (out,) = session.run([OUTPUT], {image.name: image.samples(size)})
+        except InputError:
+            continue
+        if np.ndim(out) > 2 and not _is_flat(out.shape):
+            raise _many_vectors(path, model, f"of {list(out.shape)}")
+        return np.ndim(out) > 2
+    return False
 
 
 def _for_any_batch(
-    path: Path, wrapped: onnx.ModelProto, image: ImageInput, declared: list[int | None]
+    path: Path, wrapped: onnx.ModelProto, image: ImageInput, declared: int | None
 ) -> onnx.ModelProto:
     """The model with the dimension of its output, for any number of images.
 
@@ -230,13 +279,16 @@ def _for_any_batch(
     Raises:
         InputError: it runs on no batch, or gives something else than a vector an image.
     """
-    session = Session(path, wrapped.SerializeToString(), nodes=node_count(path, wrapped))
+    try:
+        session = Session(path, wrapped.SerializeToString(), nodes=node_count(path, wrapped))
+    except InputError as error:
+        raise InputError(error.message, tip=_REFUSED_TIP) from error
     try:
         (dim,) = session.dims([OUTPUT], [image])
     except InputError:
         fixed = find_fixed_batch(
             lambda size: session.run([OUTPUT], {image.name: image.samples(size)})[0],
-            declared=next(iter(declared), None) or 0,
+            declared=declared or 0,
         )
         if fixed is None or opset_version(wrapped) < SCAN_OPSET:
             raise
@@ -269,14 +321,14 @@ def _embedding_output(path: Path, model: onnx.ModelProto, spec: ImportSpec) -> o
             f"preprocessing file says {spec.output!r}",
             tip='name the embedding: write "output": "..." into the preprocessing file',
         )
-    if len(_sides(outputs[name])) > 2 and not _is_flat(outputs[name]):
-        flat = [other for other, value in outputs.items() if len(_sides(value)) == 2]
-        named = f'name another output, as in "output": "{flat[0]}"; or ' if flat else ""
+    kind = outputs[name].type.tensor_type.elem_type
+    if kind not in _OUTPUT_TYPES:
         raise InputError(
-            f"{path}: its output {_shaped_name(outputs[name])} has more than one vector an image",
-            tip=f"{named}export it with pooling, so that the output has two axes: images, "
-            "dimensions",
+            f"{path}: its output {_typed_name(outputs[name])} has no floating point numbers",
+            tip="name another output, or export the model up to its embedding",
         )
+    if len(_sides(outputs[name])) > 2 and not _may_be_flat(outputs[name]):
+        raise _many_vectors(path, model, _shaped_name(outputs[name]))
     return outputs[name]
 
 
@@ -286,10 +338,25 @@ def _sides(value: onnx.ValueInfoProto) -> list[int | None]:
     return [axis.dim_value if axis.HasField("dim_value") else None for axis in axes]
 
 
-def _is_flat(value: onnx.ValueInfoProto) -> bool:
-    """Whether a map has one place, so that it is a vector: (n, D, 1, 1)."""
-    sides = _sides(value)
-    return len(sides) == 4 and sides[2:] == [1, 1]
+def _many_vectors(path: Path, model: onnx.ModelProto, output: str) -> InputError:
+    """The error of an output that is no vector an image, as (n, D, 7, 7) or (n, T, D)."""
+    flat = [value.name for value in model.graph.output if len(_sides(value)) == 2]
+    named = f'name another output, as in "output": "{flat[0]}"; or ' if flat else ""
+    return InputError(
+        f"{path}: its output {output} has more than one vector an image",
+        tip=f"{named}export it with pooling, so that the output has two axes: images, dimensions",
+    )
+
+
+def _may_be_flat(value: onnx.ValueInfoProto) -> bool:
+    """Whether a map may have one place, by what is declared, so that it is a vector: (n, D, 1, 1),
+    (n, 1, D), or free axes."""
+    return sum(side not in {1, None} for side in _sides(value)[1:]) <= 1
+
+
+def _is_flat(shape: Sequence[int]) -> bool:
+    """Whether so many numbers an image, the sides after the first, are one vector."""
+    return sum(side != 1 for side in shape[1:]) <= 1
 
 
 def _layout(path: Path, feed: onnx.ValueInfoProto, spec: ImportSpec) -> Literal["NCHW", "NHWC"]:
@@ -320,7 +387,21 @@ def _check_feed(path: Path, feed: onnx.ValueInfoProto, spec: ImportSpec) -> None
     )
     if sides and not fits:
         layout = f"{spec.layout} {expected[1:]}"
-        raise InputError(f"{path}: its input is {sides}; the preprocessing file says {layout}")
+        raise InputError(
+            f"{path}: its input is {sides}; the preprocessing file says {layout}",
+            tip=_feed_tip(sides),
+        )
+
+
+def _feed_tip(sides: Sequence[int | None]) -> str:
+    """What to do about an input of another shape than the preprocessing file says."""
+    if len(sides) != 4:
+        return "export it with four axes: images, channels, height and width"
+    if 3 not in {sides[1], sides[3]}:
+        return "only models of images with three channels are read"
+    first = 2 if sides[1] == 3 else 1
+    height, width = (side or "..." for side in sides[first : first + 2])
+    return f'write "height": {height}, "width": {width} into it'
 
 
 def _shaped_name(value: onnx.ValueInfoProto) -> str:
@@ -333,10 +414,12 @@ def _typed_name(value: onnx.ValueInfoProto) -> str:
     return f"{value.name} ({kind})"
 
 
-def _output_nodes(spec: ImportSpec, embedding: onnx.ValueInfoProto) -> list[onnx.NodeProto]:
+def _output_nodes(
+    spec: ImportSpec, embedding: onnx.ValueInfoProto, *, flatten: bool
+) -> list[onnx.NodeProto]:
     """From the embedding of the wrapped graph to float32 unit rows."""
     nodes, last = [], _PREFIX + embedding.name
-    if _is_flat(embedding):
+    if flatten:
         nodes.append(helper.make_node("Flatten", [last], ["flat"], axis=1))
         last = "flat"
     if embedding.type.tensor_type.elem_type in {TensorProto.FLOAT16, TensorProto.DOUBLE}:

@@ -20,7 +20,7 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 
 from compatctl.errors import InputError, UnsteadyError
-from compatctl.files import os_errors
+from compatctl.files import os_errors, other_kind
 from compatctl.files.npz import open_regular
 
 MAX_FILE_BYTES = (1 << 31) - 1
@@ -43,6 +43,8 @@ _TRAINING_MODE_SINCE = 14
 """The operator set where BatchNormalization got the attribute training_mode; earlier, more than one
 output means training."""
 
+_CHECKPOINTS = {".bin", ".ckpt", ".pt", ".pth", ".safetensors"}
+
 _FIELD_COST = 64
 _LEAF = 256
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -61,11 +63,24 @@ def parse_model(path: Path, data: bytes) -> onnx.ModelProto:
     try:
         model.ParseFromString(data)
     except DecodeError:
-        raise InputError(f"{path} is not an ONNX file") from None
+        raise _no_onnx(path, data[:256]) from None
+    if not data:
+        raise InputError(f"{path} is not an ONNX file: it is empty", tip="fetch it again")
     if not model.graph.node or not model.graph.output or opset_version(model) == 0:
         raise InputError(f"{path} is not an ONNX model: it has no graph")
     check_model(path, model)
     return model
+
+
+def _no_onnx(path: Path, head: bytes) -> InputError:
+    """The error of a file that begins with ``head``."""
+    if path.suffix.lower() in _CHECKPOINTS:
+        return InputError(
+            f"{path} is not an ONNX file, but a checkpoint by its name",
+            tip="compatctl export makes an ONNX file of a checkpoint and its architecture",
+        )
+    kind, tip = other_kind(head) or ("", "fetch it again, if it was cut short on the way")
+    return InputError(f"{path} is not an ONNX file{kind and f': it is {kind}'}", tip=tip)
 
 
 def opset_version(model: onnx.ModelProto) -> int:
@@ -84,7 +99,7 @@ def check_structure(path: Path, data: memoryview) -> None:
     try:
         over = _cost(data, onnx.ModelProto.DESCRIPTOR, MAX_STRUCTURE_BYTES) < 0
     except (IndexError, RecursionError):
-        raise InputError(f"{path} is not an ONNX file") from None
+        raise _no_onnx(path, bytes(data[:256])) from None
     if over:
         raise InputError(
             f"{path}: more than {MAX_STRUCTURE_BYTES >> 20} MiB of it are not weights",

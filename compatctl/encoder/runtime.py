@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compatctl.core.arrays import NORM_TOLERANCE, Bools, Rows, Vectors
-from compatctl.data import Content, Dataset, ItemVectors, Modality, Role
+from compatctl.data import Content, Dataset, ItemVectors, Modality, Role, warn_of_equal_rows
 from compatctl.encoder.graphs import parse_encoder
 from compatctl.encoder.import_onnx import read_model_bytes
 from compatctl.encoder.inputs import InputArray
@@ -217,7 +217,7 @@ class Encoder:
         rows = np.arange(len(dataset))
         run = _Run(self, rows, batch_size, progress, free=free, skip_empty=skip_empty)
         _embed(dataset, [run], skip_bad=skip_bad, looks=looks)
-        return run.embedded()
+        return run.embedded(dataset)
 
     @property
     def largest_batch(self) -> int:
@@ -253,7 +253,8 @@ class Encoder:
             raise InputError(
                 f"{self.name}: the {what} of item {ids[first]!r} has the norm "
                 f"{norms[first]:.4g}, expected 1",
-                tip="an encoder must give finite unit rows; look at its weights and preprocessing; "
+                tip="an encoder must give finite unit rows; look at its weights and preprocessing "
+                '(and do not write "normalise": false there, if the model does not normalise); '
                 "to leave a few such items out of a gallery: compatctl init or add --skip-bad",
             )
 
@@ -278,7 +279,7 @@ def embed_together(
         for encoder, own_rows, report in zip(encoders, rows, progress, strict=True)
     ]
     _embed(dataset, runs, skip_bad=skip_bad, looks=looks)
-    return [run.embedded() for run in runs]
+    return [run.embedded(dataset) for run in runs]
 
 
 class _Run:
@@ -325,8 +326,8 @@ class _Run:
         if len(self._pending) == self._window:
             self._flush()
 
-    def embedded(self) -> Embedded:
-        """The result, after the last row."""
+    def embedded(self, dataset: Dataset) -> Embedded:
+        """The result, after the last row of the data set."""
         if self._pending or self._bad:
             self._flush()
         if self._cut:
@@ -338,8 +339,10 @@ class _Run:
                 "only their beginning is embedded",
             )
         n, free = len(self._good), self._rows_of.get(FREE)
+        features = self._rows_of[OUTPUT][:n]
+        warn_of_equal_rows(self.encoder.name, features, [dataset.items[r].id for r in self._good])
         return Embedded(
-            features=self._rows_of[OUTPUT][:n],
+            features=features,
             rows=np.array(self._good, np.int64),
             digests=self._digests[:n],
             bad=tuple(self._bad),

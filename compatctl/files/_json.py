@@ -60,6 +60,7 @@ def parse_json(data: bytes, path: Path | str, *, error: type[CompatError] = Inpu
     except (ValueError, RecursionError) as problem:
         kind, tip = other_kind(data) or ("", "")
         found = f"it is {kind}" if kind else problem
+        tip = "save it as UTF-8 without a byte order mark" if "BOM" in str(problem) else tip
         raise error(f"{path}: not JSON that can be read: {found}", tip=tip) from None
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx_models import DIM, SIDE, UNIT, by_hand, graph_model, projection, save, value
 
 from compatctl.encoder import Encoder, check_steady, fuse, read_model_bytes
@@ -302,6 +302,73 @@ def test_the_embedding_is_the_output_that_the_file_names(tmp_path: Path) -> None
     with pytest.raises(InputError, match="more than one vector an image") as refused:
         read("map")
     assert '"output": "vector"' in refused.value.tip
+
+
+@pytest.mark.parametrize(
+    ("real", "declared"),
+    [
+        ([-1, DIM, 1, 1], ["n", DIM, 1, 1]),
+        ([-1, DIM, 1, 1], ["n", "d", "h", "w"]),
+        ([-1, DIM, 1, 1], None),
+        ([-1, 1, 1, DIM], ["n", 1, 1, DIM]),
+        ([-1, 1, DIM], ["n", 1, DIM]),
+        ([-1, 1, DIM], ["n", "t", DIM]),
+    ],
+    ids=str,
+)
+def test_an_output_of_one_place_is_a_vector_however_it_is_declared(
+    tmp_path: Path, real: list[int], declared: list[int | str] | None
+) -> None:
+    """Its rows are those of the model without the further axes; a real map is refused by a run."""
+    images = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
+    spec = write_spec(tmp_path / "m.json", PLAIN)
+    onnx.save(nhwc(), tmp_path / "plain.onnx")
+    expected = Encoder.load(tmp_path / "plain.onnx", spec).run({"image": images})
+
+    def reshaped(shape: list[int], name: str) -> Path:
+        model = nhwc()
+        model.graph.node.append(helper.make_node("Reshape", ["features", "shape"], ["o"]))
+        model.graph.initializer.append(numpy_helper.from_array(np.array(shape), "shape"))
+        output = helper.make_tensor_value_info("o", TensorProto.FLOAT, declared)
+        model.graph.ClearField("output")
+        model.graph.output.append(output)
+        onnx.save(model, tmp_path / name)
+        return tmp_path / name
+
+    rows = Encoder.load(reshaped(real, "m.onnx"), spec).run({"image": images})
+    np.testing.assert_array_equal(rows, expected)
+    several = [-1, 2, DIM // 2] + [1] * (len(real) - 3)
+    with pytest.raises(InputError, match=r"more than one vector an image|ONNX Runtime"):
+        Encoder.load(reshaped(several, "map.onnx"), spec)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words", "tip"),
+    [
+        ("m.onnx", b"<!DOCTYPE html><html>", "it is an HTML page", "fetch"),
+        ("m.onnx", b"", "it is empty", "fetch"),
+        ("m.onnx", b"\x1f\x8b\x08\0", "it is a gzip file", "unpack"),
+        ("m.pt", b"PK\x03\x04" + b"\0" * 40, "a checkpoint by its name", "compatctl export"),
+    ],
+)
+def test_a_file_that_is_no_onnx_is_said_to_be_what_it_is(
+    tmp_path: Path, name: str, content: bytes, words: str, tip: str
+) -> None:
+    """An error page, a packed file, a checkpoint."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=words) as refused:
+        read_model_bytes(tmp_path / name, write_spec(tmp_path / "m.json", PLAIN))
+    assert tip in refused.value.tip
+
+
+def test_entries_of_other_tools_are_named_with_ours(tmp_path: Path) -> None:
+    """A configuration of timm or transformers: each entry, and what it is called here."""
+    entries = {"crop_pct": 0.875, "image_mean": [0, 0, 0], "resample": 3}
+    onnx.save(nhwc(), tmp_path / "m.onnx")
+    with pytest.raises(InputError, match="'crop_pct', 'image_mean', 'resample'") as refused:
+        read_model_bytes(tmp_path / "m.onnx", write_spec(tmp_path / "m.json", PLAIN | entries))
+    for words in ("crop_pct is crop_share", "image_mean is mean", "3 bicubic"):
+        assert words in refused.value.tip
 
 
 def test_a_quantised_model_is_read(tmp_path: Path) -> None:

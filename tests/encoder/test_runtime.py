@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import helper
-from onnx_models import DIM, SIDE, SMALL, UNIT, by_hand, save
+from onnx_models import DIM, SIDE, SMALL, UNIT, by_hand, draw, save
 from PIL import Image
 
 from compatctl.data import Dataset, from_files, load, prepare
 from compatctl.encoder import Encoder, seal
 from compatctl.errors import InputError
+from compatctl.notices import collected
 
 
 @pytest.fixture
@@ -167,3 +168,21 @@ def test_every_row_has_the_digest_of_its_item(encoder: Encoder, dataset: Dataset
         assert [digest.tobytes().hex() for digest in embedded.digests] == [
             copy.digest(row) for row in range(4)
         ]
+
+
+def test_items_that_get_one_vector_are_named(tmp_path: Path) -> None:
+    """Blank images among others get one vector: they are counted, and named by their ids."""
+    encoder = Encoder.load(save(by_hand([UNIT]), tmp_path / "m.onnx"))
+    for row in range(12):
+        draw(row).save(tmp_path / f"{row}.png")
+    paths = [tmp_path / f"{row}.png" for row in range(12)]
+    with collected() as notices:
+        encoder.embed(from_files(paths))
+    assert notices.entries() == []
+    for row in range(4, 10):
+        Image.new("RGB", (40, 40), "grey").save(paths[row])
+    with collected() as notices:
+        encoder.embed(from_files(paths))
+    (entry,) = notices.entries()
+    assert (entry["kind"], entry["count"]) == ("equal-vectors", 6)
+    assert set(entry["names"]) <= {str(path) for path in paths[4:10]}
