@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +299,19 @@ def test_a_chroma_collection_gives_its_rows_under_its_ids(
     labels = dict(zip(_ids(), _labels(), strict=True))
     assert source.labels == tuple(labels[name] for name in read)
     assert not (tmp_path / "scratch" / "copy").exists()
+
+
+def test_a_folder_of_an_older_chroma_does_not_count_as_l2(tmp_path: Path) -> None:
+    """Chroma 0.5 wrote the default, L2, among the settings of a collection that ranks by the cosine
+    by its metadata. Newer ones report L2, and rank by it where no index was written yet: nothing is
+    taken for certain then, and --space is asked for where it matters."""
+    folder = _chroma(tmp_path / "db", {"with-cosine": SPACES["with-cosine"]})
+    older = {"hnsw_configuration": {"space": "l2", "M": 16, "_type": "HNSWConfigurationInternal"},
+             "_type": "CollectionConfigurationInternal"}  # fmt: skip
+    with closing(sqlite3.connect(folder / "chroma.sqlite3")) as database, database:
+        change = "UPDATE collections SET config_json_str = ?, schema_str = NULL"
+        database.execute(change, (json.dumps(older),))
+    assert _read(folder, tmp_path / "scratch", "with-cosine").similarity is None
 
 
 def test_one_collection_of_several_is_named(chroma: Path, tmp_path: Path) -> None:

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _BATCH = 2000
-_SIMILARITY = {"ip": "dot", "l2": "l2", "cosine": "cosine"}
 _FIRST_READ = 1
+_SPACES = {"cosine": "cosine", "dot": "ip", "l2": "l2"}
+_TOLERANCE = 1e-3
+"""Relative difference of a distance in float32; the three distances differ by more."""
 
 
 def read(path: Path, scratch: Path, *, table: str | None, label: str | None) -> dict[str, Any]:
@@ -54,13 +56,12 @@ def read(path: Path, scratch: Path, *, table: str | None, label: str | None) -> 
         name = choose_table(names, table, "collection")
         collection = client.get_collection(name, embedding_function=None)
         settings = collection.configuration_json.get("hnsw") or {}
-        if settings.get("space", "l2") not in _SIMILARITY:
-            raise InputError(f"the collection {name} ranks by {settings['space']}")
         _Reading(collection, scratch, label).read()
+        similarity = _similarity(collection)
     shutil.rmtree(copy)
     return {
         "kind": f"collection {name}",
-        "similarity": _SIMILARITY[settings.get("space", "l2")],
+        "similarity": similarity,
         "M": int(settings.get("max_neighbors", M)),
         "ef_construction": int(settings.get("ef_construction", EF_CONSTRUCTION)),
     }
@@ -84,6 +85,33 @@ def _state(path: Path) -> dict[str, tuple[int, int]]:
     """Size and time of the last change of each file."""
     files = [part for part in path.rglob("*") if part.is_file()]
     return {str(part): (part.stat().st_size, part.stat().st_mtime_ns) for part in files}
+
+
+def _similarity(collection: Any) -> str | None:
+    """What the collection ranks by, from a distance that it computes; None: its metadata say that
+    it ranks by another. Chroma before 1.0 ranks by the metadata, and newer releases then report
+    L2 for its folders, and rank small ones by it.
+
+    Raises:
+        InputError: it is neither the cosine, the inner product nor L2.
+    """
+    first = collection.get(include=["embeddings"], limit=1)["embeddings"][0]
+    query = 2.0 * np.asarray(first, np.float64)
+    include = ["embeddings", "distances"]
+    answer = collection.query(query_embeddings=[query.tolist()], n_results=1, include=include)
+    row = np.asarray(answer["embeddings"][0][0], np.float64)
+    found = float(answer["distances"][0][0])
+    norms = float(np.linalg.norm(row) * np.linalg.norm(query)) or 1.0
+    distances = {
+        "cosine": 1.0 - float(row @ query) / norms,
+        "dot": 1.0 - float(row @ query),
+        "l2": float(np.square(row - query).sum()),
+    }
+    name = min(distances, key=lambda name: abs(distances[name] - found))
+    if abs(distances[name] - found) > _TOLERANCE * (1.0 + abs(found)):
+        raise InputError(f"its collection ranks by another distance than {', '.join(distances)}")
+    said = (collection.metadata or {}).get("hnsw:space")
+    return name if said in {None, _SPACES[name]} else None
 
 
 class _Reading:
