@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import textwrap
+import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,6 +186,9 @@ def _values(field: dataclasses.Field[Any], hint: Any) -> str:
 def _choices(hint: Any) -> tuple[Any, ...]:
     if get_origin(hint) is tuple:
         hint = get_args(hint)[0]
+    if get_origin(hint) in {typing.Union, types.UnionType} and type(None) in get_args(hint):
+        choices = [choice for kind in get_args(hint) for choice in _choices(kind)]
+        return (*choices, "null") if choices else ()
     return get_args(hint) if get_origin(hint) is Literal else ()
 
 

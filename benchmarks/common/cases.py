@@ -26,14 +26,14 @@ import torch
 
 from benchmarks.common.character_data import ROWS, load_characters
 from compatctl.core.arrays import as_rows
-from compatctl.data import Dataset, Preprocessing, load, prepare
+from compatctl.data import Dataset, load, prepare
 from compatctl.files import sha256_file
 from compatctl.migration.routes import RouteInputs
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Augmentation, Backbone, InputSpec, Recipe
 from compatctl.samples import CHECKPOINTS, emoji_source, unpack_emoji
 from compatctl.train import Features, Reference, TrainResult, train
-from compatctl.train.images import ImageRef
+from compatctl.train.images import ImageRef, preprocessing
 
 ROOT = Path(__file__).resolve().parents[2]
 KANJI = ROOT / "examples" / "kanji" / "data" / "kanji.npz"
@@ -351,7 +351,7 @@ def _kanji(path: Path) -> Dataset:
 
 def shrunk(data: Dataset, spec: InputSpec) -> Dataset:
     """The same items at the network's own size, decoded once for all epochs."""
-    size = Preprocessing(height=spec.height, width=spec.width, resize=spec.resize, fit=spec.fit)
+    size = preprocessing(spec)
     return Dataset(
         items=data.items, sources=tuple(prepare(data.read(i), size) for i in range(len(data)))
     )

@@ -59,7 +59,8 @@ class Exported:
             file it has not, such as a classifier.
         dim: D of the embedding.
         preprocessing: the entries of a preprocessing file that says the same.
-        recipe_input: ``backbone.input`` of a recipe with the same size, mean and std.
+        recipe_input: ``backbone.input`` of a recipe with the same preprocessing; None where a
+            recipe cannot say it: for texts, files of ONNX, and models that take blue first.
         items: how many real images, or texts, the checks embedded.
         parity: largest absolute difference between components of an embedding by ONNX Runtime and
             by torch, over these items; None for an ONNX file.
@@ -194,7 +195,7 @@ def _from_text_folder(
 def _from_torch(
     project: Project, options: ExportOptions, progress: Progress
 ) -> tuple[Exported, bytes]:
-    from compatctl.train import ExportRequest, input_spec, load_network
+    from compatctl.train import ExportRequest, load_network
     from compatctl.train import export as export_onnx
 
     spec = read_spec(options.preprocessing) if options.preprocessing else None
@@ -224,7 +225,7 @@ def _from_torch(
             weights_sha256=model.match.sha256,
             tensors=model.match.matched,
             left_out=len(model.match.unexpected),
-            recipe_input=asdict(input_spec(model.pixels)),
+            recipe_input=_recipe_input(model, spec),
         )
         result = _compared(result, model, encoder, images)
     progress("compared", 3, 3)
@@ -298,6 +299,19 @@ def _pixels(spec: ImportSpec) -> PixelSpec:
         std=(red, green, blue),
         bgr=spec.channels == "BGR",
     )
+
+
+def _recipe_input(model: ExportedNetwork, spec: ImportSpec | None) -> dict[str, Any] | None:
+    """``backbone.input`` of a recipe that trains on the same pixels; None if there is none.
+
+    The exported file turns the channels itself where the model takes blue first; a recipe would
+    feed the bare model.
+    """
+    from compatctl.train import input_spec
+
+    if spec is not None and spec.channels == "BGR":
+        return None
+    return asdict(input_spec(model.pixels))
 
 
 def _entries(model: ExportedNetwork) -> dict[str, Any]:

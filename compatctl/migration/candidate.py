@@ -11,7 +11,7 @@ import numpy as np
 
 from compatctl import encoder as onnx_files
 from compatctl.core.gallery_pass import GalleryPass
-from compatctl.data import Dataset, Preprocessing, Reference, prepare
+from compatctl.data import Dataset, Reference, prepare
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.gallery_pass import checked_ids, gallery_pass
 from compatctl.deployment.old_features import CACHE_FILE
@@ -180,14 +180,13 @@ def export(
         InputError: a component of an embedding by the file differs by more than 1e-3 from the
             network's, on real images.
     """
-    from compatctl.train import embed_outputs
+    from compatctl.train import embed_outputs, preprocessing
     from compatctl.train import export as export_onnx
 
-    image = recipe.backbone.input
-    size = Preprocessing(height=image.height, width=image.width, resize=image.resize, fit=image.fit)
+    size = preprocessing(recipe.backbone.input)
     with tempfile.TemporaryDirectory() as scratch:
         raw, sealed = Path(scratch) / "raw.onnx", Path(scratch) / "sealed.onnx"
-        export_onnx(trained.network, raw, image.height, image.width)
+        export_onnx(trained.network, raw, size.height, size.width)
         onnx_files.seal(raw, sealed, (ImageInput(name="image", preprocessing=size),))
         encoder = Encoder.load(sealed)
         check_steady(encoder, data)

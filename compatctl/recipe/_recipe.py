@@ -62,7 +62,23 @@ class InputSpec:
     fit: Literal["stretch", "crop", "pad"] = setting(
         "crop",
         "What to do if the aspect ratio differs: stretch the image, crop its centre, or pad it "
-        "with white.",
+        "with border.",
+    )
+    crop_share: float = setting(
+        1.0,
+        "With fit: crop, resize the shorter side to floor(side / crop_share), then cut a square "
+        "out of the centre: timm's crop_pct. 1.0 keeps the largest centred box.",
+        0.1,
+        1.0,
+    )
+    crop_offset: Literal["floor", "round"] | None = setting(
+        None,
+        "Where the centre of the resized image begins: floor of half the rest, or round, half to "
+        "even, as timm and torchvision do. null: floor with a crop_share below 1; with 1.0 the box "
+        "is not rounded.",
+    )
+    border: tuple[int, int, int] = setting(
+        (255, 255, 255), "With fit: pad, the colour of the borders: red, green, blue.", 0, 255
     )
     mean: tuple[float, float, float] = setting(
         (0.0, 0.0, 0.0), "Subtracted from red, green and blue, on the scale 0 to 255."

@@ -17,6 +17,7 @@ from compatctl.train.exporting import (
 )
 from compatctl.train.features import Features
 from compatctl.train.grid_search import make_trials
+from compatctl.train.images import preprocessing
 from compatctl.train.mlp_adapter import FittedPerceptron, fit_perceptron, iter_perceptrons
 from compatctl.train.network import Network, embed, embed_outputs, export
 from compatctl.train.reference import items_to_encode
@@ -52,6 +53,7 @@ __all__ = [
     "load_token_model",
     "make_trials",
     "pooled_rows",
+    "preprocessing",
     "save_weights",
     "train",
 ]

@@ -126,6 +126,9 @@ def input_spec(pixels: PixelSpec) -> InputSpec:
         width=size.width,
         resize=size.resize,
         fit=size.fit,
+        crop_share=size.crop_share,
+        crop_offset=size.crop_offset,
+        border=(size.border[0], size.border[1], size.border[2]),
         mean=pixels.mean,
         std=pixels.std,
     )

@@ -55,8 +55,20 @@ def changed_views(images: Sequence[ImageRef], recipe: Recipe) -> list[ImageRef]:
 
 
 def preprocessing(spec: InputSpec) -> Preprocessing:
-    """The part of the recipe's input processing that runs outside the network."""
-    return Preprocessing(height=spec.height, width=spec.width, resize=spec.resize, fit=spec.fit)
+    """The part of the recipe's input processing that runs outside the network.
+
+    Raises:
+        InputError: entries that exclude each other, such as a crop_share with another fit.
+    """
+    return Preprocessing(
+        height=spec.height,
+        width=spec.width,
+        resize=spec.resize,
+        fit=spec.fit,
+        crop_share=spec.crop_share,
+        crop_offset=spec.crop_offset,
+        border=spec.border,
+    )
 
 
 class ImageReader:

@@ -13,7 +13,7 @@ from shop_kit import DIM, Shop
 from tiny_backbone import build
 
 from compatctl.data import load
-from compatctl.encoder import Encoder
+from compatctl.encoder import Encoder, ImageInput
 
 RECIPE = """\
 format: 1
@@ -59,6 +59,21 @@ def test_the_candidate_and_its_record(shop: Shop) -> None:
     assert record["old_features"] == counts
     assert record["parity"] < 1e-4
     assert Encoder.load(output).dim == DIM
+
+
+def test_the_candidate_prepares_images_as_its_recipe_says(shop: Shop) -> None:
+    """Training, file and parity check share one preprocessing, the share of the crop included."""
+    recipe = _recipe(shop)
+    text = recipe.read_text()
+    assert "fit: stretch" in text
+    recipe.write_text(text.replace("fit: stretch", "crop_share: 0.8, crop_offset: round"))
+    _finetune(shop, recipe)
+    (taken,) = Encoder.load(shop.path("new.onnx")).inputs
+    assert isinstance(taken, ImageInput)
+    found = taken.preprocessing
+    assert (found.fit, found.crop_share, found.crop_offset) == ("crop", 0.8, "round")
+    record = json.loads(shop.path("build/candidate/training.json").read_bytes())
+    assert record["parity"] < 1e-4
 
 
 def test_the_same_seed_gives_the_same_file_and_another_seed_another(shop: Shop) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from shop_kit import Result, Shop
 
+from compatctl.encoder import Encoder
+
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
@@ -62,6 +64,7 @@ def test_a_timm_model_is_exported_upgraded_searched_and_rolled_back(project: Sho
     trained = run("finetune", "--base", folder / "new.pt", "--output", folder / "new.onnx").json
     assert trained["dim"] == exported["dim"]
     assert trained["parity"] < 1e-3
+    assert Encoder.load(folder / "new.onnx").inputs == Encoder.load(old).inputs
     verdict = run("verify", old, folder / "new.onnx", codes=(0, 3, 4))
     forced = () if verdict.code == 0 else ("--force", "--reason", "an untrained network")
     run("deploy", "--model", folder / "new.onnx", *forced)
