@@ -54,7 +54,7 @@ def deploy(
         typer.Option(
             "--max-ms",
             min=0.0,
-            help="With --rescore: milliseconds after which a query embeds no further image.",
+            help="With --rescore: milliseconds after which a query embeds no further item.",
         ),
     ] = None,
     dry_run: DryRun = False,
@@ -236,7 +236,7 @@ def add(
         bool,
         typer.Option(
             "--changed",
-            help="Also re-embed items whose image differs from the indexed one, and update "
+            help="Also re-embed items whose content differs from the indexed one, and update "
             "changed labels. Without it, such items are an error.",
         ),
     ] = False,
@@ -314,6 +314,14 @@ def search(
             "have this value in the data; repeatable.",
         ),
     ] = None,
+    norms: Annotated[
+        Path | None,
+        typer.Option(
+            "--norms",
+            help="The file that import --norms wrote: rank and score as the index before the "
+            "import did.",
+        ),
+    ] = None,
 ) -> Outcome[Any]:
     """Find the gallery items nearest to query images or texts, with the deployed query model."""
     from compatctl.commands.search import search
@@ -330,6 +338,7 @@ def search(
         k=k,
         model=model,
         ignore_same=[(name, value) for name, _, value in pairs],
+        norms=norms,
     )
     warnings = []
     if pairs and not result.left_out:
@@ -352,7 +361,7 @@ def warm(
     ],
     project: Project,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=0, help="Embed at most this many images.")
+        int | None, typer.Option("--limit", min=0, help="Embed at most this many items.")
     ] = None,
     dry_run: DryRun = False,
 ) -> Outcome[Any]:

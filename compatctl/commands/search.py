@@ -10,9 +10,11 @@ import numpy as np
 
 from compatctl.core.arrays import AnyFloats, Bools, Rows, Vectors
 from compatctl.core.nearest import Neighbours
+from compatctl.core.similarity import Similarity
 from compatctl.data import Dataset, from_files, from_texts, load_unlabelled, load_vector_items
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery, score_map
+from compatctl.deployment.kept_norms import KeptNorms, read_norms
 from compatctl.deployment.project import named_tables, open_store
 from compatctl.deployment.rescoring import RescoredSearch, rescorer_of
 from compatctl.encoder import Encoder
@@ -29,8 +31,9 @@ class Hit:
     """A gallery item.
 
     ``score`` is what a threshold applies to: the cosine or, if the store calibrates scores, the
-    cosine mapped to the scale that callers know. Higher is nearer. ``rescored``: its place comes
-    from its free vector; the order of re-scored hits is not that of ``score``.
+    cosine mapped to the scale that callers know; with norms, what the index before the import
+    returned. Higher is nearer; a squared L2 distance is lower. ``rescored``: its place comes from
+    its free vector; the order of re-scored hits is not that of ``score``.
     """
 
     id: str
@@ -73,8 +76,8 @@ class Rescoring:
     def warnings(self) -> tuple[str, ...]:
         """What the user must know."""
         missing = (
-            f"{self.missing} candidates were not re-scored: their image is not in the data, does "
-            "not decode, or is not the one that was indexed"
+            f"{self.missing} candidates were not re-scored: they are not in the data, do not "
+            "decode, or are not as they were indexed"
         )
         lost = "the new free vectors were not kept: the store is read-only, locked or full"
         limit = (
@@ -95,11 +98,13 @@ class SearchResult:
     Attributes:
         left_out: how many gallery items ``ignore_same`` left out.
         unknown: how many gallery items have no value in the data, and were searched.
+        similarity: what the scores are, with norms: dot, l2 or cosine; None without.
     """
 
     generation: int
     query_model: str
     calibrated: bool
+    similarity: Similarity | None
     index_sha256: str
     left_out: int
     unknown: int
@@ -115,15 +120,18 @@ def search(
     k: int,
     model: Path | None = None,
     ignore_same: Sequence[tuple[str, str]] = (),
+    norms: Path | None = None,
 ) -> SearchResult:
     """Embed the queries with the store's query model and search its index.
 
     ``queries``: paths of images, texts, or tables of vectors, as the query model takes them;
     ``texts``: a data set of further texts, whose labels do not count. ``ignore_same``: pairs of a
     column and the queries' value. Gallery items with this value in the project's data are left
-    out, whatever their label.
+    out, whatever their label. ``norms``: the file that ``import --norms`` wrote; hits are ranked
+    and scored as the index before the import did, for queries of length 1.
 
     Raises:
+        UsageError: ``norms`` with a store that re-scores answers or calibrates scores.
         InputError: there is no query; an image does not decode; a text is empty, or the path of a
             file; texts are given, and the query model takes images; ``model`` is not the store's
             query model; the query model fails its canary; or no item has a column.
@@ -137,9 +145,13 @@ def search(
             tip="omit --model: the store decides which model embeds a query",
         )
     settings = manifest.rescoring
+    kept = None if norms is None else _kept_norms(norms, gallery)
     asked = _queries(project, gallery.encoder, queries, texts)
     embedded = gallery.encoder.embed(asked, free=settings is not None)
     left_out, unknown = _left_out(project, gallery.catalog, ignore_same)
+    if kept is not None:
+        found = kept.search(lambda n: _nearest(gallery, embedded.features, n, left_out), k)
+        return _result(gallery, asked.ids, left_out, unknown, found, similarity=kept.similarity)
     count = k if settings is None else max(k, settings.candidates)
     rows, scores = _nearest(gallery, embedded.features, count, left_out)
     answers, rescored, known = Neighbours(rows=rows, scores=scores), None, np.zeros_like(rows, bool)
@@ -151,17 +163,57 @@ def search(
     rows, scores, known = answers.rows[:, :k], answers.scores[:, :k], known[:, :k]
     scale = score_map(gallery)
     mapped = scores if scale is None else scale(scores)
+    return _result(
+        gallery,
+        asked.ids,
+        left_out,
+        unknown,
+        (rows, scores, mapped),
+        known=known,
+        rescoring=_summary(settings, rescored),
+    )
+
+
+def _kept_norms(path: Path, gallery: DeployedGallery) -> KeptNorms:
+    manifest = gallery.manifest
+    for what, settings in (
+        ("re-scores answers", manifest.rescoring),
+        ("calibrates scores", manifest.calibration),
+    ):
+        if settings is not None:
+            raise UsageError(
+                f"--norms ranks by the index before the import, and the store {what}",
+                tip="search without --norms",
+            )
+    return read_norms(path, gallery.catalog.ids)
+
+
+def _result(
+    gallery: DeployedGallery,
+    queries: Sequence[str],
+    left_out: Bools,
+    unknown: int,
+    found: tuple[Rows, Vectors, AnyFloats],
+    *,
+    known: Bools | None = None,
+    rescoring: Rescoring | None = None,
+    similarity: Similarity | None = None,
+) -> SearchResult:
+    """The result for ``found``: rows (Q, k), their cosines and scores."""
+    manifest, (rows, cosines, scores) = gallery.manifest, found
+    known = np.zeros_like(rows, bool) if known is None else known
     return SearchResult(
         generation=manifest.generation,
         query_model=manifest.query_model,
         calibrated=manifest.calibration is not None,
+        similarity=similarity,
         index_sha256=manifest.index.sha256,
         left_out=int(left_out.sum()),
         unknown=unknown,
-        rescoring=_summary(settings, rescored),
+        rescoring=rescoring,
         queries=tuple(
             Query(query=query, hits=_hits(gallery.catalog, *parts))
-            for query, *parts in zip(asked.ids, rows, mapped, scores, known, strict=True)
+            for query, *parts in zip(queries, rows, scores, cosines, known, strict=True)
         ),
     )
 

@@ -118,7 +118,8 @@ def status_table(console: Console, status: Status) -> None:
 def search_table(console: Console, result: SearchResult) -> None:
     for query in result.queries:
         console.print(cell(query.query))
-        scores = ("cosine", "score") if result.calibrated else ("cosine",)
+        has_scores = result.calibrated or result.similarity is not None
+        scores = ("cosine", "score") if has_scores else ("cosine",)
         rows = [(hit.id, hit.label, *(getattr(hit, name) for name in scores)) for hit in query.hits]
         if result.rescoring is None:
             print_table(console, ("item", "label", *scores), rows)
@@ -129,7 +130,7 @@ def search_table(console: Console, result: SearchResult) -> None:
     if (part := result.rescoring) is not None:
         left = part.over_budget + part.at_limit
         console.print(
-            f"re-scored: the first {part.candidates} answers; {part.passed} images embedded, "
+            f"re-scored: the first {part.candidates} answers; {part.passed} items embedded, "
             f"{part.cached} vectors from the cache, {left} left by the limits"
         )
 
@@ -180,7 +181,7 @@ def backfill_table(console: Console, result: Backfilled) -> None:
                 + f"the index alone has hit@{trial.hit_at} {part.first_stage:.4f} today"
             )
     for why, ids in (
-        ("have no image in the data", result.missing),
+        ("are not in the data", result.missing),
         ("do not decode", result.skipped),
     ):
         if ids:
@@ -248,7 +249,7 @@ def lift_table(console: Console, result: Lifted) -> None:
         console.print(
             f"{model.rows} rows of {model.source_sha256[:12]} become rows of {model.sha256[:12]}, "
             f"which differs from {against} by {model.difference:.2g} at most "
-            f"({model.images} images)"
+            f"({model.images} items)"
         )
     if (trial := result.measured) is not None:
         checks_table(console, trial.verdict.checks)
@@ -426,7 +427,7 @@ def plan_table(console: Console, plan: Plan) -> None:
         console.print(
             f"gains are over the answers of today, which the store re-scores: the first "
             f"{today.candidates}, with {today.kept_share:.2%} of the rows kept and at most "
-            f"{today.passes} images embedded for a query; hit@1 without it "
+            f"{today.passes} items embedded for a query; hit@1 without it "
             f"{today.first_stage['1']:.4f}"
         )
     _plan_routes(console, [route for route in plan.routes if route.name != "keep"])
@@ -436,7 +437,7 @@ def plan_table(console: Console, plan: Plan) -> None:
     for route in plan.routes:
         if route.share_rescored is not None and route.share_rescored < 1.0:
             console.print(
-                f"{route.name}: {route.share_rescored:.1%} of the first answers have an image here "
+                f"{route.name}: {route.share_rescored:.1%} of the first answers are in the data "
                 "and are re-scored; the others keep the score that is expected of them"
             )
     if plan.forecast is not None:

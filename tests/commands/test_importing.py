@@ -18,7 +18,7 @@ from pyarrow import parquet
 from shop_kit import DIM, Result, Shop, run, stored_rows
 from text_shop_kit import TextShop
 
-from compatctl.data import Dataset, load
+from compatctl.data import Dataset, from_files, load
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.encoder import Encoder
 from compatctl.store import Store
@@ -173,6 +173,44 @@ def test_norms_that_are_part_of_the_ranking_are_kept_in_a_file(
     cosines = stored_rows(shop, list(gallery.ids)) @ rows[0]
     before = scaled @ rows[0]
     assert np.abs(cosines * np.array([by_id[item] for item in gallery.ids]) - before).max() < 1e-5
+
+
+@pytest.mark.parametrize("space", ["ip", "l2"])
+def test_search_with_kept_norms_answers_as_the_index_before(
+    shop: Shop, gallery: Dataset, rows: NDArray[np.float32], space: str
+) -> None:
+    """Ids, order and scores of hnswlib on the index that was imported; by cosine they differ. An
+    item without a norm and a file without the norms are refused."""
+    norms = np.random.default_rng(2).uniform(0.3, 4.0, len(rows))
+    index = _hnsw(shop.path("raw.hnsw"), (rows * norms[:, None]).astype(np.float32), space)
+    flags = ("--items", _items(shop, gallery), "--space", space, "--norms", shop.path("n.npz"))
+    assert _adopt(shop, index, *flags).code == 0
+    images = sorted((shop.data().parent / "images" / "twemoji").iterdir())[:7]
+    queries = Encoder.load(shop.path("old.onnx")).embed(from_files(images)).features
+    engine = hnswlib.Index(space=space, dim=DIM)
+    engine.load_index(str(index))
+    engine.set_ef(len(rows))
+    keys, distances = engine.knn_query(queries, k=20)
+    id_of = dict(zip(_keys(len(rows)).tolist(), gallery.ids, strict=True))
+    words = ("search", *images, "-k", 20, "--store", shop.path("adopted"), "--json")
+    answer = run(*words, "--norms", shop.path("n.npz")).json
+    assert answer["similarity"] == {"ip": "dot", "l2": "l2"}[space]
+    found = [query["hits"] for query in answer["queries"]]
+    assert [[hit["id"] for hit in hits] for hits in found] == [
+        [id_of[key] for key in row] for row in keys.tolist()
+    ]
+    scores = np.array([[hit["score"] for hit in hits] for hits in found])
+    assert np.abs(scores - (1.0 - distances if space == "ip" else distances)).max() < 1e-4
+    by_cosine = run(*words).json["queries"]
+    assert [hit["id"] for hit in by_cosine[0]["hits"]] != [hit["id"] for hit in found[0]]
+    with np.load(shop.path("n.npz")) as kept:
+        np.savez(
+            shop.path("few.npz"), **{**kept, "ids": kept["ids"][1:], "norms": kept["norms"][1:]}
+        )
+        np.savez(shop.path("none.npz"), ids=kept["ids"])
+    for name, text in (("few", "1 items of the store have no norm"), ("none", "no array norms")):
+        refused = run(*words, "--norms", shop.path(f"{name}.npz"))
+        assert (refused.code, text in refused.stderr) == (5, True), refused.stderr
 
 
 def _kept(rows: NDArray[np.float32], space: str) -> float:
