@@ -101,6 +101,24 @@ def test_a_tip_of_a_lower_layer_names_the_command_of_its_flag() -> None:
     assert not wrong
 
 
+def test_what_serves_every_modality_speaks_of_items() -> None:
+    """A store may hold texts or vectors: its messages name no images."""
+    of_any = re.compile(
+        r"render/report_table|evaluation/(options|verdict|gallery_report)|core/rescoring"
+        r"|deployment/(provenance|removal|carry_over|kept_norms)|migration/(promotion|alignment"
+        r"|lifted_models|backfill_selection|recommendation|plan_warnings)"
+        r"|commands/(backfill|lift|promote|warm|power|remove)"
+    )
+    image = re.compile(r"\bimages?\b(?!/)")
+    wrong = [
+        (_where(message), message.text)
+        for message in MESSAGES
+        if of_any.match(message.module) and image.search(message.text)
+        and not message.text.startswith("the unlabelled images") and " " in message.text
+    ]  # fmt: skip
+    assert not wrong
+
+
 def _fields(kind: type) -> dict[str, set[str]]:
     """Section -> its keys, "" for the keys of all, of a dataclass and those inside it."""
     hints = typing.get_type_hints(kind)

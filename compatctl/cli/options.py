@@ -30,7 +30,8 @@ PROJECT_OPTIONS: dict[str, Any] = {
     "data": Annotated[
         Path | None,
         _setting(
-            "--data", "Images: a folder, a table or an archive; docs/data.md lists the forms."
+            "--data",
+            "Images or texts: a folder, a table or an archive; docs/data.md lists the forms.",
         ),
     ],
     "data_root": Annotated[
@@ -60,7 +61,7 @@ ProjectFile = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; write nothing.")]
 SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="Leave out images that do not decode, and list them.")
+    bool, typer.Option("--skip-bad", help="Leave out items that do not decode, and list them.")
 ]
 
 PreprocessingFile = Annotated[
@@ -148,7 +149,7 @@ Passes = Annotated[
     int | None,
     _setting(
         "--passes",
-        "With --rescore: images that a query may embed at most. Default: as many as it re-scores.",
+        "With --rescore: items that a query may embed at most. Default: as many as it re-scores.",
     ),
 ]
 

@@ -106,7 +106,7 @@ class Backfilled(RewriteOutcome):
         """What was measured and what was done, for people."""
         if self.outcome == "nothing to do":
             incomplete = self.share < self.share_wanted
-            why = ", and of the others no image can be embedded" if incomplete else ""
+            why = ", and none of the others can be embedded" if incomplete else ""
             return (
                 f"nothing to do: {self.share:.4f} of {self.rows} rows are of the query model{why}; "
                 f"requested: {self.share_wanted:g}"
@@ -128,7 +128,7 @@ class Backfilled(RewriteOutcome):
                 "another --share (half can lose where all gains: compatctl backfill --forecast "
                 f"1000), or keep the gallery as it is: {ALTERNATIVE}"
             )
-        return "more held-out classes and images, another --share, or a lower min_mixed_gain"
+        return "more held-out classes and items, another --share, or a lower min_mixed_gain"
 
 
 @dataclass(frozen=True, kw_only=True)

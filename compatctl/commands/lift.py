@@ -92,7 +92,7 @@ class Lifted(RewriteOutcome):
             return ""
         if self.outcome == "fail":
             return "keep the old model; compatctl plan tries the other routes"
-        return "more held-out classes and images"
+        return "more held-out classes and items"
 
 
 @dataclass(frozen=True, kw_only=True)

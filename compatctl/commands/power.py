@@ -136,7 +136,7 @@ def power(project: Project, options: PowerOptions | None = None) -> Power:
     if not sample.held_out.n_queries:
         raise InputError(
             "no held-out query has anything to find",
-            tip="hold out whole classes, with at least two images each",
+            tip="hold out whole classes, with at least two items each",
         )
     if (rule := policy.rules.get("hit_gain")) is None:
         raise InputError(

@@ -93,7 +93,7 @@ class Promoted(RewriteOutcome):
             return ""
         if self.outcome == "fail":
             return "keep re-scoring: the free vectors that were made serve it"
-        return "more held-out classes and images, or a lower min_mixed_gain; free vectors are kept"
+        return "more held-out classes and items, or a lower min_mixed_gain; free vectors are kept"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,8 +296,8 @@ def _refuse_missing(gallery: DeployedGallery, rescorer: Rescorer) -> None:
     if len(rows := rescorer.missing):
         ids = [gallery.catalog.ids[row] for row in rows.tolist()]
         raise InputError(
-            f"{len(ids)} gallery items have no free vector, and the data has no image of them that "
-            f"decodes and is the one that was indexed: {listed(ids)}",
-            tip="--data with their images; compatctl add --changed takes changed ones; compatctl "
+            f"{len(ids)} gallery items have no free vector, and the data does not have them as "
+            f"they were indexed, or they do not decode: {listed(ids)}",
+            tip="--data with them; compatctl add --changed takes changed ones; compatctl "
             "remove erases items",
         )

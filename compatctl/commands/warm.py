@@ -59,7 +59,7 @@ class Warmed:
     def warnings(self) -> tuple[str, ...]:
         """What the user must know."""
         unknown = f"{self.unknown} ids of the log are in neither the store nor the data"
-        missing = f"{self.missing} touched items have no image in the data, or another one"
+        missing = f"{self.missing} touched items are not in the data, or changed"
         limit = (
             f"{self.at_limit} touched items are left without a free vector: max_gallery_pass lets "
             "no more of the gallery pass, or the store cannot keep it"

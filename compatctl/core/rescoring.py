@@ -206,7 +206,7 @@ def fit_merge_rule(
         raise InputError(
             f"{int(answerable.sum())} queries have a right answer among their candidates, and "
             f"{int(known.sum())} candidates have a free vector: too few to fit the merge rule",
-            tip="give the data more validation queries, with images of the gallery's items",
+            tip="give the data more validation queries, with the gallery's items",
         )
     trials = []
     for weight in weights:

@@ -215,9 +215,9 @@ def _embed_foreign(
     if data is None or missing:
         raise ConflictError(
             f"{len(ids)} items were added since generation {target.generation} by a model that "
-            f"it does not have, and {project.source or 'no data'} holds the images of "
+            f"it does not have, and {project.source or 'no data'} holds "
             f"{len(ids) - len(missing)}; missing: {listed(missing)}",
-            tip="--data with their images re-embeds them; --added keep restores the query model at "
+            tip="--data with them re-embeds them; --added keep restores the query model at "
             "once and leaves every row as it is (not across a lift or a promotion); --added drop "
             "drops them",
         )

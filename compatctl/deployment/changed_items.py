@@ -106,5 +106,5 @@ def image_digests(data: Dataset, rows: Rows, progress: Progress = silent) -> np.
             part = b"".join(pool.map(digest, rows[start : start + BATCH].tolist()))
             read = np.frombuffer(part, np.uint8).reshape(-1, DIGEST_BYTES)
             digests[start : start + len(read)] = read
-            progress("images compared", start + len(read), len(rows))
+            progress("items compared", start + len(read), len(rows))
     return digests

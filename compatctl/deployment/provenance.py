@@ -96,7 +96,7 @@ def _refuse(encoder: Encoder, agreement: Agreement, least: float, item: str) -> 
         )
     elif agreement.in_top < 1.0 - MOST_BEYOND:
         reason = (
-            f"only {agreement.in_top:.0%} of {agreement.items} images find their own stored vector "
+            f"only {agreement.in_top:.0%} of {agreement.items} items find their own stored vector "
             f"among the first {TOP}"
         )
     if reason:
@@ -145,10 +145,10 @@ def _measurement(agreements: Sequence[Agreement | None]) -> Measurement:
     all_compared = None not in agreements
     items = sum(agreement.items for agreement in agreements if agreement is not None)
     detail = (
-        f"The index was adopted without a comparison; {items} images of its items agree with their "
+        f"The index was adopted without a comparison; {items} of its items agree with their "
         "stored vectors"
         if all_compared
-        else "The index was adopted without a comparison, and the data has no image of its items"
+        else "The index was adopted without a comparison, and the data has none of its items"
     )
     return Measurement(
         name=CHECK,
@@ -178,7 +178,7 @@ def refuse_unproven(report: Report, manifest: Manifest) -> None:
         raise GateError(
             "the index was imported without a comparison, and the report does not say that its "
             "vectors are its model's",
-            tip="compatctl verify old.onnx new.onnx, with data that hold images of its items",
+            tip="compatctl verify old.onnx new.onnx, with data that hold some of its items",
         )
 
 

@@ -60,7 +60,9 @@ class RemovalResult:
         """The result with warnings: what the user must know or do."""
         warnings = []
         if self.same_image:
-            warnings.append(f"other items with the same image stay: {listed(self.same_image, 20)}")
+            warnings.append(
+                f"other items with the same content stay: {listed(self.same_image, 20)}"
+            )
         if self.reports:
             warnings.append(f"{len(self.reports)} reports in the store name a removed id, and stay")
         return replace(self, warnings=tuple(warnings))

@@ -110,7 +110,7 @@ def duplicate_warnings(result: GroupResult) -> tuple[str, ...]:
     if not n:
         return ()
     return (
-        f"{n} of {len(result.kept)} queries are left out: the gallery holds the same image "
+        f"{n} of {len(result.kept)} queries are left out: the gallery holds the same item "
         "(the same bytes, or the same vector) under another id, and to find it again shows "
         "nothing",
     )
@@ -140,7 +140,7 @@ def gallery_warnings(searched: SearchedGallery, result: GroupResult) -> tuple[st
     if searched.self_test_rows is not None and searched.self_test_rows < searched.rows:
         warnings.append(
             f"new / new and the mixed gallery are measured on {searched.self_test_rows} of "
-            f"{searched.rows} gallery items: those with an image at hand, "
+            f"{searched.rows} gallery items: those that are in the data, "
             f"at most {SELF_TEST_ROWS:,} and the queries"
         )
     return tuple(warnings)

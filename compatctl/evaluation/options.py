@@ -64,7 +64,7 @@ class VerifyOptions:
         if self.rescore is not None and not 1 <= self.rescore <= MAX_RESCORED:
             raise UsageError(f"--rescore takes 1 to {MAX_RESCORED} answers, got {self.rescore}")
         if self.passes is not None and not 0 <= self.passes <= MAX_RESCORED:
-            raise UsageError(f"--passes takes 0 to {MAX_RESCORED} images, got {self.passes}")
+            raise UsageError(f"--passes takes 0 to {MAX_RESCORED} items, got {self.passes}")
         if self.seed is not None and (self.seed < 0 or not math.isfinite(self.seed)):
             raise UsageError(f"a seed is a whole number of at least 0, got {self.seed}")
 

@@ -37,7 +37,7 @@ from compatctl.report import (
 NEXT_STEPS = {
     "pass": NEXT_STEP,
     "fail": "keep the old model, or fuse both: compatctl fuse",
-    "inconclusive": "hold out more classes and images, then verify again",
+    "inconclusive": "hold out more classes and items, then verify again",
 }
 
 OLD_MODEL_GONE = (
@@ -57,8 +57,8 @@ NO_STORE = ("there is no store: the gallery of the data was searched, not a depl
 EVIDENCE_STEPS = {
     "training_record": "verify a model that carries its training record; for one from elsewhere "
     "write require_training_record: false into the policy",
-    "near_copies": "hold out images that are no copies of trained ones, then verify again",
-    "proven_store": "verify with images of stored items in the data, or import again with --data",
+    "near_copies": "hold out items that are no copies of trained ones, then verify again",
+    "proven_store": "verify with stored items in the data, or import again with --data",
     "stored_share": "verify with data whose gallery items are the store's",
     "matched_share": "hold out queries whose class has items in the gallery, by the same label to "
     "the letter, then verify again",

@@ -239,9 +239,9 @@ def alignment_set(
 def _refuse_empty(alignment: AlignmentSet) -> None:
     if not len(alignment.pairs):
         raise InputError(
-            "there is no item that both models can embed: no training item, and no image of a "
-            "gallery item",
-            tip="give the gallery's own images as --data, with the ids that the store holds",
+            "there is no item that both models can embed: no training item, and no "
+            "gallery item in the data",
+            tip="give the gallery's own items as --data, with the ids that the store holds",
         )
     if not alignment.truth.has_match().any():
         raise InputError(

@@ -155,8 +155,8 @@ class BackfillRows:
                 missing.append(catalog.ids[row])
         if not rows and data.row_of.keys().isdisjoint(catalog.ids):
             raise InputError(
-                f"the data has no image of the store's items: {listed(missing, MAX_IDS_SHOWN)}",
-                tip="--data must name the images of the gallery, under the ids of the store",
+                f"the data has none of the store's items: {listed(missing, MAX_IDS_SHOWN)}",
+                tip="--data must name the items of the gallery, under the ids of the store",
             )
         items = data.take(data.row_of[catalog.ids[row]] for row in rows)
         return cls(rows=as_rows(rows), items=items, missing=tuple(missing))

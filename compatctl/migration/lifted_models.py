@@ -120,14 +120,14 @@ def _evenly(rows: Rows) -> Rows:
 
 def _check_difference(model: LiftedModel, name: str) -> None:
     if not model.images:
-        raise InputError(f"no image decodes to compare the lifted {name} on")
+        raise InputError(f"no item decodes to compare the lifted {name} on")
     if not model.difference <= LIMIT:
         what = (
             "the mapped vectors of the gallery" if model.stored else "the map of its own features"
         )
         raise InputError(
             f"the lifted file of {name} differs from {what} by {model.difference:.2g} (L2, over "
-            f"{model.images} images); the limit is {LIMIT:g}",
+            f"{model.images} items); the limit is {LIMIT:g}",
             tip="another --kind may have smaller values. If the model no longer returns the stored "
             "vectors, no file can stand for the mapped ones: re-embed the gallery",
         )

@@ -78,9 +78,9 @@ def _sample_warning(facts: Preflight, estimates: Sequence[RouteEstimate]) -> tup
     names = [estimate.name for estimate in part if not estimate.name.startswith("backfill")]
     return (
         f"{', '.join(names)} and backfill are tried on the {facts.gallery_images} of "
-        f"{facts.gallery_rows} gallery rows whose images this plan has, and so is the share kept: "
+        f"{facts.gallery_rows} gallery rows whose items this plan has, and so is the share kept: "
         f"{part[0].queries} of {facts.planning_queries} queries have something to find there; the "
-        "other routes search all rows. Images of more gallery items in the data, or a larger "
+        "other routes search all rows. More gallery items in the data, or a larger "
         "--limit, would tell more",
     )
 

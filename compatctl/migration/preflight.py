@@ -124,8 +124,8 @@ def planning_split(
     if (must_train and len(trained) < 2) or not query_rows or not gallery_rows:
         raise InputError(
             f"nothing to plan with: {len(trained)} classes to train on, {len(query_rows)} queries "
-            f"of {len(planning)} validation classes, {len(gallery_rows)} gallery items with their "
-            "image",
+            f"of {len(planning)} validation classes, {len(gallery_rows)} gallery items in the "
+            "data",
             tip=_missing_tip(len(trained), len(query_rows)),
         )
     return PlanningSplit(
@@ -148,7 +148,7 @@ def _missing_tip(classes: int, queries: int) -> str:
             "compatctl.yaml"
         )
     return (
-        "put images of gallery items into the data; without any, re-embedding cannot be tried, and "
+        "put gallery items into the data; without any, re-embedding cannot be tried, and "
         "compatctl finetune and verify need none"
     )
 

@@ -204,14 +204,14 @@ def free_head(gallery: DeployedGallery, data: Dataset, free: FreeRows) -> tuple[
     same = gallery.catalog.may_have_images(rows, embedded.digests)
     if not same.any():
         raise InputError(
-            "the data has no image of the gallery on which to compare the free head alone",
-            tip="--data with images of gallery items, as they were indexed",
+            "the data has no item of the gallery on which to compare the free head alone",
+            tip="--data with gallery items, as they were indexed",
         )
     distances = np.linalg.norm(free.take(rows[same]) - embedded.features[same], axis=1)
     if not (difference := float(distances.max())) <= CANARY_LIMIT:
         raise InputError(
             f"the free head alone differs from the side file's vectors by {difference:.2g} (L2, "
-            f"over {int(same.sum())} images); the limit is {CANARY_LIMIT:g}",
+            f"over {int(same.sum())} items); the limit is {CANARY_LIMIT:g}",
             tip="the runtime gives other vectors than when they were made: use the earlier one",
         )
     return model, difference

@@ -67,7 +67,7 @@ class RouteEstimate:
 
     ``gallery_passed`` is the share, 0 to 1, of the store's gallery that goes through the new
     backbone, beside labelled training items. ``rows`` is the number of gallery rows searched: all
-    of the store's for a route that keeps the gallery, otherwise those whose images are at hand.
+    of the store's for a route that keeps the gallery, otherwise those that are in the data.
     ``queries`` is how many of the planning queries have something to find in them.
     ``gain_retained`` is the share of re-embedding's gain, on the latter rows; None where
     re-embedding is not shown to gain.
@@ -130,7 +130,7 @@ def recommend(estimates: Sequence[RouteEstimate], *, classes: int) -> tuple[Rout
     why = f"{NOTHING}; re-embedding all of it: {_gain(ceiling)}"
     if not ceiling.queries:
         why = f"{NOTHING}; re-embedding cannot be tried: no query finds something among the rows "
-        why += "whose images are at hand"
+        why += "that are in the data"
     elif ceiling.queries < keep.queries:
         why += f", of the {ceiling.queries} queries that find something among the rows at hand"
     return Route.KEEP, why + _undecided(judged, _sacrifice(ceiling), classes)
@@ -182,10 +182,10 @@ def _explain(best: RouteEstimate, judged: Sequence[RouteEstimate]) -> str:
     if best.gain_retained:
         why += f", {best.gain_retained:.0%} of what re-embedding would give"
     if best.name == Route.LAZY:
-        why += f". A query embeds up to {RESCORED} images of its answers that are not known yet"
+        why += f". A query embeds up to {RESCORED} of its answers that are not known yet"
     for lazy in judged:
         if lazy.name == Route.LAZY and lazy.verdict == "pass" and lazy.gain > best.gain:
-            why += f"; {Route.LAZY} gains {_gain(lazy)}, at up to {RESCORED} images a query"
+            why += f"; {Route.LAZY} gains {_gain(lazy)}, at up to {RESCORED} items a query"
     if best.name == Route.LIFT:
         why = (
             f"{NOTHING}; {why}. It rewrites the whole index, all "

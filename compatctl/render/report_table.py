@@ -89,19 +89,19 @@ def _rescored_today(console: Console, today: RescoredToday | None) -> None:
     console.print(
         f"old answers are re-scored, as the store serves them today: the first "
         f"{today.candidates}, with {today.kept_share:.2%} of the rows kept and at most "
-        f"{today.passes} images embedded for a query; without it {first}\n"
+        f"{today.passes} items embedded for a query; without it {first}\n"
     )
 
 
 def _rescoring(console: Console, entry: RescoringEntry) -> None:
     """The states of the cache, with the share of the gallery that each passes."""
     console.print(
-        f"re-scored: the first {entry.candidates} answers, at most {entry.passes} images embedded "
+        f"re-scored: the first {entry.candidates} answers, at most {entry.passes} items embedded "
         f"for a query; free cosine + {entry.weight:g} x first cosine, or {entry.intercept:.3f} + "
         f"{entry.slope:.3f} x first cosine without a free vector"
     )
     if entry.unavailable:
-        console.print(f"{entry.unavailable} rows have no image here and cannot be re-scored")
+        console.print(f"{entry.unavailable} rows are not in the data and cannot be re-scored")
     ks = sorted(entry.first_stage, key=int)
     rows: list[tuple[object, ...]] = [
         ("not re-scored", "0.00%", *(entry.first_stage[k] for k in ks)),
@@ -186,7 +186,9 @@ def _scope(console: Console, group: Group) -> None:
             f"for {rows.untouched_queries} queries it used none of them"
         )
     if group.n_same_image:
-        console.print(f"left out: {group.n_same_image} queries whose image is in the gallery")
+        console.print(
+            f"left out: {group.n_same_image} queries that are in the gallery under another id"
+        )
 
 
 def _error_rates(console: Console, rates: ErrorRates) -> None:

@@ -237,7 +237,7 @@ def test_data_without_any_of_the_items_is_an_error(deployed: Shop) -> None:
     table = filtered_table(deployed, lambda row: row["role"] == "query")
     refused = deployed.run("backfill", "--data", table, *FORCE)
     assert refused.code == 5
-    assert "no image of the store's items" in refused.stderr
+    assert "none of the store's items" in refused.stderr
 
 
 def test_an_image_that_does_not_decode_is_an_error_or_skipped(deployed: Shop) -> None:

@@ -512,7 +512,7 @@ def test_lazy_is_recommended_where_no_route_without_passes_is() -> None:
     bridge = replace(_expected("bridge", 0.16, 0.1, "pass"), gallery_passed=0.9)
     name, why = recommend((keep, fuse, lazy, bridge, ceiling), classes=50)
     assert name == "fuse"
-    assert "lazy gains +0.1500 (+0.1000 to +0.2500), at up to 10 images a query" in why
+    assert "lazy gains +0.1500 (+0.1000 to +0.2500), at up to 10 items a query" in why
     name, why = recommend((keep, replace(fuse, verdict="fail"), lazy, bridge, ceiling), classes=50)
     assert name == "lazy"
     assert "up to 10 images" in why
