@@ -6,7 +6,9 @@ Nothing heavy is imported here: each command imports what it needs when it runs.
 from __future__ import annotations
 
 import io
+import os
 import sys
+from pathlib import Path
 
 from compatctl.cli import build, evaluate, models, operate
 from compatctl.cli.app import app
@@ -17,8 +19,12 @@ __all__ = ["build", "evaluate", "main", "models", "operate"]
 def main() -> None:
     """Run the command line; the console script.
 
-    A character that a terminal or log cannot show, as where its encoding is ASCII, is escaped.
+    A character that a terminal or log cannot show, as where its encoding is ASCII, is escaped. What
+    is printed where stdout or stderr is closed goes nowhere.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

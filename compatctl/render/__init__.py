@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from compatctl.errors import CompatError
 from compatctl.files import json_safe
@@ -28,9 +29,9 @@ def error(
     problem: CompatError, *, as_json: bool, notices: Sequence[Mapping[str, Any]] = ()
 ) -> None:
     """Print the message and its tip on stderr; with ``as_json`` also as JSON on stdout."""
-    print(f"compatctl: {printable(problem.message)}", file=sys.stderr)
+    _say(f"compatctl: {printable(problem.message)}", sys.stderr)
     if problem.tip:
-        print(f"  next: {printable(problem.tip)}", file=sys.stderr)
+        _say(f"  next: {printable(problem.tip)}", sys.stderr)
     if as_json:
         entry: dict[str, Any] = {
             "kind": type(problem).__name__,
@@ -41,19 +42,55 @@ def error(
         if problem.details:
             entry["details"] = json_safe(problem.details)
         answer = {"error": entry, **({"notices": notices} if notices else {})}
-        print(json.dumps(answer, indent=2, sort_keys=True))
+        _say(json.dumps(answer, indent=2, sort_keys=True), sys.stdout)
 
 
 def warn(lines: Sequence[str]) -> None:
     """Print warnings on stderr."""
     for line in lines:
-        print(f"compatctl: warning: {printable(line)}", file=sys.stderr)
+        _say(f"compatctl: warning: {printable(line)}", sys.stderr)
+
+
+def _say(text: str, stream: TextIO) -> None:
+    """Print a line, or do without where the stream takes nothing more."""
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        _silence(stream)
+
+
+def _silence(stream: TextIO) -> None:
+    """Let a stream that failed write to nowhere, so that its end fails no more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def result(
     value: T, table: Table[T], *, as_json: bool, notices: Sequence[Mapping[str, Any]] = ()
 ) -> None:
-    """Print a result on stdout: as JSON, with ``notices`` if there are any, or by its table."""
+    """Print a result on stdout: as JSON, with ``notices`` if there are any, or by its table.
+
+    Raises:
+        CompatError: stdout does not take it, as where the disk is full.
+        BrokenPipeError: nobody reads it any more.
+    """
+    try:
+        _print(value, table, as_json=as_json, notices=notices)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as problem:
+        _silence(sys.stdout)
+        raise CompatError(
+            f"the command is done, but its result cannot be printed: {problem.strerror}",
+            tip="make room where the output goes; compatctl status says what is deployed",
+        ) from problem
+
+
+def _print(
+    value: T, table: Table[T], *, as_json: bool, notices: Sequence[Mapping[str, Any]]
+) -> None:
     if as_json:
         answer = json_safe(value)
         if notices:

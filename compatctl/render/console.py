@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 LOG_WIDTH = 120
 """Width in columns where stdout is a file or a pipe."""
+LEAST_WIDTH = 20
+"""Least width, whatever the variable COLUMNS says; 0 in it says nothing."""
 _SMALL = 0.00005
 """Smaller values would show as 0.0000."""
 _WORD = 15
@@ -46,7 +48,11 @@ def make_console() -> Console:
             super().print(*safe, **options)
 
     on_screen = sys.stdout.isatty()
-    width = None if on_screen or "COLUMNS" in os.environ else LOG_WIDTH
+    said = os.environ.get("COLUMNS")
+    if said is None:
+        width = None if on_screen else LOG_WIDTH
+    else:
+        width = max(LEAST_WIDTH, int(said)) if said.isdecimal() and int(said) else LOG_WIDTH
     return SafeConsole(highlight=False, soft_wrap=not on_screen, emoji=False, width=width)
 
 

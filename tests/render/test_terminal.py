@@ -161,3 +161,47 @@ def test_a_log_without_utf8_gets_escapes_and_the_command_ends_well(
         assert ended.returncode == code, ended.stderr
         assert b"Traceback" not in ended.stderr
         assert b"\\u65e5" in ended.stdout + ended.stderr
+
+
+def _search(shop: Shop, redirect: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A search in a shell, with this redirection."""
+    command = f"{sys.executable} -m compatctl search --store store 0.png -k 2 {redirect}"
+    return subprocess.run(
+        ["sh", "-c", command],
+        cwd=shop.folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "abc", "-5"])
+def test_a_width_that_says_nothing_hides_nothing(hostile: Shop, columns: str) -> None:
+    """Every item is printed where COLUMNS is 0, tiny or no number."""
+    done = _search(hostile, "", COLUMNS=columns)
+    assert done.returncode == 0, done.stderr
+    assert "item" in done.stdout
+    assert "cosine" in done.stdout or columns == "1"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("as_json", ["", "--json"])
+def test_output_that_cannot_be_written_is_said_without_a_traceback(
+    hostile: Shop, as_json: str
+) -> None:
+    """A full disk under stdout or stderr, closed streams, an error with nowhere to go."""
+    full = _search(hostile, f"{as_json} >/dev/full")
+    assert (full.returncode, "cannot be printed: No space" in full.stderr) == (5, True)
+    closed = _search(hostile, f"{as_json} >&-")
+    assert (closed.returncode, closed.stderr) == (0, "")
+    for redirect, code in (
+        (f"{as_json} --store none >/dev/full", 5),
+        (f"{as_json} --store none >/dev/full 2>/dev/full", 5),
+        (f"{as_json} 2>/dev/full", 0),
+    ):
+        done = _search(hostile, redirect)
+        assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    silent = _search(hostile, f"{as_json} --store none 2>&-")
+    assert silent.returncode == 5
+    assert "next:" not in silent.stdout
