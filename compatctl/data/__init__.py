@@ -29,6 +29,7 @@ from compatctl.data._pixels import (
 )
 from compatctl.data._qrels import Judgments, read_qrels
 from compatctl.data._reference import Origin, Reference, born_on_simplex, class_means
+from compatctl.data._rows import is_blank
 from compatctl.data._tables import csv_rows
 from compatctl.data._vector_columns import (
     LABEL_NAMES,
@@ -79,6 +80,7 @@ __all__ = [
     "describe_table",
     "from_files",
     "from_texts",
+    "is_blank",
     "load",
     "load_features",
     "load_unlabelled",

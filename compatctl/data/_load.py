@@ -102,7 +102,19 @@ def from_files(images: Sequence[Path]) -> Dataset:
 
 
 def from_texts(texts: Sequence[str]) -> Dataset:
-    """Query texts without a class. The id is the text, and may be repeated."""
+    """Query texts without a class. The id is the text, and may be repeated.
+
+    Raises:
+        InputError: one has a byte that is no UTF-8, or half a character.
+    """
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"a query is no text in UTF-8: {text[:80]!r}",
+                tip="set the terminal to UTF-8, or write the queries into a .txt file",
+            ) from None
     return Dataset(
         items=tuple(Item(id=text, label="", split="test", role="query") for text in texts),
         sources=tuple(texts),

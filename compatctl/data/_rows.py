@@ -45,6 +45,12 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 Record = Mapping[str, object]
 
 
+def is_blank(text: str) -> bool:
+    """Whether a text has nothing but blanks and invisible characters."""
+    plain = text.strip()
+    return not (plain and (plain.isascii() or _INVISIBLE.sub("", plain)))
+
+
 class Row:
     """An unchecked item: its position for messages, its fields, and its source if it is no file.
 
@@ -99,8 +105,7 @@ class Row:
         key = self.content if key == "path" else key
         if key == "path" and self.source is not None:
             return False
-        text = self.text(key).strip()
-        return not (text and (text.isascii() or _INVISIBLE.sub("", text)))
+        return is_blank(self.text(key))
 
     def refusal(self, key: str, others: int) -> InputError:
         """The error of an item that lacks ``key``, as so many ``others`` do."""

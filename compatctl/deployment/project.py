@@ -28,7 +28,8 @@ def project_for(
     place of the project's.
 
     Raises:
-        InputError: the named file does not exist, or has an unknown or badly typed entry.
+        InputError: the named file does not exist, or has an unknown or badly typed entry; or the
+            store's path is no UTF-8.
         UsageError: one of ``columns`` or ``vectors`` has another form, or a name is there twice.
     """
     if file is not None and not file.is_file():
@@ -38,7 +39,15 @@ def project_for(
     given = {key: value for key, value in flags.items() if value is not None}
     if vectors:
         given["vectors"] = named_tables(vectors)
-    return replace(project, columns=named, **given)
+    project = replace(project, columns=named, **given)
+    try:
+        str(project.store).encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"the path of the store, {str(project.store)!r}, is no UTF-8",
+            tip="rename the folder, or choose another one: the library of the index needs UTF-8",
+        ) from None
+    return project
 
 
 def named_tables(given: Iterable[str], *, only: str | None = None) -> dict[str, str]:

@@ -311,6 +311,7 @@ class _Run:
         self._bad: list[BadItem] = []
         self._pending: list[tuple[str, tuple[InputArray, ...]]] = []
         self._cut: list[str] = []
+        self._unknown: list[str] = []
 
     def take(self, row: int, decoded: _Decoded, taker: int) -> None:
         """Take an item, or count a bad one; ``taker``: the position of the run's arrays."""
@@ -323,6 +324,9 @@ class _Run:
         self._pending.append((decoded.id, arrays))
         if cut:
             self._cut.append(decoded.id)
+        for part, array in zip(self.encoder.inputs, arrays, strict=True):
+            if isinstance(part, TextInput) and part.is_mostly_unknown(array):
+                self._unknown.append(decoded.id)
         if len(self._pending) == self._window:
             self._flush()
 
@@ -338,6 +342,10 @@ class _Run:
                 self._cut,
                 "only their beginning is embedded",
             )
+        if self._unknown:
+            what = "texts of which at least half is unknown to the tokenizer"
+            result = "it may be another model's, or of another language or case"
+            notice("unknown-tokens", self.encoder.name, what, self._unknown, result)
         n, free = len(self._good), self._rows_of.get(FREE)
         features = self._rows_of[OUTPUT][:n]
         warn_of_equal_rows(self.encoder.name, features, [dataset.items[r].id for r in self._good])

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from compatctl.data import Content, Role
+from compatctl.data import Content, Role, is_blank
 from compatctl.encoder.inputs import EncoderInput
 from compatctl.errors import InputError
 
@@ -129,13 +129,21 @@ class TextInput(EncoderInput):
     def prepare(self, content: Content, role: Role | None) -> tuple[NDArray[np.int64], bool]:
         if not isinstance(content, str):
             raise self.refuse_other(content)
-        if not content.strip():
+        if is_blank(content):
             raise InputError("its text is empty")
         prefix = self.query_prefix if role == "query" else self.document_prefix
         encoding = load_tokenizer(self.tokenizer, self.max_length).encode(prefix + content)
         if not encoding.ids:
             raise InputError("its text has no token that the tokenizer knows")
         return np.array(encoding.ids, np.int64), bool(encoding.overflowing)
+
+    def is_mostly_unknown(self, ids: NDArray[np.int64]) -> bool:
+        """Whether at least half of a text's tokens, without those that mark its ends, stand for
+        what the tokenizer does not know."""
+        unknown = unknown_token(self.tokenizer)
+        ends = load_tokenizer(self.tokenizer, self.max_length).num_special_tokens_to_add(False)
+        known = len(ids) - ends - int((ids == unknown).sum())
+        return unknown is not None and 2 * known <= len(ids) - ends
 
     def stack(self, arrays: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
         batch = np.full((len(arrays), max(map(len, arrays))), PADDING, np.int64)
@@ -179,6 +187,17 @@ def load_tokenizer(text: str, max_length: int) -> Tokenizer:
             tip="it must be a tokenizer.json of the library tokenizers",
         ) from error
     return tokenizer
+
+
+@functools.lru_cache(maxsize=8)
+def unknown_token(text: str) -> int | None:
+    """The id of the token that stands for what the tokenizer does not know; None: there is none."""
+    model = json.loads(text)["model"]
+    if model.get("unk_id") is not None:  # of a Unigram model
+        return int(model["unk_id"])
+    vocabulary = model.get("vocab")
+    word = model.get("unk_token")
+    return vocabulary.get(word) if isinstance(vocabulary, dict) and word is not None else None
 
 
 def plain_tokenizer(text: str) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from compatctl.errors import InputError
 from compatctl.files import sha256_bytes, sha256_file
 from compatctl.files.npz import PARSE_ERRORS, default_limit, open_regular, zip_entries
+from compatctl.notices import MAX_NAMES, notice
 from compatctl.printable import listed
 from compatctl.train.network import Network
 
@@ -96,7 +97,8 @@ def load_base(
             tip="check backbone.factory and backbone.args in the recipe",
         )
     _check_coverage(path, state, expected, tensors, least_share)
-    broken = [key for key, value in state.items() if not torch.isfinite(value).all()]
+    _refuse_codes(path, state, expected)
+    broken = [key for key, value in state.items() if not torch.isfinite(value.float()).all()]
     if broken:
         raise InputError(
             f"{path}: {len(broken)} tensors have values that are not finite: "
@@ -113,7 +115,34 @@ def load_base(
         unexpected=tuple(name for name in tensors if name not in loaded),
         prefix=prefix,
     )
+    _warn_of_differences(path, match, expected)
     return match, tensors
+
+
+def _refuse_codes(path: Path, state: StateDict, expected: StateDict) -> None:
+    """Refuse whole numbers in the place of weights: a quantised file has their scales elsewhere."""
+    codes = [
+        f"{key} ({str(value.dtype).removeprefix('torch.')})"
+        for key, value in state.items()
+        if expected[key].is_floating_point() and not value.is_floating_point()
+    ]
+    if codes:
+        raise InputError(
+            f"{path}: {len(codes)} tensors are no floating point numbers: {listed(codes, SHOWN)}",
+            tip="a quantised checkpoint cannot be trained or exported: use the one before it",
+        )
+
+
+def _warn_of_differences(path: Path, match: CheckpointMatch, expected: StateDict) -> None:
+    """Warn of weights that the file lacks, and of tensors in it that are none of the backbone."""
+    missing = [name for name in match.missing if expected[name].is_floating_point()]
+    if missing:
+        result = "they keep their initial values"
+        notice("missing-weights", path, "weights of the backbone that it lacks", missing, result)
+    if match.unexpected:
+        what = "tensors that are not read, as the backbone has none of their names"
+        notice("unread-weights", path, what, list(match.unexpected[:MAX_NAMES]),
+               count=len(match.unexpected))  # fmt: skip
 
 
 def shards_of(path: Path) -> tuple[Path, ...]:

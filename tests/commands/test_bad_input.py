@@ -16,7 +16,8 @@ import pytest
 from onnx import numpy_helper
 from shop_kit import DIM, Shop, run, write_encoder
 
-from compatctl.data import load
+from compatctl.data import from_texts, load
+from compatctl.errors import InputError
 
 
 def _init(tmp_path: Path, model: Path, data: Path, *more: object) -> tuple[int, str]:
@@ -280,3 +281,15 @@ def test_options_without_effect_are_refused(
     outcome = shop.run(*arguments)
     assert outcome.code == 2
     assert flag in outcome.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux alone")
+def test_bytes_that_are_no_utf8_in_a_query_or_a_path_are_refused(
+    tmp_path: Path, model: Path, folder: Path
+) -> None:
+    """As a terminal of another encoding passes them: a message, and nothing is written."""
+    store = tmp_path / os.fsdecode(b"st\xf6re")
+    result = run("init", "--model", model, "--data", folder, "--store", store)
+    assert (result.code, "is no UTF-8" in result.stderr, store.exists()) == (5, True, False)
+    with pytest.raises(InputError, match="a query is no text in UTF-8"):
+        from_texts(["red car", os.fsdecode(b"caf\xe9")])

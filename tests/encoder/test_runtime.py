@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 from onnx import helper
 from onnx_models import DIM, SIDE, SMALL, UNIT, by_hand, draw, save
 from PIL import Image
+from text_kit import write_text_model
 
-from compatctl.data import Dataset, from_files, load, prepare
+from compatctl.data import Dataset, from_files, from_texts, load, prepare
 from compatctl.encoder import Encoder, seal
+from compatctl.encoder.texts import unknown_token
 from compatctl.errors import InputError
 from compatctl.notices import collected
 
@@ -168,6 +171,32 @@ def test_every_row_has_the_digest_of_its_item(encoder: Encoder, dataset: Dataset
         assert [digest.tobytes().hex() for digest in embedded.digests] == [
             copy.digest(row) for row in range(4)
         ]
+
+
+def test_texts_that_the_tokenizer_does_not_know_are_named(tmp_path: Path) -> None:
+    """Half of the words and more are unknown: counted by item; fewer are no notice."""
+    encoder = Encoder.load(write_text_model(tmp_path / "m.onnx"))
+    texts = ["red car", "RED CAR", "red zzz", "red car zzz", "zzz qqq red"]
+    with collected() as notices:
+        encoder.embed(from_texts(texts))
+    found = {entry["kind"]: entry["names"] for entry in notices.entries()}
+    assert found == {"unknown-tokens": ["RED CAR", "red zzz", "zzz qqq red"]}
+
+
+@pytest.mark.parametrize(
+    ("model", "unknown"),
+    [
+        ({"vocab": {"a": 0, "<unk>": 3}, "unk_token": "<unk>"}, 3),
+        ({"vocab": [["a", 0.0]], "unk_id": 0}, 0),
+        ({"vocab": {"a": 0}, "unk_token": None}, None),
+        ({"vocab": {"a": 0}}, None),
+    ],
+)
+def test_the_unknown_token_is_that_of_the_model(
+    model: dict[str, object], unknown: int | None
+) -> None:
+    """Words and pieces name it, a Unigram model numbers it, bytes have none."""
+    assert unknown_token(json.dumps({"model": model})) == unknown
 
 
 def test_items_that_get_one_vector_are_named(tmp_path: Path) -> None:

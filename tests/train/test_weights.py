@@ -13,6 +13,7 @@ import train_kit as kit
 from safetensors.torch import save_file
 
 from compatctl.errors import InputError
+from compatctl.notices import collected
 from compatctl.recipe import FACTORIES, Backbone, InputSpec
 from compatctl.train.factory import make_backbone
 from compatctl.train.weights import load_base, read_tensors
@@ -51,11 +52,44 @@ def test_safetensors_load_and_differences_are_reported(tmp_path: Path) -> None:
     save_file({**state, "old_head.weight": torch.zeros(3)}, tmp_path / "new.safetensors")
     target = kit.Small()
     initial = target.one.bias.clone()
-    match, _ = load_base(target, tmp_path / "new.safetensors")
+    with collected() as notices:
+        match, _ = load_base(target, tmp_path / "new.safetensors")
     assert match.missing == ("one.bias",)
     assert match.unexpected == ("old_head.weight",)
+    assert [(entry["kind"], entry["names"]) for entry in notices.entries()] == [
+        ("missing-weights", ["one.bias"]),
+        ("unread-weights", ["old_head.weight"]),
+    ]
     assert torch.equal(target.one.bias, initial)
     assert torch.equal(target.one.weight, source.one.weight)
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float64", "float8_e4m3fn"])
+def test_weights_of_any_precision_are_read(tmp_path: Path, kind: str) -> None:
+    """Each value is the one that the file has."""
+    state = {
+        name: value.to(getattr(torch, kind)) if value.is_floating_point() else value
+        for name, value in kit.Small().state_dict().items()
+    }
+    torch.save(state, tmp_path / "new.pt")
+    network = kit.Small()
+    with collected() as notices:
+        load_base(network, tmp_path / "new.pt")
+    assert notices.entries() == []
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, state[name].to(value.dtype))
+
+
+def test_quantised_weights_are_refused_by_name(tmp_path: Path) -> None:
+    """Whole numbers are codes, and not values: nothing is loaded."""
+    state = kit.Small().state_dict()
+    state["two.weight"] = (state["two.weight"] * 100).to(torch.int8)
+    torch.save({**state, "two.SCB": torch.ones(1)}, tmp_path / "int8.pt")
+    network = kit.Small()
+    before = network.two.weight.clone()
+    with pytest.raises(InputError, match=r"no floating point numbers: two\.weight \(int8\)"):
+        load_base(network, tmp_path / "int8.pt")
+    assert torch.equal(network.two.weight, before)
 
 
 class _Harm:
