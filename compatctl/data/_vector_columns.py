@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compatctl.data._arrow import arrow_errors, require_pyarrow
-from compatctl.data._vectors import VECTOR_NAMES
+from compatctl.data._vector_rows import VECTOR_NAMES, single_precision
 from compatctl.errors import InputError
+from compatctl.files.npz import default_limit
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -88,6 +89,35 @@ def read_vector_columns(path: Path, columns: Mapping[str, str], target: Path) ->
         return read_vector_batches(batches, count, chosen, source=path, target=target)
 
 
+def read_whole(
+    path: Path, choose: Callable[[tuple[str, ...]], str]
+) -> tuple[str, NDArray[Any], dict[str, list[object]]]:
+    """The column of vectors of a Parquet file, these (N, D), of their own type, and every other
+    column by its name.
+
+    ``choose`` gives the column of vectors, of the names of all.
+
+    Raises:
+        UsageError: pyarrow is not installed.
+        InputError: no Parquet; no rows; more bytes than the memory allows; or as ``_matrix``.
+    """
+    require_pyarrow(path)
+    import pyarrow.parquet as pq
+
+    with arrow_errors(path, "Parquet"), pq.ParquetFile(path) as file:
+        name = choose(tuple(file.schema_arrow.names))
+        groups = range(file.metadata.num_row_groups)
+        size = sum(file.metadata.row_group(group).total_byte_size for group in groups)
+        if size > default_limit():
+            raise InputError(f"{path}: {size} bytes are more than the memory allows")
+        if not file.metadata.num_rows:
+            raise InputError(f"{path}: it has no rows")
+        table = file.read()
+        vectors = _matrix(table.column(name).combine_chunks(), name, path, 0)
+        others = {other: table.column(other) for other in table.column_names if other != name}
+        return name, vectors, {other: column.to_pylist() for other, column in others.items()}
+
+
 def read_vector_batches(
     batches: Iterable[pa.RecordBatch],
     count: int,
@@ -125,12 +155,13 @@ class _Reading:
         for batch in batches:
             if not len(batch):
                 continue
-            block = self._vectors(batch.column(self._chosen["vector"]), first)
+            column = batch.column(self._chosen["vector"])
+            block = single_precision(_matrix(column, self._chosen["vector"], self._path, first))
             if rows is None:
                 shape = (count, block.shape[1])
                 rows = np.lib.format.open_memmap(target, "w+", np.float32, shape)
             if block.shape[1] != rows.shape[1]:
-                raise self._uneven(first, block.shape[1], rows.shape[1])
+                raise _uneven(self._path, first, block.shape[1], rows.shape[1])
             rows[first : first + len(block)] = block
             self._read_names(batch, first)
             first += len(block)
@@ -141,34 +172,6 @@ class _Reading:
             rows=rows,
             ids=ids if "id" in self._chosen else None,
             labels=tuple(self._labels) if "label" in self._chosen else None,
-        )
-
-    def _vectors(self, column: Any, first: int) -> NDArray[np.float32]:
-        """(n, D) of one batch, whose first row is ``first``."""
-        kind = str(column.type)
-        if column.null_count or "list" not in kind:
-            what = f"{column.null_count} rows without one" if column.null_count else kind
-            raise InputError(
-                f"{self._path}: the column {self._chosen['vector']!r} must hold a list of floats "
-                f"in each row, got {what}",
-                tip="export vectors as lists of float32, and leave out items that have none",
-            )
-        values = column.flatten()
-        if values.null_count:
-            raise InputError(f"{self._path}: a vector near row {first} has an empty component")
-        flat = values.to_numpy(zero_copy_only=False)
-        if flat.dtype.kind not in "fiu":
-            raise InputError(f"{self._path}: a vector must be a list of floats, got {kind}")
-        lengths = np.diff(column.offsets.to_numpy()) if hasattr(column, "offsets") else None
-        if lengths is not None and (lengths != lengths[0]).any():
-            row = int(np.argmax(lengths != lengths[0]))
-            raise self._uneven(first + row, int(lengths[row]), int(lengths[0]))
-        return np.asarray(flat.reshape(len(column), -1), np.float32)
-
-    def _uneven(self, row: int, found: int, expected: int) -> InputError:
-        return InputError(
-            f"{self._path}: the vector in row {row} has {found} components, that of the first row "
-            f"has {expected}"
         )
 
     def _read_names(self, batch: pa.RecordBatch, first: int) -> None:
@@ -191,6 +194,40 @@ class _Reading:
             self._ids += column.to_pylist()
         else:
             raise refused_ids(self._path, kind)
+
+
+def _matrix(column: pa.Array, name: str, path: Path, first: int) -> NDArray[Any]:
+    """(n, D) numbers, of their own type, of a column of lists; ``first``: its first row's number.
+
+    Raises:
+        InputError: a row has no list or one of another length; a component is empty; no numbers.
+    """
+    kind = str(column.type)
+    if column.null_count or "list" not in kind:
+        what = f"{column.null_count} rows without one" if column.null_count else kind
+        raise InputError(
+            f"{path}: the column {name!r} must hold a list of floats in each row, got {what}",
+            tip="export vectors as lists of float32, and leave out items that have none",
+        )
+    values = column.flatten()
+    if values.null_count:
+        raise InputError(f"{path}: a vector near row {first} has an empty component")
+    flat: NDArray[Any] = values.to_numpy(zero_copy_only=False)
+    if flat.dtype.kind not in "fiu":
+        raise InputError(f"{path}: a vector must be a list of floats, got {kind}")
+    lengths = np.diff(column.offsets.to_numpy()) if hasattr(column, "offsets") else None
+    if lengths is not None and (lengths != lengths[0]).any():
+        row = int(np.argmax(lengths != lengths[0]))
+        raise _uneven(path, first + row, int(lengths[row]), int(lengths[0]))
+    return flat.reshape(len(column), -1)
+
+
+def _uneven(path: Path, row: int, found: int, expected: int) -> InputError:
+    return InputError(
+        f"{path}: the vector in row {row} has {found} components, that of the first row has "
+        f"{expected}",
+        tip="a table holds the vectors of one model",
+    )
 
 
 def refused_ids(path: Path, kind: object) -> InputError:

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from compatctl.core.arrays import Rows, Vectors
 from compatctl.notices import notice
 
+VECTOR_NAMES = ("vectors", "features", "embeddings", "vector", "embedding", "feature")
+"""What the array or column of vectors may be called."""
+
 LEAST_LENGTH = 1e-30
 """Shortest vector that is read: in single precision a shorter one has lost digits."""
 

@@ -17,7 +17,9 @@ from compatctl.core.arrays import Rows, Vectors
 from compatctl.data._columns import Fields, LineKeys
 from compatctl.data._near import warn_of_near_equal
 from compatctl.data._tables import CellBudget, json_object, open_table, raw_lines, text_lines
+from compatctl.data._vector_columns import read_whole
 from compatctl.data._vector_rows import (
+    VECTOR_NAMES,
     single_precision,
     unusable_rows,
     warn_of_equal_rows,
@@ -26,9 +28,6 @@ from compatctl.data._vector_rows import (
 from compatctl.errors import InputError
 from compatctl.files.npz import default_limit, read_npz
 from compatctl.notices import notice
-
-VECTOR_NAMES = ("vectors", "features", "embeddings", "vector", "embedding", "feature")
-"""What the array or column of vectors may be called, in the order in which they are looked for."""
 
 FORMS = "an .npz, .npy, .parquet or .jsonl file of ids and vectors"
 _COLUMNS = Fields(
@@ -164,14 +163,9 @@ def _npy(path: Path) -> _Parts:
 
 
 def _parquet(path: Path) -> _Parts:
-    from compatctl.data._vector_parquet import read_columns
-
-    table = read_columns(path)
-    name = _vector_name(tuple(table), path, "columns")
-    renamed = _COLUMNS.rename(tuple(table), path)
-    vectors = table.pop(name)
-    records = {renamed.get(key, key): column.tolist() for key, column in table.items()}
-    columns = _columns(records, path)
+    name, vectors, others = read_whole(path, lambda names: _vector_name(names, path, "columns"))
+    renamed = _COLUMNS.rename((name, *others), path)
+    columns = _columns({renamed.get(key, key): cells for key, cells in others.items()}, path)
     return columns["id"], _matrix(vectors, columns.pop("id"), path), columns
 
 

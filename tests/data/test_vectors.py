@@ -96,8 +96,8 @@ def test_a_bad_table_is_refused_by_name(
 
 
 def test_mixed_dimensions_are_refused(tmp_path: Path) -> None:
-    """Lists of different lengths are of two models: in JSONL the line is named, in Parquet the
-    column."""
+    """Lists of different lengths are of two models: the line of JSONL is named, the row of
+    Parquet."""
     lines = [{"id": "a", "vector": [1, 2]}, {"id": "b", "vector": [1, 2, 3]}]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
     with pytest.raises(InputError, match="line 2: a vector of 3 dimensions; the first has 2"):
@@ -106,8 +106,19 @@ def test_mixed_dimensions_are_refused(tmp_path: Path) -> None:
         pa.table({"id": ["a", "b"], "vector": [[1.0, 2.0], [1.0, 2.0, 3.0]]}),
         tmp_path / "t.parquet",
     )
-    with pytest.raises(InputError, match="the lists of vector have different lengths"):
+    with pytest.raises(InputError, match="the vector in row 1 has 3 components"):
         load_vectors(tmp_path / "t.parquet")
+
+
+def test_another_column_of_lists_is_left_out_of_parquet(tmp_path: Path) -> None:
+    """Lists of tags of different lengths are no vectors, and no reason to refuse the table."""
+    columns = {"id": ["a", "b"], "vector": [[1.0, 2.0], [2.0, 1.0]], "tags": [["x"], ["x", "y"]]}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    with collected() as notices:
+        table = load_vectors(tmp_path / "t.parquet")
+    assert (table.ids, dict(table.columns)) == (("a", "b"), {})
+    (entry,) = notices.entries()
+    assert (entry["kind"], "'tags'" in entry["message"]) == ("column-not-read", True)
 
 
 def test_keys_of_json_lines_are_found_as_in_other_forms(tmp_path: Path) -> None:
