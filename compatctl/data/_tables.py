@@ -15,7 +15,7 @@ from typing import Any, AnyStr, BinaryIO
 
 from compatctl.data._columns import UNREAD, Fields, folded
 from compatctl.errors import InputError
-from compatctl.files import other_kind, parse_json
+from compatctl.files import absence, other_kind, parse_json
 from compatctl.files.npz import open_regular
 from compatctl.notices import MAX_NAMES, notice
 
@@ -162,7 +162,8 @@ def field_rows(path: Path, fields: Fields) -> Iterator[tuple[str, dict[str, str]
         with open_table(path) as file:
             yield from _rows_of(text_lines(file, path), path, fields)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise InputError(f"{path}: cannot be read: {reason}", tip=absence(path)) from error
     except UnicodeDecodeError as error:
         raise _not_utf8(path, error) from error
 

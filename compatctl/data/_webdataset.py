@@ -114,10 +114,16 @@ class TarItems:
         elif text is not None:
             self._unread.count(".txt beside an image", sample.key)
         if label is not None:
+            self._warn_of_another(record, label, sample.key)
             record["label"] = label
         elif self._mapped and "label" not in record:
             self._keys.refuse_unseen()  # which lists the keys that there are
         return sample.where, record, image
+
+    def _warn_of_another(self, record: Record, label: str, key: str) -> None:
+        """Count a label of .json that is not that of .cls, which wins."""
+        if str(record.get("label", label)) != label:
+            self._unread.count("another label in .json", key)
 
     def _json(self, file: IO[bytes], start: int, size: int, where: str) -> Record:
         parsed = parse_json(_bytes(file, start, size, where), where)

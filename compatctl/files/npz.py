@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from compatctl.errors import CompatError, InputError
-from compatctl.files._pointers import MAX_POINTER_BYTES, other_kind, refuse_pointer
+from compatctl.files._pointers import MAX_POINTER_BYTES, absence, other_kind, refuse_pointer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -116,7 +116,8 @@ def read_npz(
                 for member, header in zip(members, headers, strict=True)
             }
     except OSError as problem:
-        raise error(f"{path}: cannot be read: {problem.strerror or problem}") from problem
+        reason = problem.strerror or str(problem)
+        raise error(f"{path}: cannot be read: {reason}", tip=absence(path)) from problem
     except PARSE_ERRORS as problem:
         reason, tip = _reason(path, problem)
         raise error(f"{path}: not an .npz file that can be read: {reason}", tip=tip) from problem

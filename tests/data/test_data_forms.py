@@ -319,6 +319,7 @@ def test_parts_of_an_archive_that_are_not_read_are_counted(tmp_path: Path) -> No
             ".txt beside an image",
             "'id' of .json",
             "'tags' of .json",
+            "another label in .json",
             "hidden files",
             "links and devices",
         )

@@ -158,3 +158,41 @@ def test_a_pointer_to_a_file_is_named_as_such(
     with pytest.raises(InputError, match=rf"{name}: it is a .* pointer") as refused:
         readers.get(name, lambda: load(path))()
     assert tip in refused.value.tip
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.npz", "m.onnx", "p.json"])
+def test_a_missing_file_says_where_it_is_if_that_is_known(tmp_path: Path, name: str) -> None:
+    """A file of DVC stands beside it, or it is a link of git-annex whose target is not there."""
+    path = tmp_path / name
+    reader = {"m.onnx": Encoder.load, "p.json": lambda file: read_json(file, 1000)}.get(name, load)
+    (tmp_path / f"{name}.dvc").write_text("outs:\n")
+    with pytest.raises(InputError) as refused:
+        reader(path)
+    assert "dvc pull" in refused.value.tip
+    (tmp_path / f"{name}.dvc").unlink()
+    path.symlink_to("../.git/annex/objects/xX/yY/SHA256E-s5/SHA256E-s5")
+    with pytest.raises(InputError) as refused:
+        reader(path)
+    assert "git annex get" in refused.value.tip
+
+
+def test_a_link_of_git_annex_written_as_a_text_is_a_pointer(tmp_path: Path) -> None:
+    """As Git writes a link where the system has none."""
+    (tmp_path / "t.csv").write_text("../.git/annex/objects/xX/yY/SHA256E-s5--a.csv/SHA256E-s5.csv")
+    with pytest.raises(InputError, match=r"t\.csv: it is a git-annex pointer"):
+        load(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("path", "tip"),
+    [("im\\a.png", "with / between"), ("a.png ", "as it is written"), ("'a.png'", "as it is")],
+)
+def test_a_path_that_is_written_for_another_system_says_so(
+    tmp_path: Path, path: str, tip: str
+) -> None:
+    """Backslashes, blanks and quotes around the path of an image that is not there."""
+    draw(tmp_path, "a.png")
+    (tmp_path / "t.csv").write_text(f"id,path,label\na,{path},x\n")
+    with pytest.raises(InputError, match="cannot be read") as refused:
+        load(tmp_path / "t.csv").read(0)
+    assert tip in refused.value.tip

@@ -349,9 +349,10 @@ def test_npy_rows_have_their_numbers_as_keys(tmp_path: Path) -> None:
         (b"SQLite format 3\0", "an SQLite database"),
         (json.dumps({"a": 1}).encode(), "a JSON text"),
         (b"PK\x03\x04" + bytes(40), "a zip archive"),
+        (b"<!DOCTYPE html><p>404", "an HTML page"),
         (b"nothing known", "is no FAISS file: it begins with b'nothing '"),
     ],
-    ids=["pickle", "sqlite", "json", "zip", "unknown"],
+    ids=["pickle", "sqlite", "json", "zip", "html", "unknown"],
 )
 def test_a_file_that_is_named_as_faiss_and_is_not_says_what_it_is(
     tmp_path: Path, content: bytes, words: str

@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 
 from compatctl.errors import InputError
-from compatctl.files import os_errors, refuse_pointer
+from compatctl.files import os_errors, other_kind, refuse_pointer
 from compatctl.notices import notice
 
 _HEAD = 1024
@@ -86,6 +86,8 @@ def form_of(path: Path) -> Form:
         found = next((what for first, what in _BEGINNINGS if first.match(head)), None)
         if found is None and is_usearch(path):
             found = Form.USEARCH
+    if found is None and (other := other_kind(head)):
+        raise InputError(f"{path} is {other[0]}, not an index", tip=other[1])
     named = SUFFIXES.get(path.suffix.lower())
     if found is None:
         if named not in {None, Form.HNSWLIB}:

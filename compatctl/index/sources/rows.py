@@ -63,6 +63,9 @@ class ForeignRows:
         return f"key {row if self.keys is None else self.keys[row]}"
 
     def blocks(self) -> Iterator[tuple[int, Vectors]]:
-        """The first row and a float32 copy (n, D) of each block."""
+        """The first row and a float32 copy (n, D) of each block; what float32 cannot hold becomes
+        infinite."""
         for start in range(0, len(self), BLOCK):
-            yield start, np.array(self.rows[start : start + BLOCK], np.float32, order="C")
+            with np.errstate(over="ignore"):
+                block = np.array(self.rows[start : start + BLOCK], np.float32, order="C")
+            yield start, block
