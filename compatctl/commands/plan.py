@@ -280,7 +280,8 @@ def _galleries(
             f"nothing to plan with: none of the {len(queries)} planning queries has an item of its "
             "class in the gallery",
             tip="name the classes of the gallery's items in the data, by their ids, or in the "
-            "--items of compatctl import",
+            "--items of compatctl import; without labels name judgments in compatctl.yaml: "
+            "gate: {qrels: FILE}",
         )
     return whole, part
 

@@ -226,9 +226,14 @@ def _tables(encoder: Encoder, queries: Sequence[str]) -> dict[str, Path]:
     """
     named = named_tables(queries, only=encoder.spaces[0] if len(encoder.spaces) == 1 else None)
     if set(named) != {*encoder.spaces}:
+        unnamed = [query for query in queries if "=" not in query]
+        given = (
+            f"{unnamed[0]} names no space"
+            if unnamed
+            else f"the queries have those of {', '.join(named)}"
+        )
         raise UsageError(
-            f"the store's query model takes vectors of {', '.join(encoder.spaces)}; the queries "
-            f"have those of {', '.join(named)}",
+            f"the store's query model takes vectors of {', '.join(encoder.spaces)}; {given}",
             tip="name a table for each: compatctl search SPACE=FILE",
         )
     return {space: Path(file) for space, file in named.items()}

@@ -247,7 +247,8 @@ def _refuse_empty(alignment: AlignmentSet) -> None:
         raise InputError(
             "there is no validation query with an item of its class in the gallery, to choose the "
             "map with",
-            tip="give the data validation classes: split.validation, or the split column",
+            tip="give the data validation classes (split: {validation: 0.1}, or the column split); "
+            "without labels name judgments in compatctl.yaml: gate: {qrels: FILE}",
         )
 
 

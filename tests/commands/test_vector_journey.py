@@ -275,7 +275,9 @@ def test_a_fused_model_takes_a_vector_of_each_space(shop: Path, models: dict[str
     found = run("search", "ada=q-ada.npz", "e3=q-e3.npz", "-k", "1", "--json")
     assert found.code == 0, found.stderr
     assert found.json["queries"][0]["hits"][0]["label"] == models["labels"][DOCS]
-    assert run("search", "q-e3.npz").code == 2
+    refused = run("search", "q-e3.npz")
+    assert refused.code == 2
+    assert "takes vectors of ada, e3; q-e3.npz names no space" in refused.stderr
 
 
 def test_init_needs_one_model(shop: Path) -> None:
@@ -300,6 +302,50 @@ def test_lift_turns_the_gallery_into_the_new_space(shop: Path) -> None:
     assert lifted.code in {0, 3, 4}, lifted.stderr
     if lifted.code == 0:
         assert run("status", "--json").json["dim"] == NEW_DIM
+
+
+def test_two_tables_and_qrels_go_from_the_plan_to_the_way_back(
+    tmp_path: Path, models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """384 and 256 dimensions without labels: before the judgments are named, plan and bridge say
+    where to name them; after it every command runs, and search answers each row of a table."""
+    rng = np.random.default_rng(2)
+    wide = {"ada": (OLD_DIM, 384), "e3": (NEW_DIM, 256)}
+    rows = {
+        name: _unit(models["rows"][name] @ np.linalg.qr(rng.standard_normal(shape[::-1]))[0].T)
+        for name, shape in wide.items()
+    }
+    ids, is_query = np.array(models["ids"]), np.array(models["roles"]) == "query"
+    for name, vectors in rows.items():
+        role = np.array(models["roles"])
+        np.savez(tmp_path / f"{name}.npz", ids=ids, vectors=vectors, role=role)
+    answers = [f"d{label.removeprefix('c')}" for label in np.array(models["labels"])[is_query]]
+    pairs = zip(ids[is_query], answers, strict=True)
+    lines = ["query-id\tcorpus-id\tscore", *(f"{query}\t{answer}\t1" for query, answer in pairs)]
+    (tmp_path / "test.tsv").write_text("\n".join(lines) + "\n")
+    monkeypatch.chdir(tmp_path)
+    project = tmp_path / "compatctl.yaml"
+    project.write_text("vectors: {ada: ada.npz, e3: e3.npz}\nsplit: {train: .4, validation: .4}\n")
+    assert run("init", "--vectors", "ada=ada.npz").code == 0
+    plan = ("plan", "--new", "e3", "--kind", "ridge", "--json")
+    for command in (plan, BRIDGE):
+        refused = run(*command)
+        assert refused.code == 5
+        assert "gate: {qrels: FILE}" in refused.stderr
+    project.write_text(project.read_text() + "gate: {qrels: test.tsv}\n")
+    planned = run(*plan)
+    assert planned.code == 0, planned.stderr
+    assert planned.json["recommended"].startswith("bridge")
+    bridged = run(*BRIDGE, "--json")
+    assert (bridged.json["new_dim"], bridged.json["dim"]) == (256, 384)
+    assert run("verify", "bridged.onnx").code == 0
+    assert run("deploy").code == 0
+    np.savez("asked.npz", ids=ids[is_query][:20], vectors=rows["e3"][is_query][:20])
+    found = run("search", "asked.npz", "-k", "1", "--json")
+    assert found.code == 0, found.stderr
+    hits = [query["hits"][0]["id"] for query in found.json["queries"]]
+    assert sum(a == b for a, b in zip(hits, answers, strict=False)) > 15
+    assert run("rollback").code == 0
 
 
 def test_judgments_stand_in_for_labels(
