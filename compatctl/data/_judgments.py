@@ -94,7 +94,7 @@ def read_traffic_log(path: Path) -> dict[str, float]:
                 for line in text_lines(file, path):
                     if line.strip():
                         counts[line.rstrip("\r\n")] += 1.0
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     rows = csv_rows(path, ("id",), ("count",)) if is_table else iter(())
     for number, (where, row) in enumerate(rows):

@@ -163,8 +163,8 @@ def _lines(path: Path) -> Iterator[_Entry]:
         with open_table(path) as file:
             for number, line in enumerate(text_lines(file, path)):
                 yield f"{path}, line {number + 1}", number, line.rstrip("\r\n"), ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as lines of UTF-8: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as lines: {error}") from error
 
 
 def _jsonl(path: Path, columns: KeyColumns) -> Iterator[_Entry]:
@@ -174,8 +174,8 @@ def _jsonl(path: Path, columns: KeyColumns) -> Iterator[_Entry]:
                 where = f"{path}, line {number}"
                 if line.strip():
                     yield (where, *_fields(where, _parsed(line, where), columns))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as JSON lines in UTF-8: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as JSON lines: {error}") from error
 
 
 def _json(path: Path, columns: KeyColumns) -> Iterator[_Entry]:

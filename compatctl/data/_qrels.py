@@ -27,6 +27,7 @@ from compatctl.data._tables import (
     text_lines,
 )
 from compatctl.errors import InputError
+from compatctl.files import absence
 from compatctl.notices import MAX_NAMES, notice
 
 _TREC, _TABLE, _LINES, _LOG = "TREC", "a table", "JSON lines", "a click log"
@@ -118,8 +119,8 @@ def read_qrels(path: Path) -> Judgments:
     builder = _Builder(path)
     try:
         form = _read_into(builder, path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}", tip=_TIP) from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error}", tip=absence(path) or _TIP) from error
     return builder.judgments(form)
 
 

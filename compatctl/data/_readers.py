@@ -169,20 +169,15 @@ def _lines(path: Path, fields: Fields) -> Iterator[Row]:
             tip="write a .csv table of the columns; or leave columns: of compatctl.yaml out",
         )
     labels = ("label",) if "label" in fields.required else ()
-    try:
-        if any(header_of(path, ("id", name)) for name in ("text", "path")):
-            raise InputError(
-                f"{path}: its first line is the header of a table; a .txt file has texts alone",
-                tip="name it .csv",
-            )
-        with open_table(path) as file:
-            for number, line in enumerate(text_lines(file, path), 1):
-                record = dict.fromkeys(("id", *labels), str(number))
-                yield Row(f"{path}, line {number}", {**record, "text": line.rstrip("\r\n")})
-    except UnicodeDecodeError as error:
+    if any(header_of(path, ("id", name)) for name in ("text", "path")):
         raise InputError(
-            f"{path}: not text in UTF-8: {error.reason}", tip="save it as UTF-8"
-        ) from error
+            f"{path}: its first line is the header of a table; a .txt file has texts alone",
+            tip="name it .csv",
+        )
+    with open_table(path) as file:
+        for number, line in enumerate(text_lines(file, path), 1):
+            record = dict.fromkeys(("id", *labels), str(number))
+            yield Row(f"{path}, line {number}", {**record, "text": line.rstrip("\r\n")})
 
 
 def _npz(path: Path, fields: Fields) -> Iterator[Row]:

@@ -69,18 +69,20 @@ def text_lines(file: BinaryIO, path: Path) -> Iterator[str]:
     """The lines as text with their ends, without a byte order mark.
 
     Raises:
-        UnicodeDecodeError: the file is not UTF-8.
-        InputError: a line is longer than ``MAX_LINE_BYTES`` characters, or has a NUL; the message
-            names it.
+        InputError: the file is not UTF-8; a line is longer than ``MAX_LINE_BYTES`` characters, or
+            has a NUL. The message says what the file is, or names the line.
     """
     wrapped = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-    for number, line in enumerate(_bounded(wrapped.readline, path), 1):
-        if "\0" in line:
-            raise InputError(
-                f"{path}, line {number}: a NUL character, which no text has",
-                tip="if the file is UTF-16, save it as UTF-8; else write it again",
-            )
-        yield line
+    try:
+        for number, line in enumerate(_bounded(wrapped.readline, path), 1):
+            if "\0" in line:
+                raise InputError(
+                    f"{path}, line {number}: a NUL character, which no text has",
+                    tip="if the file is UTF-16, save it as UTF-8; else write it again",
+                )
+            yield line
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, error) from error
 
 
 def json_object(line: bytes, where: str) -> dict[str, Any]:
@@ -164,8 +166,6 @@ def field_rows(path: Path, fields: Fields) -> Iterator[tuple[str, dict[str, str]
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"{path}: cannot be read: {reason}", tip=absence(path)) from error
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, error) from error
 
 
 def _rows_of(
@@ -253,7 +253,7 @@ def header_of(path: Path, needed: Sequence[str]) -> bool:
 
     Raises:
         OSError: no such file, or it is unreadable.
-        UnicodeDecodeError: it is not UTF-8.
+        InputError: it is not UTF-8.
     """
     with open_table(path) as file:
         first = next(text_lines(file, path), "")
@@ -287,14 +287,14 @@ def _header(
 
 
 def _not_utf8(path: Path, error: UnicodeDecodeError) -> InputError:
-    """The error of a table with other bytes than UTF-8."""
+    """The error of a text with other bytes than UTF-8."""
     if found := other_kind(error.object):
         return InputError(f"{path}: it is {found[0]}, not a table", tip=found[1])
     marks = [name for mark, name in _ENCODINGS.items() if error.object.startswith(mark)]
     shown = repr(error.object[max(0, error.start - 20) : error.end])
     return InputError(
-        f"{path}: not CSV in UTF-8; it has {marks[0] if marks else f'the bytes {shown}'}",
-        tip="save it as CSV in UTF-8",
+        f"{path}: not text in UTF-8; it has {marks[0] if marks else f'the bytes {shown}'}",
+        tip="save it as UTF-8",
     )
 
 

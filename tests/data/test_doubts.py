@@ -213,3 +213,33 @@ def test_a_text_of_invisible_characters_is_empty(tmp_path: Path) -> None:
     path.write_text("id,text,label\na,\u200b\ufeff,x\n", encoding="utf-8")
     with pytest.raises(InputError, match="text is empty"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a\n".encode("utf-16"), "it has UTF-16"),
+        ("a\n".encode("utf-32"), "it has UTF-32"),
+        ("caf\u00e9\n".encode("latin-1"), r"the bytes b'caf\\xe9'"),
+        (b"\x1f\x8b\x08\x00", "it is a gzip file"),
+        ("a\n".encode("utf-16-le"), "line 1: a NUL character"),
+    ],
+    ids=["utf-16", "utf-32", "latin-1", "gzip", "no-mark"],
+)
+def test_a_text_in_another_encoding_is_named_by_every_reader(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    """Lines of texts, of keys and of judgments, logs and tables: one message."""
+    path = tmp_path / "t.txt"
+    path.write_bytes(content)
+    table = tmp_path / "t.csv"
+    table.write_bytes(content)
+    for read in (
+        lambda: load(path),
+        lambda: load(table),
+        lambda: read_key_table(path, KeyColumns(names={})),
+        lambda: read_qrels(path),
+        lambda: read_traffic_log(path),
+    ):
+        with pytest.raises(InputError, match=words):
+            read()

@@ -203,10 +203,10 @@ def test_a_table_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     """Latin-1 bytes are an error of the input, not a bug."""
     path = tmp_path / "items.csv"
     path.write_bytes("id,path,label\nx,p,café\n".encode("latin-1"))
-    with pytest.raises(InputError, match=r"not CSV in UTF-8; it has the bytes .*caf\\xe9"):
+    with pytest.raises(InputError, match=r"not text in UTF-8; it has the bytes .*caf\\xe9"):
         load(path)
     path.write_bytes("id,path,label\nx,p,café\n".encode("utf-16"))
-    with pytest.raises(InputError, match="not CSV in UTF-8; it has UTF-16"):
+    with pytest.raises(InputError, match="not text in UTF-8; it has UTF-16"):
         load(path)
 
 
