@@ -73,8 +73,8 @@ class Changes:
         if not len(self.images) + len(self.labels):
             return
         parts = [
-            f"{len(rows)} have another {field} ({listed(self.ids(rows))})"
-            for field, rows in (("image", self.images), ("label", self.labels))
+            f"{len(rows)} have {what} ({listed(self.ids(rows))})"
+            for what, rows in (("other content", self.images), ("another label", self.labels))
             if len(rows)
         ]
         raise InputError(

@@ -515,7 +515,7 @@ def test_lazy_is_recommended_where_no_route_without_passes_is() -> None:
     assert "lazy gains +0.1500 (+0.1000 to +0.2500), at up to 10 items a query" in why
     name, why = recommend((keep, replace(fuse, verdict="fail"), lazy, bridge, ceiling), classes=50)
     assert name == "lazy"
-    assert "up to 10 images" in why
+    assert "up to 10 of its answers" in why
     failed = replace(lazy, verdict="inconclusive")
     assert "lazy" not in recommend((keep, fuse, failed, ceiling), classes=50)[1]
 

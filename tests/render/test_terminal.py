@@ -88,7 +88,7 @@ def test_errors_and_lists_of_ids_are_printed_escaped(hostile: Shop, tmp_path: Pa
     (folder / "items.csv").write_text(text, encoding="utf-8")
     refused = run("add", *shop.args)
     assert refused.code == 5
-    assert "have another image" in refused.stderr
+    assert "have other content" in refused.stderr
     _assert_harmless(refused.stderr)
     lines = refused.stderr.splitlines()
     assert len([line for line in lines if not line.startswith("compatctl: warning: ")]) == 2
