@@ -189,7 +189,8 @@ class _Reading:
             raise InputError(f"{self._path}: {column.null_count} ids near row {first} are null")
         kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
         if pa.types.is_integer(column.type):
-            self._numbers.append(column.to_numpy())
+            # a copy: a view keeps the buffer that LanceDB shares with the vectors
+            self._numbers.append(np.array(column.to_numpy()))
         elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
             self._ids += column.to_pylist()
         else:

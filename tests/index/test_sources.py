@@ -7,7 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pyarrow import parquet
 
 from compatctl.commands.inspect import inspect
 from compatctl.core.similarity import Similarity
+from compatctl.data import read_vector_batches
 from compatctl.deployment.adopted_source import SourceRequest, open_adopted
 from compatctl.errors import DamagedError, InputError, UsageError
 from compatctl.index import ForeignRows, Form, form_of, open_source, tables_of
@@ -274,6 +275,33 @@ def test_parquet_gives_rows_ids_and_labels(
     assert (source.ids, source.similarity, source.keys) == (tuple(ids), None, None)
     assert np.array_equal(source.rows, rows.astype(np.float32))
     assert source.labels == tuple("" if label is None else label for label in labels)
+
+
+def test_one_batch_of_rows_is_in_memory_at_a_time(tmp_path: Path) -> None:
+    """Also where ids and vectors of a batch share one buffer, as those of LanceDB do."""
+    held: list[int] = []
+    width = 256
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for number in range(20):
+            vectors = pa.array(np.full((500, width), number, np.float32).tolist(),
+                               pa.list_(pa.float32(), width))  # fmt: skip
+            ids = pa.array(np.arange(500) + 500 * number)
+            batch = pa.record_batch({"id": ids, "vector": vectors})
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, batch.schema) as writer:
+                writer.write_batch(batch)
+            del batch, vectors
+            held.append(pa.total_allocated_bytes())
+            yield pa.ipc.open_stream(sink.getvalue()).read_next_batch()
+
+    chosen = {"id": "id", "vector": "vector"}
+    target = tmp_path / "rows.npy"
+    found = read_vector_batches(batches(), 10_000, chosen, source=tmp_path, target=target)
+    assert np.array_equal(found.rows[:, 0], np.repeat(np.arange(20), 500))
+    assert isinstance(found.ids, np.ndarray)
+    assert found.ids.tolist() == list(range(10_000))
+    assert max(held) - held[0] < 4 * 500 * width * 4
 
 
 def test_whole_numbers_are_keys_exactly(tmp_path: Path) -> None:
