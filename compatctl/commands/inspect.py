@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from compatctl.data import describe_table
 from compatctl.errors import CompatError
-from compatctl.files import describe_tensors, os_errors, read_json
+from compatctl.files import (
+    describe_tensors,
+    os_errors,
+    other_kind,
+    read_json,
+    refuse_pointer,
+)
 from compatctl.files.tensors import PICKLE
 
 if TYPE_CHECKING:
@@ -23,7 +29,9 @@ MAX_JSON = 64 << 20
 SHOWN = 12
 """Most tensors, and most entries of a group, that are listed."""
 
-_HEAD = 64
+_HEAD = 256
+_NOTHING = ("an HTML page", "an XML text", "a gzip file", "a compressed file", "a PDF document")
+"""Kinds of files that are none of ours, whatever their name."""
 _FAISS = re.compile(rb"I[A-Za-z][A-Za-z0-9][A-Za-z0-9+]")
 _TABLES = {".csv", ".tsv", ".jsonl", ".ndjson", ".npz", ".npy", ".parquet"}
 _WRAPPERS = ("module", "model", "_orig_mod", "state_dict", "net", "backbone", "encoder", "ema")
@@ -70,7 +78,18 @@ def inspect(path: Path) -> Inspection:
         return _folder(path)
     with os_errors("reading", path), path.open("rb") as file:
         head = file.read(_HEAD)
+    refuse_pointer(path, head)
+    found = other_kind(head)
+    if found and found[0] in _NOTHING:
+        return _unusable(path, *found)
     return _by_content(path, head)(path)
+
+
+def _unusable(path: Path, kind: str, tip: str) -> Inspection:
+    """What a file is that no command takes, and what to do about it."""
+    return Inspection(
+        path=str(path), kind=kind.removeprefix("a ").removeprefix("an "), missing=(tip,)
+    )
 
 
 def _by_content(path: Path, head: bytes) -> Callable[[Path], Inspection]:

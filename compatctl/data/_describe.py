@@ -55,7 +55,7 @@ def describe_table(path: Path) -> TableFacts:
         with os_errors("reading", path), open_table(path) as file:
             lines = text_lines(file, path)
             return _json_lines(lines) if suffix in {".jsonl", ".ndjson"} else _csv(lines)
-    except (UnicodeDecodeError, csv.Error, ValueError) as error:
+    except (csv.Error, ValueError, RecursionError) as error:
         raise InputError(f"{path}: is no table in UTF-8 that can be read: {error}") from error
 
 

@@ -230,3 +230,30 @@ def test_a_model_and_a_table_are_inspected_without_torch(tmp_path: Path) -> None
         [sys.executable, "-c", code, *names], capture_output=True, text=True, check=True
     )
     assert not {"torch", "safetensors", "hnswlib"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("m.onnx", b"<!DOCTYPE html><p>404", "HTML page"),
+        ("t.csv", b"<html>", "HTML page"),
+        ("t.csv", b"\x1f\x8b\x08\x00", "gzip file"),
+        ("x", b"<?xml version='1.0'?><Error/>", "XML text"),
+    ],
+)
+def test_what_is_none_of_ours_is_said_to_be_what_it_is(
+    tmp_path: Path, name: str, content: bytes, kind: str
+) -> None:
+    """An error page or an archive, whatever its name, and what to do about it."""
+    (tmp_path / name).write_bytes(content)
+    found = inspected(tmp_path / name)
+    assert (found["kind"], len(found["missing"])) == (kind, 1)
+
+
+def test_pointers_and_json_that_nests_too_deep_are_refused(tmp_path: Path) -> None:
+    """A pointer of Git LFS names the command; a hostile table is no traceback."""
+    (tmp_path / "i.bin").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    (tmp_path / "t.jsonl").write_bytes(b'{"id":' + b"[" * 100_000)
+    for name, words in (("i.bin", "git lfs pull"), ("t.jsonl", "recursion")):
+        result = run("inspect", tmp_path / name)
+        assert (result.code, words in result.stderr) == (5, True), result.stderr
