@@ -21,7 +21,7 @@ from compatctl.core.adapters import Affine, Moments, orthogonal, ridge
 from compatctl.core.arrays import Rows, Vectors, as_rows
 from compatctl.migration.routes import WEIGHTS, FreeModels, RouteInputs
 from compatctl.migration.selection import Selection, Variant
-from compatctl.train.images import ImageRef
+from compatctl.train.items import ItemRef
 from compatctl.train.network import Junction, unit
 
 BCT = "BCT"
@@ -101,7 +101,7 @@ def _pairs(inputs: RouteInputs) -> _Pairs:
 
 
 def _features(inputs: RouteInputs, rows: Rows) -> Tensor:
-    return inputs.features.lookup([ImageRef(dataset=inputs.data, row=int(row)) for row in rows])
+    return inputs.features.lookup([ItemRef(dataset=inputs.data, row=int(row)) for row in rows])
 
 
 def _embedded(head: Junction, inputs: RouteInputs, rows: Rows) -> Vectors:

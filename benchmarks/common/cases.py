@@ -33,7 +33,8 @@ from compatctl.progress import Progress, silent
 from compatctl.recipe import Augmentation, Backbone, InputSpec, Recipe
 from compatctl.samples import CHECKPOINTS, emoji_source, unpack_emoji
 from compatctl.train import Features, Reference, TrainResult, train
-from compatctl.train.images import ImageRef, preprocessing
+from compatctl.train.images import preprocessing
+from compatctl.train.items import ItemRef
 
 ROOT = Path(__file__).resolve().parents[2]
 KANJI = ROOT / "examples" / "kanji" / "data" / "kanji.npz"
@@ -264,7 +265,7 @@ class Workshop:
         trained = train(
             recipe=recipe,
             base=base,
-            data=data if features else shrunk(data, recipe.backbone.input),
+            data=data if features else shrunk(data, recipe.image_backbone.input),
             reference=None,
             work=work,
             resume=True,
@@ -278,20 +279,20 @@ class Workshop:
         """What a frozen backbone makes of every item; of ImageNet's, the same for every seed."""
         data, digest = self.data(case)
         sha256 = sha256_file(base)
-        key = [repr(recipe.backbone), sha256, digest, BLOCK]
+        key = [repr(recipe.image_backbone), sha256, digest, BLOCK]
         parts = []
         for start in range(0, len(data), BLOCK):
             rows = range(start, min(start + BLOCK, len(data)))
 
             def make(path: Path, rows: range = rows) -> None:
                 np.save(path, Features.extract(recipe, base, data, rows).lookup(
-                    [ImageRef(dataset=data, row=row) for row in rows]
+                    [ItemRef(dataset=data, row=row) for row in rows]
                 ).numpy())  # fmt: skip
 
             parts.append(np.load(self.kept("features", [*key, start], ".npy", make)))
             self.progress("backbone", rows.stop, len(data))
         return Features(
-            backbone=recipe.backbone,
+            backbone=recipe.image_backbone,
             base_sha256=sha256,
             row_of={data.digest(row): row for row in range(len(data))},
             table=torch.from_numpy(np.concatenate(parts)),

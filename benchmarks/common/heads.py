@@ -25,7 +25,7 @@ from compatctl.migration.routes import RouteInputs
 from compatctl.recipe import Recipe
 from compatctl.train import losses
 from compatctl.train.frames import build_classifier
-from compatctl.train.images import ImageRef
+from compatctl.train.items import ItemRef
 from compatctl.train.network import Junction, unit
 from compatctl.train.setup import isolated_rng
 from compatctl.train.training_set import select_training_set
@@ -39,7 +39,7 @@ class Material:
     """``query_rows`` are validation queries alone"""
     old_model: Callable[[Dataset], Vectors]
     """(n, D) what the old model makes of n images"""
-    images: tuple[ImageRef, ...]
+    images: tuple[ItemRef, ...]
     """The N training items"""
     x: Tensor
     """(N, F) the new backbone's features"""
@@ -126,14 +126,14 @@ def material_of(inputs: RouteInputs, old_model: Callable[[Dataset], Vectors]) ->
     return Material(
         inputs=inputs,
         old_model=old_model,
-        images=chosen_items.images,
-        x=inputs.features.lookup(chosen_items.images),
+        images=chosen_items.items,
+        x=inputs.features.lookup(chosen_items.items),
         classes=torch.tensor([code[label] for label in labels]),
         targets=torch.tensor([frame.row_of.get(label, -1) for label in labels]),
         rows=torch.from_numpy(frame.rows),
         old=torch.from_numpy(old),
         labels=labels,
-        queries=inputs.features.lookup([ImageRef(dataset=data, row=i) for i in validation]),
+        queries=inputs.features.lookup([ItemRef(dataset=data, row=i) for i in validation]),
         stored=torch.from_numpy(reference.gallery_features),
         stored_classes=torch.tensor([code.get(label, -1) for label in reference.gallery_labels]),
         in_gallery=np.array([item in reference.row_of for item in chosen_items.ids]),

@@ -59,10 +59,10 @@ def low_rank_recipe(recipe: Recipe, rank: int, weight: float) -> Recipe:
     """
     whole = small_network_recipe(recipe)
     backbone = replace(
-        whole.backbone,
+        whole.image_backbone,
         factory=FACTORY,
         factories=(FACTORY,),
-        args={**whole.backbone.args, "rank": rank},
+        args={**whole.image_backbone.args, "rank": rank},
         least_share=0.1,
     )
     return replace(

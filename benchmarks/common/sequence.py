@@ -26,7 +26,7 @@ from compatctl.core.simplex import simplex
 from compatctl.errors import InputError
 from compatctl.recipe import Augmentation
 from compatctl.train.losses import total_loss
-from compatctl.train.network import Network, backbone_taps, unit
+from compatctl.train.network import ImageNetwork, Network, backbone_taps, unit
 
 Floats = NDArray[np.float32]
 
@@ -69,7 +69,7 @@ def untrained(setup: SequenceSetup, stage: int, *, fixed: bool) -> Network:
     if fixed:
         width = backbone_taps(backbone, "forward", spec, None)[1]
         head = nn.Linear(width, setup.settings.K - 1, bias=False)
-    return Network(backbone, "forward", head, spec).to(setup.device).eval()
+    return ImageNetwork(backbone, "forward", head, spec).to(setup.device).eval()
 
 
 def pretrained(setup: SequenceSetup, stage: int, *, fixed: bool) -> Network:

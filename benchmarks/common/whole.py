@@ -20,7 +20,7 @@ from compatctl.train.images import preprocessing
 def small_network_recipe(recipe: Recipe) -> Recipe:
     """``recipes/small-network.yaml`` with the backbone and the seed of ``recipe``."""
     given = Recipe.load(ROOT / "recipes" / "small-network.yaml")
-    return replace(given, seed=recipe.seed, backbone=recipe.backbone, free_head=False)
+    return replace(given, seed=recipe.seed, backbone=recipe.image_backbone, free_head=False)
 
 
 def whole_queries(inputs: RouteInputs, recipe: Recipe) -> Vectors:
@@ -55,7 +55,7 @@ def _trained(inputs: RouteInputs, recipe: Recipe, reference: Reference | None) -
         return train(
             recipe=recipe,
             base=inputs.base,
-            data=shrunk(seen, recipe.backbone.input),
+            data=shrunk(seen, recipe.image_backbone.input),
             reference=reference,
             work=Path(work),
         ).network
@@ -63,7 +63,7 @@ def _trained(inputs: RouteInputs, recipe: Recipe, reference: Reference | None) -
 
 def _embedded(network: Network, inputs: RouteInputs, recipe: Recipe, rows: Rows) -> Vectors:
     """(n, D) unit rows of rows of the data."""
-    size = preprocessing(recipe.backbone.input)
+    size = preprocessing(recipe.image_backbone.input)
     parts = [
         embed(network, np.stack([prepare(inputs.data.read(int(i)), size) for i in block]))
         for block in np.array_split(rows, max(1, len(rows) // 256))

@@ -56,8 +56,8 @@ Way = Literal["head", "full"]
 def recipe_of(name: str, size: int) -> Recipe:
     """The demo's recipe for one of the two networks, with the papers' loss, at another size."""
     recipe = Recipe.load(emoji_source() / FAMILY[name][0])
-    spec = replace(recipe.backbone.input, height=size, width=size)
-    backbone = replace(recipe.backbone, input=spec)
+    spec = replace(recipe.image_backbone.input, height=size, width=size)
+    backbone = replace(recipe.image_backbone, input=spec)
     return replace(recipe, backbone=backbone, objective=OBJECTIVE, train="full")
 
 
@@ -84,7 +84,7 @@ def images_of(folder: Path, items: int) -> Dataset:
 
 def pixels_of(data: Dataset, size: int) -> np.ndarray:
     """(N, size, size, 3) uint8."""
-    wanted = preprocessing(recipe_of("lite0", size).backbone.input)
+    wanted = preprocessing(recipe_of("lite0", size).image_backbone.input)
     return np.stack([prepare(data.read(row), wanted) for row in range(len(data))])
 
 

@@ -81,7 +81,9 @@ def _views(*, rotate: float, shift: float, crop: float = 1.0, colour: float = 0.
 
 SETTINGS: Mapping[str, Change] = {
     DEFAULT: lambda recipe: recipe,
-    "no stage taps": lambda recipe: replace(recipe, backbone=replace(recipe.backbone, taps=None)),
+    "no stage taps": lambda recipe: replace(
+        recipe, backbone=replace(recipe.image_backbone, taps=None)
+    ),
     "cross-entropy alone": _objective(lambda_=(1.0,)),
     "contrast alone": _objective(lambda_=(0.0,)),
     "lambda .1": _objective(lambda_=(0.1,)),
@@ -237,8 +239,8 @@ def _hits(inputs: RouteInputs, recipe: Recipe) -> tuple[Bools, Bools]:
 
 def _on_backbone(inputs: RouteInputs, recipe: Recipe) -> RouteInputs:
     """The inputs with the features of the recipe's backbone: without taps, the first columns."""
-    given = recipe.backbone
-    if given == inputs.recipe.backbone:
+    given = recipe.image_backbone
+    if given == inputs.recipe.image_backbone:
         return inputs
     _, width = backbone_taps(make_backbone(given), given.method, given.input, given.taps)
     table = inputs.features.table[:, :width]

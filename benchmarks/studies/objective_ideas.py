@@ -54,7 +54,8 @@ from compatctl.evaluation.exact_retrieval import retrieval
 from compatctl.files import write_atomic
 from compatctl.recipe import Augmentation
 from compatctl.train import Features
-from compatctl.train.images import ImageRef, augment
+from compatctl.train.images import augment
+from compatctl.train.items import ItemRef
 from compatctl.train.network import Junction, unit
 
 REPLICATES = 2000
@@ -223,7 +224,7 @@ def views(material: Material, *, own: bool) -> Answers:
             ),
         )  # fmt: skip
         features = Features.extract(recipe, material.inputs.base, variants, range(n))
-        x.append(features.lookup([ImageRef(dataset=variants, row=row) for row in range(n)]))
+        x.append(features.lookup([ItemRef(dataset=variants, row=row) for row in range(n)]))
         old.append(torch.from_numpy(material.old_model(variants)) if own else material.old)
     epochs = max(1, recipe.optimiser.epochs // VIEWS)
     recipe = replace(recipe, optimiser=replace(recipe.optimiser, epochs=epochs))

@@ -81,7 +81,9 @@ class Trained:
             selector.result(Route.REEMBED, heads, rewritten=1.0),
             selector.result(Route.FINETUNE, selector.fixed(self.tuned)),
             selector.result(Route.FUSE, fused),
-            rescored_route(selector.folds, self.tuned, self.free[0]),
+            rescored_route(
+                selector.result(Route.FINETUNE, selector.fixed(self.tuned)), self.free[0]
+            ),
         ]
 
     def judge(self, route: RouteResult, queries: Bools, policy: Policy) -> RouteEstimate:

@@ -145,7 +145,7 @@ class Imported:
         recipe = replace(recipe, backbone=backbone(images, "lite0"), free_head=False)
         base = imagenet("lite0")
         nothing = Features(
-            backbone=recipe.backbone,
+            backbone=recipe.image_backbone,
             base_sha256=sha256_file(base),
             row_of={},
             table=torch.zeros(0, 0),
@@ -287,7 +287,7 @@ def measure(
 def _with_taps(recipe: Recipe) -> Recipe:
     return replace(
         recipe,
-        backbone=replace(recipe.backbone, taps=("auto",)),
+        backbone=replace(recipe.image_backbone, taps=("auto",)),
         junction=replace(recipe.junction, kind="residual", standardise=True),
     )
 

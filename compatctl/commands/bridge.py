@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from compatctl import encoder as onnx_files
-from compatctl.core.adapters import Adapter
 from compatctl.core.gallery_pass import GalleryPass
-from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.gallery_pass import gallery_pass
@@ -25,7 +23,12 @@ from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder, check_steady
 from compatctl.errors import InputError, UsageError
 from compatctl.files import sha256_bytes
-from compatctl.migration.adapters import AUTO, check_adapter_options, fit_adapter
+from compatctl.migration.adapters import (
+    AUTO,
+    check_adapter_options,
+    composed_parity,
+    fit_adapter,
+)
 from compatctl.migration.alignment import (
     AdapterReport,
     alignment_set,
@@ -102,7 +105,9 @@ def bridge(
     content = onnx_files.bridge(model.data, new, fitted.adapter)
     bridged = Encoder.from_bytes(content, new)
     check_steady(bridged, data)
-    parity = parity_of(data, bridged, encoder, fitted.adapter)
+    parity = composed_parity(
+        data, bridged, encoder, fitted.adapter, tip="another --kind may have smaller values"
+    )
     pairs_record = TrainingRecord.of_pairs(data, alignment.pairs).with_measured(measured_ids(data))
     record = _record(before, pairs_record, parity)
     content = onnx_files.with_record(content, output, record.to_text())
@@ -121,21 +126,6 @@ def bridge(
         details = _details(result, encoder.sha256, before)
         write_model(output, content, replace(record, details=details))
     return result
-
-
-def parity_of(data: Dataset, bridged: Encoder, new: Encoder, adapter: Adapter) -> float:
-    """The bridged file's largest difference from the adapter on the new encoder's features.
-
-    Raises:
-        InputError: above the limit: the file would not return what was measured.
-    """
-    images = onnx_files.parity_items(data)
-    return onnx_files.check_parity(
-        bridged.embed(images, skip_bad=True).features,
-        adapter(new.embed(images, skip_bad=True).features),
-        "the bridged file differs from the map that was fitted",
-        tip="another --kind may have smaller values",
-    )
 
 
 def _check_output(new: Path, output: Path, *, dry_run: bool) -> None:

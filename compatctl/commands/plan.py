@@ -23,9 +23,14 @@ from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.model_file import ModelFile
 from compatctl.deployment.project import open_store
-from compatctl.deployment.training_inputs import TrainingInputs, load_inputs
-from compatctl.encoder import check_steady
-from compatctl.errors import InputError
+from compatctl.deployment.training_inputs import (
+    TrainingInputs,
+    head_recipe,
+    is_encoder,
+    load_inputs,
+)
+from compatctl.encoder import Encoder, check_steady
+from compatctl.errors import InputError, UsageError
 from compatctl.evaluation.adaptive_resampling import Sampling, adaptive_verdict, sampling
 from compatctl.evaluation.gallery import stored_data_rows
 from compatctl.evaluation.ground_truth import GroundTruth
@@ -40,7 +45,14 @@ from compatctl.migration.plan_warnings import plan_warnings
 from compatctl.migration.planning_gallery import PlanningGallery
 from compatctl.migration.preflight import PlanningSplit, Preflight, planning_split, preflight
 from compatctl.migration.ready_model import deployed_fields, embeddable_items, ready_inputs
-from compatctl.migration.recommendation import COMMANDS, READY_COMMANDS, RouteEstimate, recommend
+from compatctl.migration.ready_routes import measure_ready_routes
+from compatctl.migration.recommendation import (
+    COMMANDS,
+    READY_COMMANDS,
+    UNTRAINED_COMMANDS,
+    RouteEstimate,
+    recommend,
+)
 from compatctl.migration.route_cost import Milliseconds, RouteCost
 from compatctl.migration.routes import PlanningInputs, Route, RouteInputs
 from compatctl.migration.selection import (
@@ -95,6 +107,10 @@ def plan(
             few classes to plan with.
     """
     start = time.monotonic()
+    if is_encoder(project, base):
+        raise UsageError(
+            f"{base} is an encoder, and no checkpoint", tip=f"compatctl plan --new {base}"
+        )
     training = load_inputs(project, base, seed)
     recipe, data, deployed = training.recipe, training.data, _against(training)
     from compatctl.train import make_trials
@@ -164,10 +180,17 @@ def plan_ready(
     split = planning_split(
         data, deployed.catalog.ids, limit, choosing=False, judged=judged, must_train=False
     )
-    inputs, milliseconds = ready_inputs(split, deployed, encoder, project, judged, kinds, progress)
+    recipe, why_not = head_recipe(project, new, split.data)
+    inputs, milliseconds = ready_inputs(
+        split, deployed, encoder, project, judged, kinds, recipe, progress
+    )
     facts = preflight(deployed, split, inputs.trained_against)
     whole, part = _galleries(inputs, data, deployed, progress)
-    results = routes.measure_ready_routes(inputs, _folds(inputs), progress)
+    results = measure_ready_routes(inputs, _folds(inputs), progress)
+    whole = whole.with_lazy(
+        results, partial(_embed_ready, encoder, data, deployed, limit, progress)
+    )
+    facts = replace(facts, lazy_images=whole.embedded)
     tried = _Tried(
         project=project,
         deployed=deployed,
@@ -178,12 +201,13 @@ def plan_ready(
         cost=RouteCost.measure(inputs, facts, data, deployed, milliseconds),
     )
     return tried.plan(
-        READY_COMMANDS,
+        READY_COMMANDS if recipe else UNTRAINED_COMMANDS,
         new,
         kind="" if kind == AUTO else f" --kind {kind}",
         seconds=round(time.monotonic() - start, 1),
         warnings=(
             *plan_warnings(project, None, tried.policy, facts, tried.estimates),
+            *((f"finetune and fuse are left out: {why_not}",) if why_not else ()),
             *((f"{NO_TORCH}: the other adapters are tried",) if without_mlp else ()),
         ),
     )
@@ -300,13 +324,34 @@ def _embed_free(  # noqa: PLR0917
     from compatctl.train import Features
 
     assert own.trained is not None
-    images = stored_data_rows(data, deployed)[rows]
-    rows, images = (part[images >= 0][:limit] for part in (rows, images))
+    rows, images = _at_hand(data, deployed, limit, rows)
     none = KnownVectors.none(own.queries.shape[1])
     if not len(rows):
         return none
     features = Features.extract(inputs.recipe, inputs.base, data, images.tolist(), progress)
     return none.with_rows(rows, features.embed(own.trained.network, data, images.tolist()))
+
+
+def _embed_ready(  # noqa: PLR0917
+    encoder: Encoder,
+    data: Dataset,
+    deployed: DeployedGallery,
+    limit: int,
+    progress: Progress,
+    rows: Rows,
+) -> KnownVectors:
+    """The same, by a model that exists."""
+    rows, items = _at_hand(data, deployed, limit, rows)
+    none = KnownVectors.none(encoder.dim)
+    if not len(rows):
+        return none
+    return none.with_rows(rows, encoder.embed(data.take(items), progress=progress).features)
+
+
+def _at_hand(data: Dataset, deployed: DeployedGallery, limit: int, rows: Rows) -> tuple[Rows, Rows]:
+    """The first ``limit`` of the gallery rows (n,) whose items ``data`` has, and where."""
+    items = stored_data_rows(data, deployed)[rows]
+    return rows[items >= 0][:limit], items[items >= 0][:limit]
 
 
 def _inputs(

@@ -10,13 +10,14 @@ import numpy as np
 from compatctl.core.arrays import Rows, Vectors
 from compatctl.core.simplex import Registry
 from compatctl.data import Dataset, Reference
-from compatctl.deployment.data import load_data, require_classes
+from compatctl.deployment.data import has_classes, load_data, require_classes
 from compatctl.deployment.gallery import DeployedGallery
+from compatctl.deployment.model_file import ModelFile
 from compatctl.deployment.old_features import cached_features
 from compatctl.deployment.project import find_store, open_store, require
 from compatctl.errors import InputError
 from compatctl.progress import Progress
-from compatctl.recipe import Project, Recipe
+from compatctl.recipe import Augmentation, Project, Recipe
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,11 +25,13 @@ class TrainingInputs:
     """The recipe, the data and the deployed gallery of a run.
 
     ``gallery``: None for the frame ``free``, and for a first model on a simplex without a store.
+    ``ready``: the base, where it is an encoder and not a checkpoint.
     """
 
     recipe: Recipe
     data: Dataset
     gallery: DeployedGallery | None
+    ready: ModelFile | None = None
 
 
 def load_inputs(project: Project, base: Path, seed: int | None) -> TrainingInputs:
@@ -38,7 +41,7 @@ def load_inputs(project: Project, base: Path, seed: int | None) -> TrainingInput
         InputError: torch is not installed; or the recipe, the checkpoint or the store is missing or
             invalid.
     """
-    recipe = _load_recipe(project, base, seed)
+    recipe, ready = _load_recipe(project, base, seed)
     gallery, frames = None, set(recipe.objective.frame)
     store = find_store(project)
     needs_no_store = frames <= {"free", "simplex"}
@@ -53,9 +56,9 @@ def load_inputs(project: Project, base: Path, seed: int | None) -> TrainingInput
         gallery = DeployedGallery.open(open_store(project))
     _refuse_useless_images(recipe, gallery)
     data = load_data(project)
-    _refuse_other_items(data)
+    _refuse_other_items(data, recipe, ready=ready is not None)
     require_classes(project, data)
-    return TrainingInputs(recipe=recipe, data=data, gallery=gallery)
+    return TrainingInputs(recipe=recipe, data=data, gallery=gallery, ready=ready)
 
 
 def load_first_inputs(
@@ -70,7 +73,7 @@ def load_first_inputs(
         InputError: as ``load_inputs``; no dimension; too few vertices for the training classes; or
             there is a store of more than one generation, or of a model without a registry.
     """
-    recipe = _load_recipe(project, base, seed)
+    recipe, ready = _load_recipe(project, base, seed)
     dim = dim or recipe.objective.dim
     store = find_store(project)
     if store is not None and (store.manifest.generation > 1 or store.manifest.registry is None):
@@ -79,7 +82,7 @@ def load_first_inputs(
             tip="compatctl finetune trains its next model; name another --store to begin one",
         )
     data = load_data(project)
-    _refuse_other_items(data)
+    _refuse_other_items(data, recipe, ready=ready is not None)
     classes = len(set(data.filter(split="train").labels))
     if dim is None or (recipe.objective.K or dim + 1) < classes:
         raise InputError(
@@ -90,25 +93,82 @@ def load_first_inputs(
         )
     _refuse_useless_images(recipe, None)
     objective = replace(recipe.objective, frame=("simplex",), lambda_=(1.0,), dim=dim)
-    return TrainingInputs(recipe=replace(recipe, objective=objective), data=data, gallery=None)
+    recipe = replace(recipe, objective=objective)
+    return TrainingInputs(recipe=recipe, data=data, gallery=None, ready=ready)
 
 
-def _refuse_other_items(data: Dataset) -> None:
-    """Refuse data that no network here is trained on."""
-    if data.modality != "image":
+def _refuse_other_items(data: Dataset, recipe: Recipe, *, ready: bool) -> None:
+    """Refuse what the recipe does with images alone, where the data are something else."""
+    if data.modality == "image":
+        return
+    if not ready:
         raise InputError(
-            f"networks are trained on images, and the data has {data.modality}s",
-            tip="ways to a new model without training: compatctl bridge, fuse or lift; compatctl "
-            "plan --new estimates them",
+            f"a checkpoint's network is trained on images, and the data has {data.modality}s",
+            tip="name an encoder as --base: an ONNX file, such as compatctl export makes, or a "
+            "space of vectors",
         )
+    for key, value in (("rehearsal", recipe.rehearsal), ("unlabelled", recipe.unlabelled)):
+        if value is not None:
+            raise InputError(
+                f"the recipe's {key} is of images, and the data has {data.modality}s",
+                tip=f"write {key}: null",
+            )
 
 
-def _load_recipe(project: Project, base: Path, seed: int | None) -> Recipe:
+def _load_recipe(project: Project, base: Path, seed: int | None) -> tuple[Recipe, ModelFile | None]:
+    """The recipe, and the base where it is an encoder, which needs no recipe."""
     require_torch()
-    recipe = Recipe.load(require(project.recipe, "recipe"), project.factories)
+    encoder = is_encoder(project, base)
+    if encoder and project.recipe is None:
+        recipe = Recipe()
+    else:
+        recipe = Recipe.load(require(project.recipe, "recipe"), project.factories)
+    recipe = recipe if seed is None else replace(recipe, seed=seed)
+    if encoder:
+        _refuse_network_settings(recipe, base)
+        return recipe, ModelFile.named(project, base)
     if not base.is_file():
         raise InputError(f"no checkpoint at {base}")
-    return recipe if seed is None else replace(recipe, seed=seed)
+    _ = recipe.image_backbone
+    return recipe, None
+
+
+def head_recipe(project: Project, base: Path, data: Dataset) -> tuple[Recipe | None, str]:
+    """The recipe of a head behind the encoder ``base``; or None, and why there can be none."""
+    try:
+        recipe, _ = _load_recipe(project, base, None)
+        _refuse_other_items(data, recipe, ready=True)
+    except InputError as error:
+        return None, error.message
+    if recipe.objective.frame == ("free",):
+        return None, "the recipe has frame: free"
+    if not has_classes(data):
+        return None, "the data have no labels"
+    return recipe, ""
+
+
+def is_encoder(project: Project, base: Path) -> bool:
+    """Whether a base is an ONNX file or a space of the project's vectors, and no checkpoint."""
+    return base.suffix.lower() == ".onnx" or str(base) in project.vectors
+
+
+def _refuse_network_settings(recipe: Recipe, base: Path) -> None:
+    """Refuse what the recipe says of a network, where the base is an encoder that stays as it is.
+
+    Raises:
+        InputError: the recipe names a backbone, trains it, or changes its images.
+    """
+    for key, given, instead in (
+        ("backbone", recipe.backbone is not None, "leave backbone out"),
+        ("train", recipe.train != "head", "write train: head"),
+        ("augmentation", recipe.augmentation != Augmentation(), "leave augmentation out"),
+    ):
+        if given:
+            raise InputError(
+                f"{base} is an encoder, whose head alone is trained: the recipe's {key} has no "
+                "effect on it",
+                tip=f"{instead}; or name a checkpoint as --base",
+            )
 
 
 def _refuse_useless_images(recipe: Recipe, gallery: DeployedGallery | None) -> None:

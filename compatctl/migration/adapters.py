@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from compatctl.core.adapters import STRENGTHS, Adapter, Moments, low_rank, orthogonal, ridge
 from compatctl.core.arrays import Vectors
+from compatctl.data import Dataset
+from compatctl.encoder import Encoder, check_parity, parity_items
 from compatctl.errors import InputError, UsageError
 from compatctl.progress import Progress
 
@@ -161,3 +163,26 @@ def _linear_adapters(moments: Moments, kinds: Sequence[str]) -> Iterator[tuple[s
         for strength, adapter in zip(STRENGTHS, ridges, strict=True):
             for rank, reduced in zip(ranks, low_rank(moments, adapter, ranks), strict=True):
                 yield "low-rank", f"strength {strength:g}, rank {rank}", reduced
+
+
+def composed_parity(
+    data: Dataset,
+    composed: Encoder,
+    new: Encoder,
+    mapped: Callable[[Vectors], Vectors],
+    *,
+    tip: str,
+) -> float:
+    """The largest difference of a file, which maps what ``new`` gives, from the map (N, F) to
+    (N, D) itself.
+
+    Raises:
+        InputError: above the limit: the file would not return what was measured.
+    """
+    items = parity_items(data)
+    return check_parity(
+        composed.embed(items, skip_bad=True).features,
+        mapped(new.embed(items, skip_bad=True).features),
+        "the file differs from the map that was fitted behind the new encoder",
+        tip=tip,
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,20 +15,24 @@ from compatctl.core.gallery_pass import GalleryPass
 from compatctl.data import Dataset, Reference, prepare
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.gallery_pass import checked_ids, gallery_pass
+from compatctl.deployment.model_file import ModelFile
 from compatctl.deployment.old_features import CACHE_FILE
-from compatctl.deployment.record_files import FILE, write_model
+from compatctl.deployment.record_files import FILE, find_record, write_model
 from compatctl.deployment.rehearsal import rehearsal_items, write_memory
 from compatctl.deployment.training_inputs import TrainingInputs, embed_reference
 from compatctl.deployment.training_record import REGISTRY_FILE, TrainingRecord
 from compatctl.encoder import Encoder, ImageInput, check_steady
+from compatctl.errors import UsageError
 from compatctl.evaluation.protocol import query_rows
 from compatctl.files import write_atomic
+from compatctl.migration.adapters import composed_parity
+from compatctl.migration.ready_model import ready_base
 from compatctl.migration.unlabelled import UnlabelledItems, unlabelled_items
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, Recipe
 
 if TYPE_CHECKING:
-    from compatctl.train import TrainResult
+    from compatctl.train import Base, TrainResult
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "weights.safetensors"
@@ -40,6 +45,7 @@ class FinetuneResult:
 
     Attributes:
         output: where the model was copied to.
+        weights: a base for fine-tuning this model again; None where the model's own file is one.
         rehearsed: how many of the ``items`` are of earlier runs.
         remembered: how many items are in the new rehearsal memory.
         gallery_pass: what of the deployed gallery went through the new model; None without one.
@@ -54,7 +60,7 @@ class FinetuneResult:
     gallery_pass: GalleryPass | None
     model: str
     output: str
-    weights: str
+    weights: str | None
     sha256: str
     dim: int
     frame: str
@@ -104,17 +110,24 @@ def train_candidate(
     from compatctl.train import train
 
     data, skipped = inputs.data.readable() if skip_bad else (inputs.data, ())
+    if inputs.ready is not None:
+        _refuse_to_replace(project, base)
+        check_steady(inputs.ready.encoder, data)
     earlier = rehearsal_items(project, recipe, data, gallery, memory)
     unlabelled = unlabelled_items(
         project, recipe, data, earlier, gallery, skip_bad=skip_bad, progress=progress
     )
+    given: Base = base
+    if inputs.ready is not None:
+        others = (earlier, unlabelled.items if unlabelled else None)
+        data, given = ready_base(data, inputs.ready, gallery, earlier=others, progress=progress)
     reference = _reference(project, inputs, data, earlier, unlabelled, progress)
     if shuffle_map and reference is not None:
         reference = _shuffled(reference, recipe.seed)
     project.candidate.mkdir(parents=True, exist_ok=True)
     trained = train(
         recipe=recipe,
-        base=base,
+        base=given,
         data=data,
         reference=reference,
         work=project.candidate,
@@ -128,14 +141,34 @@ def train_candidate(
     record = record.with_looks(data, earlier, unlabelled.items if unlabelled else None)
     validation = data.take(query_rows(data, "validation")).ids if gallery else ()
     record = record.with_measured({*validation, *checked_ids(data)})
-    record = _with_base(write_memory(project, recipe, data, earlier, record), base)
-    _write_weights(trained, project.candidate / WEIGHTS_FILE, record)
-    model, encoder, record = export(trained, recipe, data, record)
+    record = write_memory(project, recipe, data, earlier, record)
+    if inputs.ready is None:
+        record = _with_base(record, base)
+        _write_weights(trained, project.candidate / WEIGHTS_FILE, record)
+        model, encoder, record = export(trained, recipe, data, record)
+    else:
+        record = _with_encoder(project, record, base, inputs.ready)
+        model, encoder, record = export_behind(trained, inputs.ready, data, record)
+        (project.candidate / WEIGHTS_FILE).unlink(missing_ok=True)
     _write(project, record, model)
     if project.output.resolve() != (project.candidate / MODEL_FILE).resolve():
         project.output.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(project.output, (project.candidate / MODEL_FILE).read_bytes())
     return _result(project, encoder, record, gallery, unlabelled, skipped)
+
+
+def _refuse_to_replace(project: Project, base: Path) -> None:
+    """Refuse a run whose files would replace the encoder that it begins with.
+
+    Raises:
+        UsageError: one of them would.
+    """
+    for flag, path in (
+        ("--output", project.output),
+        ("--candidate", project.candidate / MODEL_FILE),
+    ):
+        if path.resolve() == base.resolve():
+            raise UsageError(f"{path} would replace the base", tip=f"name another {flag}")
 
 
 def _reference(  # noqa: PLR0917
@@ -183,7 +216,7 @@ def export(
     from compatctl.train import embed_outputs, preprocessing
     from compatctl.train import export as export_onnx
 
-    size = preprocessing(recipe.backbone.input)
+    size = preprocessing(recipe.image_backbone.input)
     with tempfile.TemporaryDirectory() as scratch:
         raw, sealed = Path(scratch) / "raw.onnx", Path(scratch) / "sealed.onnx"
         export_onnx(trained.network, raw, size.height, size.width)
@@ -207,6 +240,45 @@ def export(
         record = replace(record, parity=parity)
         model = onnx_files.with_record(sealed.read_bytes(), sealed, record.to_text())
     return model, Encoder.from_bytes(model, Path(MODEL_FILE)), record
+
+
+def export_behind(
+    trained: TrainResult, base: ModelFile, data: Dataset, record: TrainingRecord
+) -> tuple[bytes, Encoder, TrainingRecord]:
+    """As ``export``, for a head that was trained on an encoder's embeddings: that encoder's file
+    with the head's layers behind it, and its own embedding as the output ``free``.
+
+    Raises:
+        InputError: as ``export``.
+    """
+    from compatctl.train import Junction, embed
+
+    head = trained.network.junction
+    assert isinstance(head, Junction)
+    path = Path(MODEL_FILE)
+    content = onnx_files.bridge(base.data, base.path, head.as_adapter())
+    encoder = Encoder.from_bytes(content, path)
+    check_steady(encoder, data)
+    parity = composed_parity(
+        data,
+        encoder,
+        base.encoder,
+        partial(embed, trained.network),
+        tip="a larger weight_decay in the recipe keeps the head's weights smaller",
+    )
+    record = replace(record, parity=parity)
+    content = onnx_files.with_record(content, path, record.to_text())
+    return content, Encoder.from_bytes(content, path), record
+
+
+def _with_encoder(
+    project: Project, record: TrainingRecord, base: Path, model: ModelFile
+) -> TrainingRecord:
+    """The record with that of the base: what its encoder was trained on, where that is known."""
+    earlier = find_record(
+        base, model.encoder, named=None, candidate=project.candidate, with_names=True
+    )
+    return record.including(earlier or TrainingRecord(whole=False))
 
 
 def _with_base(record: TrainingRecord, base: Path) -> TrainingRecord:
@@ -253,7 +325,7 @@ def _result(  # noqa: PLR0917
         gallery_pass=gallery_pass(gallery.catalog, record) if gallery else None,
         model=str(project.candidate / MODEL_FILE),
         output=str(project.output),
-        weights=str(project.candidate / WEIGHTS_FILE),
+        weights=str(weights) if (weights := project.candidate / WEIGHTS_FILE).is_file() else None,
         sha256=encoder.sha256,
         dim=encoder.dim,
         frame=details["classifier"]["frame"],

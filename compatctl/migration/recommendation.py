@@ -46,6 +46,20 @@ COMMANDS = {
 Re-embedding makes another store, and leaves the deployed one as it is."""
 
 READY_COMMANDS = {
+    Route.FINETUNE: (
+        "compatctl finetune --base {base} --output tuned.onnx",
+        "compatctl verify tuned.onnx",
+    ),
+    Route.FUSE: (
+        "compatctl finetune --base {base} --output tuned.onnx",
+        "compatctl fuse {old} tuned.onnx -o fused.onnx",
+        "compatctl verify fused.onnx",
+    ),
+    Route.LAZY: (
+        "compatctl finetune --base {base} --output tuned.onnx",
+        f"compatctl verify tuned.onnx --rescore {RESCORED}",
+        f"compatctl deploy --rescore {RESCORED}",
+    ),
     Route.BRIDGE: (
         "compatctl bridge {base} -o bridged.onnx{kind}",
         "compatctl verify bridged.onnx",
@@ -59,6 +73,16 @@ READY_COMMANDS = {
     Route.REEMBED: ("compatctl init --model {base} --store store-of-new",),
 }
 """The same for a model that exists; ``kind`` is an option, or empty."""
+
+UNTRAINED_COMMANDS = {
+    **READY_COMMANDS,
+    Route.LAZY: (
+        "compatctl bridge {base} -o bridged.onnx{kind}",
+        f"compatctl verify bridged.onnx --rescore {RESCORED}",
+        f"compatctl deploy --rescore {RESCORED}",
+    ),
+}
+"""The same where no head is trained."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,8 @@ class RouteCost:
 
     def gallery_passed(self, result: RouteResult) -> float:
         """The share of the gallery that the new backbone embeds, beside labelled training items."""
-        if result.name in ADAPTED:
+        untrained = result.name == Route.LAZY and result.variant.trained is None
+        if result.name in ADAPTED or untrained:  # an adapter finds what lazy re-scores
             return self.paired
         return result.rewritten
 

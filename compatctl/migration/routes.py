@@ -198,30 +198,6 @@ class RouteInputs(PlanningInputs):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ReadyInputs(PlanningInputs):
-    """A model that exists: ``ready`` (N, F) are its features of all items."""
-
-    ready: Vectors
-
-    @property
-    def seed(self) -> int:
-        return 0
-
-    @property
-    def views(self) -> int:
-        return 1
-
-    def features_of(self, head: Variant, rows: Rows) -> Vectors:
-        return self.ready[rows]
-
-    def as_variant(self) -> Variant:
-        """The model as it is, everything re-embedded."""
-        gallery = self.ready[self.gallery_rows]
-        queries = self.ready[self.query_rows]
-        return Variant(queries=queries, gallery=gallery, item_features=gallery)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class FreeModels:
     """How variants are selected, and the choice among models trained without the gallery."""
 
@@ -275,31 +251,12 @@ def measure_routes(
         mixed = map_selection(best, partial(backfilled, rows=_first_by_hash(inputs, share)))
         results.append(selector.result(route, mixed, rewritten=share))
     if inputs.recipe.free_head:
-        results.append(rescored_route(selector.folds, tuned, free.own))
-    return [result for result in results if result.name not in _left_out(inputs)]
+        retrieved = selector.result(Route.FINETUNE, selector.fixed(tuned))
+        results.append(rescored_route(retrieved, free.own))
+    return [result for result in results if result.name not in left_out(inputs)]
 
 
-def measure_ready_routes(
-    inputs: ReadyInputs, folds: Sequence[Fold], progress: Progress = silent
-) -> list[RouteResult]:
-    """Try the routes of a model that exists. ``KEEP`` is the first, ``REEMBED`` the second."""
-    selector = CrossFitSelector(truth=inputs.truth, folds=tuple(folds))
-    old, model = inputs.old_queries, inputs.as_variant()
-    heads = selector.fixed(model)
-    bridged = selector.refine(heads, lambda head: bridge_variants(inputs, head, progress))
-    fused = selector.refine(bridged, lambda variant: fused_variants(old, variant))
-    lifted = selector.refine(heads, lambda head: lift_variants(inputs, head, progress))
-    results = [
-        selector.result(Route.KEEP, selector.fixed(old)),
-        selector.result(Route.REEMBED, heads, rewritten=1.0),
-        selector.result(Route.BRIDGE, bridged),
-        selector.result(Route.BRIDGE_FUSE, fused),
-        selector.result(Route.LIFT, lifted, rewritten=1.0),
-    ]
-    return [result for result in results if result.name not in _left_out(inputs)]
-
-
-def _left_out(inputs: PlanningInputs) -> set[str]:
+def left_out(inputs: PlanningInputs) -> set[str]:
     """Routes that cannot be taken here."""
     return {
         *(NEEDS_OLD_MODEL if inputs.old_model_gone else ()),
@@ -307,14 +264,15 @@ def _left_out(inputs: PlanningInputs) -> set[str]:
     }
 
 
-def rescored_route(folds: Sequence[Fold], tuned: Variant, own: Variant) -> RescoredResult:
-    """``tuned`` (on the stored gallery) retrieves, and ``own`` ranks its first answers again."""
+def rescored_route(retrieved: RouteResult, own: Variant) -> RescoredResult:
+    """``retrieved`` finds the first answers on the stored gallery, and ``own`` ranks them again."""
+    variant = retrieved.variant
     return RescoredResult(
         name=Route.LAZY,
-        queries=tuned.queries,
-        searched=tuple((measured, tuned.gallery) for _, measured in folds),
+        queries=retrieved.queries,
+        searched=retrieved.searched,
         rewritten=0.0,
-        variant=replace(tuned, seconds=tuned.seconds + own.seconds),
+        variant=replace(variant, seconds=variant.seconds + own.seconds),
         free_queries=own.queries,
         free_gallery=own.gallery,
     )

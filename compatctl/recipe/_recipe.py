@@ -259,7 +259,7 @@ class Recipe:
         0,
         2**31 - 1,
     )
-    backbone: Backbone
+    backbone: Backbone | None = None
     junction: Junction = Junction()
     objective: Objective = Objective()
     train: Literal["head", "full"] = setting(
@@ -302,7 +302,24 @@ class Recipe:
         """
         value = load_yaml(path, newest=1)
         recipe = build(cls, value, str(path))
+        if recipe.backbone is None:
+            return recipe
         return replace(recipe, backbone=replace(recipe.backbone, factories=factories))
+
+    @property
+    def image_backbone(self) -> Backbone:
+        """The network of images whose weights the base has.
+
+        Raises:
+            InputError: the recipe names none.
+        """
+        if self.backbone is None:
+            raise InputError(
+                "the recipe names no backbone, whose weights a checkpoint has",
+                tip="write backbone with its factory and input; or name an encoder, an ONNX file, "
+                "as --base",
+            )
+        return self.backbone
 
     def without_gallery(self, dim: int) -> Recipe:
         """The same backbone, junction and epochs for a free model of dimension ``dim``."""

@@ -19,9 +19,11 @@ from compatctl.train.features import Features
 from compatctl.train.grid_search import make_trials
 from compatctl.train.images import preprocessing
 from compatctl.train.mlp_adapter import FittedPerceptron, fit_perceptron, iter_perceptrons
-from compatctl.train.network import Network, embed, embed_outputs, export
+from compatctl.train.network import Junction, Network, embed, embed_outputs, export
+from compatctl.train.ready import ReadyModel
 from compatctl.train.reference import items_to_encode
 from compatctl.train.run import TrainResult, train
+from compatctl.train.setup import Base
 from compatctl.train.sources import PixelSpec
 from compatctl.train.sources.text_folders import (
     export_token_model,
@@ -31,12 +33,15 @@ from compatctl.train.sources.text_folders import (
 from compatctl.train.weights import carried_record, save_weights
 
 __all__ = [
+    "Base",
     "ExportRequest",
     "ExportedNetwork",
     "Features",
     "FittedPerceptron",
+    "Junction",
     "Network",
     "PixelSpec",
+    "ReadyModel",
     "Reference",
     "TrainResult",
     "carried_record",

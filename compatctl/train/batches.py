@@ -13,7 +13,8 @@ from compatctl.core.arrays import Rows
 from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
 from compatctl.train.features import Features, run_backbone
-from compatctl.train.images import ImageReader, ImageRef, changed_views
+from compatctl.train.images import changed_views
+from compatctl.train.items import ItemRef, Reader
 from compatctl.train.setup import Setup
 
 SAMPLE = 4096
@@ -36,14 +37,14 @@ class CachedBatches:
     def __init__(
         self,
         setup: Setup,
-        reader: ImageReader,
+        reader: Reader,
         progress: Progress = silent,
         known: Features | None = None,
     ) -> None:
         training_set, recipe = setup.training_set, setup.recipe
-        queries = training_set.validation.images if training_set.validation else ()
-        originals = {_source(ref): ref for ref in training_set.images + queries}
-        variants = changed_views(training_set.images, recipe)
+        queries = training_set.validation.items if training_set.validation else ()
+        originals = {_source(ref): ref for ref in training_set.items + queries}
+        variants = changed_views(training_set.items, recipe)
         if known is None:
             images = [*originals.values(), *variants]
             self._table = run_backbone(setup.network, reader, images, progress)
@@ -55,7 +56,7 @@ class CachedBatches:
                 changed = known.lookup_variants(variants, setup.network, reader, progress)
                 self._table = torch.cat([self._table, changed])
         row_of = {source: row for row, source in enumerate(originals)}
-        first = torch.tensor([row_of[_source(ref)] for ref in training_set.images])
+        first = torch.tensor([row_of[_source(ref)] for ref in training_set.items])
         others = torch.arange(len(originals), len(self._table)).view(-1, len(first))
         self._rows = torch.cat([first[None], others])
         self._validation = self._table[[row_of[_source(ref)] for ref in queries]]
@@ -81,10 +82,10 @@ class CachedBatches:
         return self._validation.to(self._device)
 
 
-class ImageBatches:
+class ItemBatches:
     """Features of a backbone that is trained: images are read and augmented in every step."""
 
-    def __init__(self, setup: Setup, reader: ImageReader) -> None:
+    def __init__(self, setup: Setup, reader: Reader) -> None:
         self._setup = setup
         self._reader = reader
 
@@ -99,7 +100,7 @@ class ImageBatches:
 
     def sample(self) -> Tensor:
         """(n, F) features of ``SAMPLE`` training items, or of all, by the current weights."""
-        images = self._setup.training_set.images
+        images = self._setup.training_set.items
         chosen = np.random.default_rng(self._setup.recipe.seed).permutation(len(images))[:SAMPLE]
         self._setup.network.eval()
         return run_backbone(self._setup.network, self._reader, [images[i] for i in chosen], silent)
@@ -107,22 +108,22 @@ class ImageBatches:
     def validation(self) -> Tensor:
         """(Q, F) features of the validation queries, by the current weights."""
         validation = self._setup.training_set.validation
-        queries = validation.images if validation else ()
+        queries = validation.items if validation else ()
         self._setup.network.eval()
         out = run_backbone(self._setup.network, self._reader, queries, silent)
         return out.to(self._setup.device)
 
-    def _images(self, step: Step) -> list[ImageRef]:
+    def _images(self, step: Step) -> list[ItemRef]:
         training_set, seed = self._setup.training_set, self._setup.recipe.seed
         return [
-            replace(training_set.images[i], seed=(seed, int(view), int(i)))
+            replace(training_set.items[i], seed=(seed, int(view), int(i)))
             for i, view in zip(step.items, step.views, strict=True)
         ]
 
 
-Batches = CachedBatches | ImageBatches
+Batches = CachedBatches | ItemBatches
 
 
-def _source(ref: ImageRef) -> tuple[int, int]:
+def _source(ref: ItemRef) -> tuple[int, int]:
     """Identifies an image: a validation query may be a rehearsed item, too."""
     return id(ref.dataset), ref.row

@@ -17,7 +17,7 @@ from compatctl.data import Preprocessing
 from compatctl.errors import InputError, UsageError
 from compatctl.recipe import FACTORIES, Backbone, InputSpec
 from compatctl.train.factory import make_backbone
-from compatctl.train.network import Network, unit
+from compatctl.train.network import ImageNetwork, unit
 from compatctl.train.sources import FOLDERS, ImageModel, PixelSpec, Pooling, Source, load
 from compatctl.train.sources._model import Transform
 from compatctl.train.weights import CheckpointMatch, load_base
@@ -59,7 +59,7 @@ class ExportedNetwork:
         origin: the library and its version, or the callable.
     """
 
-    network: Network
+    network: ImageNetwork
     pixels: PixelSpec
     transform: Transform | None
     match: CheckpointMatch
@@ -107,7 +107,7 @@ def load_network(request: ExportRequest) -> ExportedNetwork:
             mean=(pixels.mean[2], pixels.mean[1], pixels.mean[0]),
             std=(pixels.std[2], pixels.std[1], pixels.std[0]),
         )
-    network = Network(module, method, nn.Identity(), input_spec(pixels)).eval()
+    network = ImageNetwork(module, method, nn.Identity(), input_spec(pixels)).eval()
     _check_runs(network, pixels.preprocessing, request.source)
     return ExportedNetwork(
         network=network,
@@ -202,7 +202,7 @@ def _load_weights(module: nn.Module, weights: Path, part: str | None) -> Checkpo
     return match
 
 
-def _check_runs(network: Network, size: Preprocessing, source: str) -> None:
+def _check_runs(network: ImageNetwork, size: Preprocessing, source: str) -> None:
     """Run two blank images: a model that takes none gives a traceback of its library."""
     images = torch.zeros(2, size.height, size.width, 3, dtype=torch.uint8)
     try:

@@ -15,14 +15,13 @@ from compatctl.data import Dataset
 from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Augmentation, Backbone, Recipe
-from compatctl.train.images import ImageReader, ImageRef, changed_views
+from compatctl.train.images import changed_views
+from compatctl.train.items import ItemRef, Reader
 from compatctl.train.network import Network, unit
-from compatctl.train.setup import default_device, isolated_rng, make_network
+from compatctl.train.setup import default_device, isolated_rng, make_network, open_reader
 
 _Variant = tuple[str, tuple[int, ...] | None, Augmentation]
 """Digest of the image, seed of the change, and what may change"""
-BATCH_PIXELS = 32 * 160 * 160
-"""Pixels of an inference batch; at twice the size, an image takes three times as long."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,22 +62,22 @@ class Features:
             row_by_digest.setdefault(data.digest(row), row)
         with (
             isolated_rng(device),
-            ImageReader(recipe.backbone.input, recipe.augmentation) as reader,
+            open_reader(recipe, base) as reader,
         ):
             network, match = make_network(recipe, base, 1)
-            images = [ImageRef(dataset=data, row=row) for row in row_by_digest.values()]
+            images = [ItemRef(dataset=data, row=row) for row in row_by_digest.values()]
             features = cls(
-                backbone=recipe.backbone,
+                backbone=recipe.image_backbone,
                 base_sha256=match.sha256,
                 row_of={digest: i for i, digest in enumerate(row_by_digest)},
                 table=run_backbone(network.to(device), reader, images, progress),
             )
-            trained = [ImageRef(dataset=data, row=row) for row in training]
+            trained = [ItemRef(dataset=data, row=row) for row in training]
             if variants := changed_views(trained, recipe):
                 features.lookup_variants(variants, network, reader, progress)
         return features
 
-    def lookup(self, images: Sequence[ImageRef]) -> Tensor:
+    def lookup(self, images: Sequence[ItemRef]) -> Tensor:
         """(n, F) float32 features of images.
 
         Raises:
@@ -92,9 +91,9 @@ class Features:
 
     def lookup_variants(
         self,
-        images: Sequence[ImageRef],
+        images: Sequence[ItemRef],
         network: Network,
-        reader: ImageReader,
+        reader: Reader,
         progress: Progress = silent,
     ) -> Tensor:
         """(n, F) float32 features of variants of images; ``network`` runs over unknown ones."""
@@ -107,7 +106,7 @@ class Features:
 
     def embed(self, network: Network, data: Dataset, rows: Sequence[int]) -> NDArray[np.float32]:
         """(n, D) float32 unit rows: rows of the data, embedded by a network on this backbone."""
-        images = [ImageRef(dataset=data, row=row) for row in rows]
+        images = [ItemRef(dataset=data, row=row) for row in rows]
         network.cpu().eval()
         with torch.no_grad():
             out: NDArray[np.float32] = unit(network.project(self.lookup(images))).numpy()
@@ -115,16 +114,15 @@ class Features:
 
 
 def run_backbone(
-    network: Network, reader: ImageReader, images: Sequence[ImageRef], progress: Progress
+    network: Network, reader: Reader, images: Sequence[ItemRef], progress: Progress
 ) -> Tensor:
     """(N, F) float32 features on the CPU, without gradient; the network stays on its device."""
-    spec, device = reader.spec, network.mean.device
-    size = min(256, max(1, BATCH_PIXELS // (spec.height * spec.width)))
+    size, device = reader.batch_size, network.device
     batches = [images[i : i + size] for i in range(0, len(images), size)]
     table, done = torch.zeros(0, 0), 0
     with torch.no_grad():
-        for pixels in reader.batches(batches):
-            features = network.features(torch.from_numpy(pixels).to(device)).float().cpu()
+        for batch in reader.batches(batches):
+            features = network.features(torch.from_numpy(batch).to(device)).float().cpu()
             if not done:
                 table = torch.empty(len(images), features.shape[1])
             table[done : done + len(features)] = features

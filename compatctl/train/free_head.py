@@ -14,9 +14,9 @@ from compatctl.train.batches import CachedBatches
 from compatctl.train.checkpoint import Checkpoint
 from compatctl.train.frames import build_classifier
 from compatctl.train.grid_search import make_context, make_trials
-from compatctl.train.images import ImageReader
+from compatctl.train.items import Reader
 from compatctl.train.loop import fit
-from compatctl.train.network import Junction, Network
+from compatctl.train.network import Junction
 from compatctl.train.setup import Setup
 
 
@@ -32,10 +32,7 @@ def train_free_head(setup: Setup, batches: CachedBatches) -> Junction:
     head = Junction(recipe.junction, len(compatible.center), setup.dim).to(setup.device)
     head.center.copy_(compatible.center)
     head.scale.copy_(compatible.scale)
-    trained = setup.network
-    network = Network(
-        trained.backbone, trained.method, head, recipe.backbone.input, trained.taps
-    ).to(setup.device)
+    network = setup.network.with_junction(head).to(setup.device)
     training_set = replace(setup.training_set, old_features=None, old_sources=(), validation=None)
     alone = replace(
         setup, recipe=recipe, network=network, training_set=training_set, reference=None
@@ -46,11 +43,11 @@ def train_free_head(setup: Setup, batches: CachedBatches) -> Junction:
     return head
 
 
-def cached_features(setup: Setup, reader: ImageReader) -> CachedBatches:
+def cached_features(setup: Setup, reader: Reader) -> CachedBatches:
     """Features of the labelled items by the trained backbone, for ``train_free_head``."""
     every = setup.training_set
-    labelled = every.images[: every.n_labelled]
-    training_set = replace(every, images=labelled, n_unlabelled=0, validation=None)
+    labelled = every.items[: every.n_labelled]
+    training_set = replace(every, items=labelled, n_unlabelled=0, validation=None)
     recipe = replace(setup.recipe, augmentation=replace(setup.recipe.augmentation, views=1))
     setup.network.eval()
     return CachedBatches(replace(setup, recipe=recipe, training_set=training_set), reader)

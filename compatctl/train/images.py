@@ -8,40 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
 from compatctl.core.arrays import Pixels
 from compatctl.core.digest_prefixes import name_prefix
-from compatctl.data import Dataset, Preprocessing, prepare
+from compatctl.data import Preprocessing, prepare
 from compatctl.recipe import Augmentation, InputSpec, Recipe
+from compatctl.train.items import ItemRef
 
 THREADS = 4
 AHEAD = 2
+BATCH_PIXELS = 32 * 160 * 160
+"""Pixels of an inference batch; at twice the size, an image takes three times as long."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageRef:
-    """An image of a data set, augmented by ``seed``; None: not augmented."""
-
-    dataset: Dataset
-    row: int
-    seed: tuple[int, ...] | None = None
-
-    @property
-    def id(self) -> str:
-        """The item's id."""
-        return self.dataset.ids[self.row]
-
-    @property
-    def digest(self) -> str:
-        """sha256 (hex) of the image."""
-        return self.dataset.digest(self.row)
-
-
-def changed_views(images: Sequence[ImageRef], recipe: Recipe) -> list[ImageRef]:
+def changed_views(images: Sequence[ItemRef], recipe: Recipe) -> list[ItemRef]:
     """What heads train on beside the images: ``augmentation.views`` - 1 variants, view by view.
 
     A variant depends on the recipe's seed and on the item's id alone, so that heads trained on
@@ -86,7 +70,12 @@ class ImageReader:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def batches(self, batches: Sequence[Sequence[ImageRef]]) -> Iterator[Pixels]:
+    @property
+    def batch_size(self) -> int:
+        """Images of a batch without gradient."""
+        return min(256, max(1, BATCH_PIXELS // (self.spec.height * self.spec.width)))
+
+    def batches(self, batches: Sequence[Sequence[ItemRef]]) -> Iterator[Pixels]:
         """(B, H, W, 3) uint8 for each batch in order; the next ``AHEAD`` are read meanwhile.
 
         Raises:
@@ -100,7 +89,7 @@ class ImageReader:
         for futures in pending:
             yield np.stack([future.result() for future in futures])
 
-    def _read(self, ref: ImageRef) -> Pixels:
+    def _read(self, ref: ItemRef) -> Pixels:
         if ref.seed is None:
             image, _ = ref.dataset.read_hashed(ref.row, look=True)
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from compatctl.core.adapters import Adapter, Affine, Perceptron
+from compatctl.core.arrays import Vectors
 from compatctl.errors import InputError
 from compatctl.recipe import InputSpec
 from compatctl.recipe import Junction as JunctionRecipe
@@ -27,12 +30,44 @@ INPUT_NORM = 22.0
 """Length of a standardised row of features: that of 500 features of deviation 1."""
 
 
-class Network(nn.Module):
-    """Embeds uint8 (N, H, W, 3) images as float32 (N, D) unit rows.
+class Network(nn.Module, ABC):
+    """Embeds a batch of items as float32 (N, D) unit rows; each kind of backbone has its own.
 
-    ``features`` runs the backbone and its ``taps``; ``project`` the junction. ``free`` is a second
-    junction, trained without the gallery.
+    ``features`` runs the backbone; ``project`` the junction. ``free`` is a second junction, trained
+    without the gallery.
     """
+
+    def __init__(self, backbone: nn.Module, junction: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.junction = junction
+        self.free: Junction | None = None
+
+    @abstractmethod
+    def features(self, batch: Tensor) -> Tensor:
+        """(N, F) float32 features of a batch that the reader made."""
+
+    @abstractmethod
+    def with_junction(self, junction: Junction) -> Network:
+        """The same backbone with another junction, and without a free one."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.junction.parameters()).device
+
+    def project(self, features: Tensor) -> Tensor:
+        """(N, D) raw outputs for (N, F) features."""
+        out: Tensor = self.junction(features)
+        return out
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """(N, D) unit rows of a batch."""
+        return unit(self.project(self.features(batch)))
+
+
+class ImageNetwork(Network):
+    """Embeds uint8 (N, H, W, 3) images; the features are the backbone's, then those of ``taps``."""
 
     mean: Tensor
     std: Tensor
@@ -45,20 +80,22 @@ class Network(nn.Module):
         spec: InputSpec,
         taps: Sequence[str] = (),
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.junction = junction
-        self.free: Junction | None = None
+        super().__init__(backbone, junction)
         self.method = method
+        self.spec = spec
         self.taps = tuple(taps)
         self.register_buffer("mean", torch.tensor(spec.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(spec.std)[:, None, None], persistent=False)
 
-    def features(self, images: Tensor) -> Tensor:
-        """(N, F) float32 features of uint8 (N, H, W, 3) images: the backbone's, then the taps'."""
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    def features(self, batch: Tensor) -> Tensor:
+        """(N, F) float32 features of uint8 (N, H, W, 3) images."""
 
         def run() -> Tensor:
-            x = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
+            x = (batch.permute(0, 3, 1, 2).float() - self.mean) / self.std
             out: Tensor = getattr(self.backbone, self.method)(x)
             return out.mean((2, 3)) if out.ndim == 4 else out
 
@@ -67,14 +104,8 @@ class Network(nn.Module):
         modules = [self.backbone.get_submodule(name) for name in self.taps]
         return torch.cat(run_with_taps(modules, run), dim=1)
 
-    def project(self, features: Tensor) -> Tensor:
-        """(N, D) raw outputs for (N, F) features."""
-        out: Tensor = self.junction(features)
-        return out
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, D) unit rows for uint8 (N, H, W, 3) images."""
-        return unit(self.project(self.features(images)))
+    def with_junction(self, junction: Junction) -> Network:
+        return ImageNetwork(self.backbone, self.method, junction, self.spec, self.taps)
 
 
 def unit(z: Tensor) -> Tensor:
@@ -127,6 +158,39 @@ class Junction(nn.Module):
         out: Tensor = parts[0] if len(parts) == 1 else parts[0] + parts[1]
         return out
 
+    def as_adapter(self) -> Adapter:
+        """The same map, in evaluation, as layers with a ReLU between them.
+
+        A linear map beside two layers goes through the ReLU as x and -x, whose difference it is.
+        """
+        with torch.no_grad():
+            scale, shift = (part.double().cpu() for part in (self.scale, -self.center * self.scale))
+            linear = None if self.linear is None else self.linear.weight.double().cpu().T
+            if self.layers is None:
+                assert linear is not None
+                return Affine(matrix=_floats(scale[:, None] * linear), bias=_floats(shift @ linear))
+            first, last = self.layers[0], self.layers[-1]
+            assert isinstance(first, nn.Linear)
+            assert isinstance(last, nn.Linear)
+            hidden, matrix = first.weight.double().cpu().T, last.weight.double().cpu().T
+            bias = shift @ hidden + first.bias.double().cpu()
+            hidden = scale[:, None] * hidden
+            if linear is not None:
+                both = torch.diag(scale)
+                hidden = torch.cat([hidden, both, -both], dim=1)
+                bias = torch.cat([bias, shift, -shift])
+                matrix = torch.cat([matrix, linear, -linear])
+            return Perceptron(
+                hidden=_floats(hidden),
+                hidden_bias=_floats(bias),
+                matrix=_floats(matrix),
+                bias=np.zeros(matrix.shape[1], np.float32),
+            )
+
+
+def _floats(values: Tensor) -> Vectors:
+    return values.float().numpy()
+
 
 def backbone_taps(
     backbone: nn.Module, method: str, spec: InputSpec, taps: Sequence[str] | None
@@ -137,7 +201,7 @@ def backbone_taps(
         InputError: the backbone does not run, gives another shape than (N, F) or (N, F, h, w), or
             has no such module.
     """
-    network = Network(backbone, method, nn.Identity(), spec).eval()
+    network = ImageNetwork(backbone, method, nn.Identity(), spec).eval()
     images = torch.zeros(2, spec.height, spec.width, 3, dtype=torch.uint8)
     try:
         with torch.no_grad():
@@ -160,16 +224,16 @@ def _check_features(out: object, method: str) -> None:
         raise InputError(f"backbone: {method} must give (N, F) or (N, F, h, w); got {shape}")
 
 
-def embed(network: Network, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(N, D) float32 unit rows of (N, H, W, 3) uint8 images, computed on the CPU."""
-    return embed_outputs(network, images)[0]
+def embed(network: Network, batch: NDArray[Any]) -> NDArray[np.float32]:
+    """(N, D) float32 unit rows of a batch, such as (N, H, W, 3) uint8 images, on the CPU."""
+    return embed_outputs(network, batch)[0]
 
 
-def embed_outputs(network: Network, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
+def embed_outputs(network: Network, batch: NDArray[Any]) -> tuple[NDArray[np.float32], ...]:
     """As ``embed``, and (N, D) rows of the free head if there is one: all outputs of the file."""
     network = network.cpu().eval()
     with torch.no_grad():
-        features = network.features(torch.from_numpy(images))
+        features = network.features(torch.from_numpy(batch))
         rows = [network.project(features)]
         if network.free is not None:
             rows.append(network.free(features))
@@ -184,8 +248,8 @@ class _BothHeads(nn.Module):
         self.network = network
         self.free = free
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.network.features(images)
+    def forward(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.network.features(batch)
         return unit(self.network.project(features)), unit(self.free(features))
 
 
@@ -209,7 +273,7 @@ def export(network: Network, path: Path, height: int, width: int) -> None:
             dynamo=True,
             input_names=["image"],
             output_names=["embedding"] if network.free is None else ["embedding", "free"],
-            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             verbose=False,
         )
         assert program is not None, "dynamo gives a program"

@@ -17,17 +17,25 @@ from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Recipe
 from compatctl.train import checkpoint as checkpoints
-from compatctl.train.batches import Batches, CachedBatches, ImageBatches
+from compatctl.train.batches import Batches, CachedBatches, ItemBatches
 from compatctl.train.blend import Blend, blend_weights, wants_blend
 from compatctl.train.checkpoint import Checkpoint
 from compatctl.train.features import Features
 from compatctl.train.frames import Classifier
 from compatctl.train.free_head import cached_features, train_free_head
 from compatctl.train.grid_search import build_classifiers, make_context, search
-from compatctl.train.images import ImageReader
 from compatctl.train.network import Junction, Network
-from compatctl.train.setup import Setup, default_device, embedding_dim, isolated_rng, make_network
-from compatctl.train.training_set import TrainingSet, describe_images, select_training_set
+from compatctl.train.ready import ReadyModel
+from compatctl.train.setup import (
+    Base,
+    Setup,
+    default_device,
+    embedding_dim,
+    isolated_rng,
+    make_network,
+    open_reader,
+)
+from compatctl.train.training_set import TrainingSet, describe_items, select_training_set
 
 RECORD_FORMAT = 1
 
@@ -50,7 +58,7 @@ class TrainResult:
 def train(
     *,
     recipe: Recipe,
-    base: Path | None,
+    base: Base,
     data: Dataset,
     reference: Reference | None,
     work: Path,
@@ -64,7 +72,8 @@ def train(
 
     Args:
         recipe: what to compute.
-        base: the backbone's weights; None: random weights, drawn by the seed.
+        base: the backbone's weights, or an encoder that exists; None: random weights, drawn by the
+            seed.
         data: all splits; training items train, validation queries choose among trials.
         reference: the deployed gallery; None for a model without one (frame ``free``).
         work: an existing folder for the checkpoint, which is removed at the end of the run.
@@ -95,7 +104,7 @@ def train(
             dim=dim,
         )
         build_classifiers(setup)  # refuse an impossible frame before the images are read
-        outcome = _train(setup, work, features, resume=resume, progress=progress)
+        outcome = _train(setup, base, work, features, resume=resume, progress=progress)
     network.cpu().eval()
     record = training_record(setup, *outcome)
     checkpoints.remove(work)
@@ -109,29 +118,36 @@ def train(
 
 
 def _train(
-    setup: Setup, work: Path, features: Features | None, *, resume: bool, progress: Progress
+    setup: Setup,
+    base: Base,
+    work: Path,
+    features: Features | None,
+    *,
+    resume: bool,
+    progress: Progress,
 ) -> tuple[Classifier, Checkpoint, Blend | None]:
     key = setup.key
     state = checkpoints.load(work, key) if resume else None
     if state is None:
         checkpoints.remove(work)
     state = state or Checkpoint()
-    with ImageReader(setup.recipe.backbone.input, setup.recipe.augmentation) as reader:
+    with open_reader(setup.recipe, base) as reader:
         batches: Batches
         if setup.recipe.train == "head":
             batches = CachedBatches(setup, reader, progress, features)
         elif features is not None:
             raise InputError("features of a frozen backbone do not go with train: full")
         else:
-            batches = ImageBatches(setup, reader)
+            batches = ItemBatches(setup, reader)
         _standardise(setup, batches)
-        base = {key: value.clone() for key, value in setup.network.state_dict().items()}
+        initial = {key: value.clone() for key, value in setup.network.state_dict().items()}
         classifier = search(setup, batches, state, partial(checkpoints.save, work, key), progress)
         blend = None
         if wants_blend(setup):
-            blend = blend_weights(make_context(setup, batches, classifier), base)
-        if setup.recipe.free_head and setup.reference is not None and features is None:
-            if isinstance(batches, ImageBatches):
+            blend = blend_weights(make_context(setup, batches, classifier), initial)
+        free = setup.recipe.free_head and setup.reference is not None and features is None
+        if free and not isinstance(base, ReadyModel):  # whose own embedding is free of the gallery
+            if isinstance(batches, ItemBatches):
                 batches = cached_features(setup, reader)
             setup.network.free = train_free_head(setup, batches)
     return classifier, state, blend
@@ -174,9 +190,9 @@ def training_record(
             "unexpected": list(match.unexpected),
         },
         "reference_sha256": setup.reference.digest if setup.reference else None,
-        "items": describe_images([training_set.images[i] for i in trained]),
+        "items": describe_items([training_set.items[i] for i in trained]),
         "classes": [label for label in training_set.classes if contrasted or label in row_of],
-        "unlabelled": describe_images(training_set.images[n_labelled:]),  # items without a label
+        "unlabelled": describe_items(training_set.items[n_labelled:]),  # items without a label
         "dropped_classes": list(classifier.dropped),
         "memory_items": sum(i >= n_labelled - training_set.n_memory for i in trained),
         "unlabelled_items": training_set.n_unlabelled,
@@ -200,5 +216,5 @@ def _validation(
     return {
         "blend": blend.share if blend else 1.0,
         "validation_hit_at_1": blend.hit_rate if blend else trial["validation_hit_at_1"],
-        "validation_queries": len(validation.images) if validation else 0,
+        "validation_queries": len(validation.items) if validation else 0,
     }

@@ -16,9 +16,15 @@ from compatctl.data import Reference
 from compatctl.errors import InputError
 from compatctl.recipe import Recipe
 from compatctl.train.factory import make_backbone
-from compatctl.train.network import Junction, Network, backbone_taps
+from compatctl.train.images import ImageReader
+from compatctl.train.items import Reader
+from compatctl.train.network import ImageNetwork, Junction, Network, backbone_taps
+from compatctl.train.ready import ReadyModel, ReadyNetwork, ReadyReader
 from compatctl.train.training_set import TrainingSet, data_digest
 from compatctl.train.weights import CheckpointMatch, load_base, load_junction
+
+Base = Path | ReadyModel | None
+"""A checkpoint of the recipe's backbone, or an encoder; None: random weights."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,24 +77,36 @@ def embedding_dim(recipe: Recipe, reference: Reference | None) -> int:
     return reference.dim
 
 
-def make_network(recipe: Recipe, base: Path | None, dim: int) -> tuple[Network, CheckpointMatch]:
+def make_network(recipe: Recipe, base: Base, dim: int) -> tuple[Network, CheckpointMatch]:
     """The backbone with the base's weights, and its junction, or one drawn by the recipe's seed.
 
     This seeds torch's global generator: call it inside ``isolated_rng``.
     """
     torch.manual_seed(recipe.seed)
-    backbone = make_backbone(recipe.backbone)
-    spec = recipe.backbone.input
+    if isinstance(base, ReadyModel):
+        head = Junction(recipe.junction, base.width, dim)
+        return ReadyNetwork(head).eval(), CheckpointMatch(sha256=base.sha256)
+    given = recipe.image_backbone
+    backbone = make_backbone(given)
     match = CheckpointMatch()
     tensors: dict[str, torch.Tensor] = {}
     if base is not None:
-        part, least_share = recipe.backbone.part, recipe.backbone.least_share
-        match, tensors = load_base(backbone, base, part=part, least_share=least_share)
-    method = recipe.backbone.method
-    taps, width = backbone_taps(backbone, method, spec, recipe.backbone.taps)
+        match, tensors = load_base(backbone, base, part=given.part, least_share=given.least_share)
+    taps, width = backbone_taps(backbone, given.method, given.input, given.taps)
     torch.manual_seed(recipe.seed)
-    network = Network(backbone, method, Junction(recipe.junction, width, dim), spec, taps).eval()
+    head = Junction(recipe.junction, width, dim)
+    network = ImageNetwork(backbone, given.method, head, given.input, taps).eval()
     return network, replace(match, junction=load_junction(network, tensors))
+
+
+@contextlib.contextmanager
+def open_reader(recipe: Recipe, base: Base) -> Iterator[Reader]:
+    """Makes the input of the base's backbone of items."""
+    if isinstance(base, ReadyModel):
+        yield ReadyReader(base, recipe.augmentation)
+        return
+    with ImageReader(recipe.image_backbone.input, recipe.augmentation) as reader:
+        yield reader
 
 
 def default_device() -> torch.device:

@@ -13,14 +13,14 @@ from compatctl.core.arrays import Rows, Vectors
 from compatctl.data import Dataset, Origin, Reference, sample_per_class
 from compatctl.errors import InputError
 from compatctl.recipe import Recipe
-from compatctl.train.images import ImageRef
+from compatctl.train.items import ItemRef
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ValidationSet:
     """Q queries of validation classes against the deployed gallery; no query finds itself."""
 
-    images: tuple[ImageRef, ...]
+    items: tuple[ItemRef, ...]
     query_labels: Rows
     """(Q,) int64"""
     gallery: Vectors
@@ -35,7 +35,7 @@ class ValidationSet:
 class TrainingSet:
     """N training items and the validation queries of one run."""
 
-    images: tuple[ImageRef, ...]
+    items: tuple[ItemRef, ...]
     """The new items, then ``n_memory`` rehearsed ones, then ``n_unlabelled`` without a label"""
     ids: tuple[str, ...]
     labels: tuple[str, ...]
@@ -52,7 +52,7 @@ class TrainingSet:
     @property
     def n_labelled(self) -> int:
         """New and rehearsed items."""
-        return len(self.images) - self.n_unlabelled
+        return len(self.items) - self.n_unlabelled
 
     @property
     def class_codes(self) -> Rows:
@@ -82,13 +82,13 @@ def select_training_set(
     """
     fresh = [i for i, item in enumerate(data.items) if item.split == "train"]
     rehearsed = _rehearsed(recipe, memory, {data.ids[i] for i in fresh})
-    images = [ImageRef(dataset=data, row=i) for i in fresh]
+    images = [ItemRef(dataset=data, row=i) for i in fresh]
     if rehearsed is not None:
-        images += [ImageRef(dataset=rehearsed, row=i) for i in range(len(rehearsed))]
+        images += [ItemRef(dataset=rehearsed, row=i) for i in range(len(rehearsed))]
     labels = tuple(ref.dataset.labels[ref.row] for ref in images)
     n_labelled = len(images)
     if unlabelled is not None:
-        images += [ImageRef(dataset=unlabelled, row=i) for i in range(len(unlabelled))]
+        images += [ItemRef(dataset=unlabelled, row=i) for i in range(len(unlabelled))]
     ids = tuple(ref.id for ref in images)
     if len(set(labels)) < 2:
         raise InputError(
@@ -108,7 +108,7 @@ def select_training_set(
     if contrast and reference is not None:
         old, sources = reference.old_features(ids)
     return TrainingSet(
-        images=tuple(images),
+        items=tuple(images),
         ids=ids,
         labels=labels + ("",) * (len(images) - n_labelled),
         n_memory=n_labelled - len(fresh),
@@ -123,16 +123,16 @@ def select_training_set(
 def data_digest(training_set: TrainingSet) -> str:
     """sha256 over ids, labels and images of the training set and validation queries."""
     total = hashlib.sha256()
-    for ref, label in zip(training_set.images, training_set.labels, strict=True):
+    for ref, label in zip(training_set.items, training_set.labels, strict=True):
         total.update(f"{ref.id}\0{label}\0{ref.digest}\n".encode())
-    for ref in training_set.validation.images if training_set.validation else ():
+    for ref in training_set.validation.items if training_set.validation else ():
         total.update(f"{ref.id}\0{ref.digest}\n".encode())
     return total.hexdigest()
 
 
-def describe_images(images: Sequence[ImageRef]) -> list[dict[str, str]]:
+def describe_items(items: Sequence[ItemRef]) -> list[dict[str, str]]:
     """Id and digest of each image, for the record."""
-    return [{"id": ref.id, "sha256": ref.digest} for ref in images]
+    return [{"id": ref.id, "sha256": ref.digest} for ref in items]
 
 
 def _rehearsed(recipe: Recipe, memory: Dataset | None, fresh: set[str]) -> Dataset | None:
@@ -166,7 +166,7 @@ def _validation(data: Dataset, reference: Reference) -> ValidationSet | None:
     labels = [data.labels[row] for row in queries]
     _, codes = np.unique(np.array([*labels, *reference.gallery_labels]), return_inverse=True)
     return ValidationSet(
-        images=tuple(ImageRef(dataset=data, row=row) for row in queries),
+        items=tuple(ItemRef(dataset=data, row=row) for row in queries),
         query_labels=codes[: len(queries)].astype(np.int64),
         gallery=reference.gallery_features,
         gallery_labels=codes[len(queries) :].astype(np.int64),

@@ -18,7 +18,8 @@ from PIL import Image, ImageCms
 from compatctl.data import Preprocessing, from_files, load, prepare
 from compatctl.errors import InputError
 from compatctl.recipe import Augmentation, InputSpec
-from compatctl.train.images import ImageReader, ImageRef
+from compatctl.train.images import ImageReader
+from compatctl.train.items import ItemRef
 
 SIDE = 8
 PREPARED = Preprocessing(height=SIDE, width=SIDE, resize="bilinear", fit="stretch")
@@ -138,7 +139,7 @@ def everywhere(folder: Path, data: bytes) -> dict[str, NDArray[np.uint8]]:
         ("table", load(folder / "t.parquet")),
     ):
         with ImageReader(spec, Augmentation()) as reader:
-            (batch,) = reader.batches([[ImageRef(dataset=gallery, row=0)]])
+            (batch,) = reader.batches([[ItemRef(dataset=gallery, row=0)]])
         found[f"training, {name}"] = batch[0]
         found[f"gallery, {name}"] = prepare(gallery.read_hashed(0)[0], PREPARED)
     found["query"] = prepare(from_files([path]).read(0), PREPARED)
@@ -170,7 +171,7 @@ def test_a_file_that_is_cut_short_is_refused_everywhere(tmp_path: Path, kind: st
         with pytest.raises(InputError, match="does not decode"):
             gallery.read_hashed(0)
         with ImageReader(spec, Augmentation()) as reader, pytest.raises(InputError):
-            list(reader.batches([[ImageRef(dataset=gallery, row=0)]]))
+            list(reader.batches([[ItemRef(dataset=gallery, row=0)]]))
         assert len(gallery.readable()[1]) == 1
     with pytest.raises(InputError, match="does not decode"):
         from_files([path]).read(0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from compatctl.errors import InputError
 from compatctl.train import embed, export, train
-from compatctl.train.network import Junction, Network
+from compatctl.train.network import ImageNetwork, Junction
 from compatctl.train.taps import find_taps, pool, run_with_taps
 
 
@@ -201,7 +201,7 @@ def test_standardised_features_have_mean_0_and_one_length(tmp_path: Path) -> Non
 def test_a_residual_junction_is_the_sum_of_both_kinds(tmp_path: Path) -> None:
     """Its output is the linear map plus the two layers, computed here by hand."""
     recipe = kit.recipe(tmp_path, junction="junction: {kind: residual, hidden: 6, dropout: 0.5}")
-    network = Network(
+    network = ImageNetwork(
         nn.Identity(), "forward", Junction(recipe.junction, 5, 3), recipe.backbone.input
     )
     x = torch.rand(4, 5)
