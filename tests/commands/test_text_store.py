@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -91,25 +90,6 @@ def test_a_plan_estimates_the_routes_of_a_model_that_exists(shop: TextShop) -> N
     plan = shop.done("plan", "--new", shop.models["turned"], "--json").json
     names = {route["name"] for route in plan["routes"]}
     assert {"bridge", "lift", "re-embed"} <= names
-
-
-def test_training_is_of_images_and_says_so(shop: TextShop) -> None:
-    """finetune and plan --base refuse texts before anything is embedded, and name other ways."""
-    (shop.folder / "base.pt").write_bytes(b"")
-    (shop.folder / "recipe.yaml").write_text(
-        json.dumps(
-            {
-                "format": 1,
-                "backbone": {"factory": "timm:resnet18", "input": {"height": 8, "width": 8}},
-            }
-        )
-    )
-    for command in ("finetune", "plan"):
-        flags = ("--recipe", shop.folder / "recipe.yaml", "--base", shop.folder / "base.pt")
-        result = shop.run(command, *flags)
-        assert result.code == 5
-        assert "trained on images, and the data has texts" in result.stderr
-        assert "compatctl bridge" in result.stderr
 
 
 def test_texts_are_added_and_removed(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_new_vectors_of_a_part_of_the_gallery_are_enough(
 
 
 def test_a_plan_tries_the_routes_of_a_model_that_exists(shop: Path) -> None:
-    """Nothing is trained and no recipe is read; the recommended commands name the space."""
+    """No recipe is needed for the head that is tried; the recommended commands name the space."""
     (shop / "compatctl.yaml").write_text(
         "vectors: {ada: ada.npz, e3: e3.npz}\nsplit: {train: 0.2, validation: 0.7}\n"
         "old_model_gone: true\n"
@@ -186,11 +186,13 @@ def test_a_plan_tries_the_routes_of_a_model_that_exists(shop: Path) -> None:
     planned = run("plan", "--new", "e3", "--json")
     assert planned.code == 0, planned.stderr
     routes = {route["name"]: route for route in planned.json["routes"]}
-    assert set(routes) == {"keep", "re-embed", "bridge", "lift"}, "fusing runs the old model"
+    tried = {"keep", "re-embed", "bridge", "lift", "finetune", "lazy"}
+    assert set(routes) == tried, "fusing runs the old model"
     assert routes["bridge"]["gallery_passed"] == 0.0
     assert routes["re-embed"]["gain"] > routes["keep"]["gain"] == 0.0
-    assert planned.json["recommended"] == "bridge"
-    assert planned.json["commands"][0] == "compatctl bridge e3 -o bridged.onnx"
+    assert planned.json["recommended"] in {"bridge", "finetune"}
+    first = planned.json["commands"][0]
+    assert first.startswith(("compatctl bridge e3 -o", "compatctl finetune --base e3 --output"))
     assert run("plan").code == 2
     assert run("plan", "--new", "e3", "--seed", "1").code == 2
 
@@ -242,6 +244,24 @@ def test_a_plan_tries_one_kind_of_adapter_and_recommends_it(shop: Path) -> None:
     assert planned.json["commands"][0] == "compatctl bridge e3 -o bridged.onnx --kind ridge"
     assert run("plan", "--new", "e3", "--kind", "round").code == 2
     assert run("plan", "--base", "e3.ckpt", "--kind", "ridge").code == 2
+
+
+def test_a_head_is_trained_behind_a_model_behind_an_api(shop: Path, models: dict[str, Any]) -> None:
+    """finetune --base SPACE needs no old answer of an item that is stored; training items without
+    a new vector are left out, and counted."""
+    gallery = np.array(models["roles"]) == "gallery"
+    _write(shop, models, e3=gallery & (np.arange(len(gallery)) % 3 == 0))
+    Path("recipe.yaml").write_text('{"format": 1, "optimiser": {"epochs": 5}}')
+    flags = ("--recipe", "recipe.yaml", "--output", "tuned.onnx", *BOTH)
+    tuned = run("finetune", "--base", "e3", *flags, "--json")
+    assert tuned.code == 0, tuned.stderr
+    assert tuned.json["dim"] == OLD_DIM
+    left_out = [entry for entry in tuned.json["notices"] if entry["kind"] == "no-vector"]
+    assert left_out[0]["count"] > 100
+    judged = run("verify", "tuned.onnx", *BOTH, "--json")
+    assert judged.code in {0, 3, 4}, judged.stderr
+    rates = judged.json["groups"][0]["hit_rate"]
+    assert rates["new_old"]["1"] > 0.1
 
 
 def test_search_takes_tables_of_the_query_models_space(shop: Path, models: dict[str, Any]) -> None:

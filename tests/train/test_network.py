@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 import train_kit as kit
 from PIL import Image
 
 from compatctl.errors import InputError
 from compatctl.recipe import Augmentation
+from compatctl.recipe import Junction as JunctionRecipe
 from compatctl.train import embed, export, train
 from compatctl.train.images import augment
+from compatctl.train.network import Junction
 
 
 def test_the_exported_file_computes_what_torch_computes(tmp_path: Path) -> None:
@@ -106,3 +109,18 @@ def test_flip_mirrors_about_half_of_the_images() -> None:
         for i in range(60)
     ]
     assert 15 < sum(mirrored) < 45
+
+
+@pytest.mark.parametrize("kind", ["residual", "linear", "mlp"])
+def test_a_junction_is_the_same_map_as_layers(kind: str) -> None:
+    """Its layers with a ReLU between them give what torch gives, the standardisation of the
+    features included, for every kind."""
+    torch.manual_seed(0)
+    junction = Junction(JunctionRecipe(kind=kind, hidden=7), 5, 3).eval()
+    x = torch.randn(40, 5) * torch.tensor([1.0, 9.0, 0.1, 2.0, 1.0]) + 3.0
+    x[:, 4] = 0.25  # constant, and left out
+    junction.standardise(x)
+    with torch.no_grad():
+        expected = junction(x).numpy()
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(junction.as_adapter()(x.numpy()), expected, atol=1e-5)

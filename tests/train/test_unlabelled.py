@@ -92,7 +92,7 @@ def test_each_batch_has_its_share_of_items_without_labels(tmp_path: Path, rehear
     new = chosen.n_labelled - chosen.n_memory
     once = np.concatenate(steps)
     once = np.sort(once[(once < new) | (once >= chosen.n_labelled)])
-    assert np.array_equal(once, [*range(new), *range(chosen.n_labelled, len(chosen.images))])
+    assert np.array_equal(once, [*range(new), *range(chosen.n_labelled, len(chosen.items))])
     without = [int((items >= chosen.n_labelled).sum()) for items in steps]
     assert max(without) - min(without) <= 1
     for items in steps:
