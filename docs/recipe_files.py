@@ -34,11 +34,11 @@ EXAMPLE = Recipe(
         ),
     )
 )
-"""All defaults, and an example of a backbone, which has none."""
+"""All defaults, and an example of a backbone."""
 
 _HEADER = """\
-# The default recipe: every setting with its default value. Only backbone is required; the one below
-# is an example.
+# The default recipe: every setting with its default value. Only where --base is a checkpoint is
+# backbone required; the one below is an example.
 #
 #     compatctl finetune --base new.ckpt
 #
@@ -48,9 +48,10 @@ _HEADER = """\
 _PAGE = """\
 # The recipe
 
-A recipe is a YAML file that decides what `compatctl finetune` computes. Only `backbone` is
-required. `compatctl finetune --print-recipe` prints a recipe with every setting and its default:
-[`recipes/default.yaml`](../recipes/default.yaml).
+A recipe is a YAML file that decides what `compatctl finetune` computes. Where `--base` is a
+checkpoint, `backbone` is required, and nothing else; where it is an encoder (an ONNX file), a head
+behind it is trained, and no recipe is needed. `compatctl finetune --print-recipe` prints a recipe
+with every setting and its default: [`recipes/default.yaml`](../recipes/default.yaml).
 
 Beside it is one recipe for each situation. Its first lines say what it is for, what you get, and
 when not to use it. Copy one and name your backbone.

@@ -76,7 +76,11 @@ def init(
 def begin(
     base: Annotated[
         Path,
-        typer.Option("--base", help="The first checkpoint: a torch state dict or safetensors."),
+        typer.Option(
+            "--base",
+            help="The first checkpoint: a torch state dict or safetensors; or an encoder "
+            "(ONNX, or a space of vectors), behind which a head is trained.",
+        ),
     ],
     project: Project,
     dim: Annotated[
@@ -229,7 +233,11 @@ def _print_recipe(requested: bool) -> None:
 def finetune(
     base: Annotated[
         Path,
-        typer.Option("--base", help="The incoming checkpoint: a torch state dict or safetensors."),
+        typer.Option(
+            "--base",
+            help="The incoming checkpoint: a torch state dict or safetensors; or an encoder "
+            "(ONNX, or a space of vectors), behind which a head is trained.",
+        ),
     ],
     project: Project,
     seed: RecipeSeed = None,

@@ -39,6 +39,8 @@ from compatctl.migration.alignment import (
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 
+_OTHER_KIND = "another --kind may have smaller values"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bridged(AdapterReport):
@@ -105,9 +107,7 @@ def bridge(
     content = onnx_files.bridge(model.data, new, fitted.adapter)
     bridged = Encoder.from_bytes(content, new)
     check_steady(bridged, data)
-    parity = composed_parity(
-        data, bridged, encoder, fitted.adapter, tip="another --kind may have smaller values"
-    )
+    parity = composed_parity(data, bridged, encoder, fitted.adapter, tip=_OTHER_KIND)
     pairs_record = TrainingRecord.of_pairs(data, alignment.pairs).with_measured(measured_ids(data))
     record = _record(before, pairs_record, parity)
     content = onnx_files.with_record(content, output, record.to_text())

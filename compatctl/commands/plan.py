@@ -107,10 +107,7 @@ def plan(
             few classes to plan with.
     """
     start = time.monotonic()
-    if is_encoder(project, base):
-        raise UsageError(
-            f"{base} is an encoder, and no checkpoint", tip=f"compatctl plan --new {base}"
-        )
+    _refuse_encoder(project, base)
     training = load_inputs(project, base, seed)
     recipe, data, deployed = training.recipe, training.data, _against(training)
     from compatctl.train import make_trials
@@ -187,9 +184,8 @@ def plan_ready(
     facts = preflight(deployed, split, inputs.trained_against)
     whole, part = _galleries(inputs, data, deployed, progress)
     results = measure_ready_routes(inputs, _folds(inputs), progress)
-    whole = whole.with_lazy(
-        results, partial(_embed_ready, encoder, data, deployed, limit, progress)
-    )
+    embed = partial(_embed_ready, encoder, data, deployed, limit, progress)
+    whole = whole.with_lazy(results, embed)
     facts = replace(facts, lazy_images=whole.embedded)
     tried = _Tried(
         project=project,
@@ -207,8 +203,7 @@ def plan_ready(
         seconds=round(time.monotonic() - start, 1),
         warnings=(
             *plan_warnings(project, None, tried.policy, facts, tried.estimates),
-            *((f"finetune and fuse are left out: {why_not}",) if why_not else ()),
-            *((f"{NO_TORCH}: the other adapters are tried",) if without_mlp else ()),
+            *_left_out_warnings(why_not, without_mlp=without_mlp),
         ),
     )
 
@@ -257,6 +252,22 @@ class _Tried:
             recipe=recipe.to_json() if recipe else None,
             rescored_today=self.galleries[0].today_entry(self.inputs.old_queries.queries),
             **more,
+        )
+
+
+def _left_out_warnings(why_no_head: str, *, without_mlp: bool) -> tuple[str, ...]:
+    """What is not tried with a model that exists; an empty reason: a head is."""
+    return (
+        *((f"finetune and fuse are left out: {why_no_head}",) if why_no_head else ()),
+        *((f"{NO_TORCH}: the other adapters are tried",) if without_mlp else ()),
+    )
+
+
+def _refuse_encoder(project: Project, base: Path) -> None:
+    """Refuse a base that is planned with as a model that exists."""
+    if is_encoder(project, base):
+        raise UsageError(
+            f"{base} is an encoder, and no checkpoint", tip=f"compatctl plan --new {base}"
         )
 
 

@@ -136,25 +136,49 @@ def train_candidate(
         unlabelled=unlabelled.items if unlabelled else None,
         progress=progress,
     )
-    registry = trained.registry.to_json() if trained.registry else None
-    record = TrainingRecord.from_json(trained.record, registry)
-    record = record.with_looks(data, earlier, unlabelled.items if unlabelled else None)
-    validation = data.take(query_rows(data, "validation")).ids if gallery else ()
-    record = record.with_measured({*validation, *checked_ids(data)})
+    record = _record(trained, data, earlier, unlabelled, measures=gallery is not None)
     record = write_memory(project, recipe, data, earlier, record)
-    if inputs.ready is None:
-        record = _with_base(record, base)
-        _write_weights(trained, project.candidate / WEIGHTS_FILE, record)
-        model, encoder, record = export(trained, recipe, data, record)
-    else:
-        record = _with_encoder(project, record, base, inputs.ready)
-        model, encoder, record = export_behind(trained, inputs.ready, data, record)
-        (project.candidate / WEIGHTS_FILE).unlink(missing_ok=True)
+    model, encoder, record = _exported(project, inputs, trained, data, base, record)
     _write(project, record, model)
     if project.output.resolve() != (project.candidate / MODEL_FILE).resolve():
         project.output.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(project.output, (project.candidate / MODEL_FILE).read_bytes())
     return _result(project, encoder, record, gallery, unlabelled, skipped)
+
+
+def _record(
+    trained: TrainResult,
+    data: Dataset,
+    earlier: Dataset | None,
+    unlabelled: UnlabelledItems | None,
+    *,
+    measures: bool,
+) -> TrainingRecord:
+    """The record of a run. ``measures``: validation queries measured it on a gallery."""
+    registry = trained.registry.to_json() if trained.registry else None
+    record = TrainingRecord.from_json(trained.record, registry)
+    record = record.with_looks(data, earlier, unlabelled.items if unlabelled else None)
+    validation = data.take(query_rows(data, "validation")).ids if measures else ()
+    return record.with_measured({*validation, *checked_ids(data)})
+
+
+def _exported(  # noqa: PLR0917
+    project: Project,
+    inputs: TrainingInputs,
+    trained: TrainResult,
+    data: Dataset,
+    base: Path,
+    record: TrainingRecord,
+) -> tuple[bytes, Encoder, TrainingRecord]:
+    """The model's file, its encoder and its record; a network's weights are written as well."""
+    weights = project.candidate / WEIGHTS_FILE
+    if inputs.ready is not None:
+        weights.unlink(missing_ok=True)
+        record = _with_encoder(project, record, base, inputs.ready)
+        return export_behind(trained, inputs.ready, data, record)
+    record = _with_base(record, base)
+    _write_weights(trained, weights, record)
+    return export(trained, inputs.recipe, data, record)
 
 
 def _refuse_to_replace(project: Project, base: Path) -> None:

@@ -90,7 +90,9 @@ class InputSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """The pre-trained network. Its weights come from --base."""
+    """The pre-trained network of images, whose weights come from --base. Without it, --base is an
+    encoder: an ONNX file, or a space of vectors, behind which a head is trained.
+    """
 
     factory: str = field(
         metadata=between(
@@ -288,7 +290,7 @@ class Recipe:
         True,
         "Train a second head on the same features, without the gallery: the encoder's output named "
         "free, with which compatctl deploy --rescore scores again what a query retrieves. A model "
-        "without a gallery has none.",
+        "without a gallery has none. An encoder as the base gives its own embedding as that output.",
     )
     amp: Literal["auto", "off"] = setting(
         "auto", "auto: bfloat16 on a GPU that has it. off: float32 everywhere."
