@@ -290,7 +290,7 @@ class Recipe:
         True,
         "Train a second head on the same features, without the gallery: the encoder's output named "
         "free, with which compatctl deploy --rescore scores again what a query retrieves. A model "
-        "without a gallery has none. An encoder as the base gives its own embedding as that output.",
+        "without a gallery has none. Behind an encoder it is the encoder's own embedding.",
     )
     amp: Literal["auto", "off"] = setting(
         "auto", "auto: bfloat16 on a GPU that has it. off: float32 everywhere."

@@ -13,7 +13,8 @@ from compatctl.data import Preprocessing, from_files, prepare
 from compatctl.errors import InputError
 from compatctl.recipe import Augmentation, Backbone, Recipe
 from compatctl.train import PixelSpec, input_spec, preprocessing
-from compatctl.train.images import ImageReader, ImageRef
+from compatctl.train.images import ImageReader
+from compatctl.train.items import ItemRef
 
 CASES = {
     "timm": Preprocessing(height=24, width=24, crop_share=0.875, crop_offset="round"),
@@ -38,7 +39,7 @@ def test_a_recipe_keeps_every_entry_of_a_preprocessing(tmp_path: Path, case: str
     Image.fromarray(noise).save(tmp_path / "a.png")
     data = from_files([tmp_path / "a.png"])
     with ImageReader(read, Augmentation()) as reader:
-        (pixels,) = reader.batches([[ImageRef(dataset=data, row=0)]])
+        (pixels,) = reader.batches([[ItemRef(dataset=data, row=0)]])
     assert np.array_equal(pixels[0], prepare(Image.fromarray(noise), expected))
 
 
