@@ -13,10 +13,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from compatctl.core.arrays import Rows, as_rows
+from compatctl.core.arrays import as_rows
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import estimate_ratios, hit_change
-from compatctl.core.rescoring import KnownVectors
 from compatctl.core.retrieval import Retrieval, flips
 from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
@@ -29,10 +28,9 @@ from compatctl.deployment.training_inputs import (
     is_encoder,
     load_inputs,
 )
-from compatctl.encoder import Encoder, check_steady
+from compatctl.encoder import check_steady
 from compatctl.errors import InputError, UsageError
 from compatctl.evaluation.adaptive_resampling import Sampling, adaptive_verdict, sampling
-from compatctl.evaluation.gallery import stored_data_rows
 from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.evaluation.judged import judgments_for
 from compatctl.evaluation.protocol import query_rows
@@ -41,6 +39,7 @@ from compatctl.evaluation.verdict import OLD_MODEL_GONE
 from compatctl.migration import routes
 from compatctl.migration.adapters import AUTO, NO_TORCH, available_kinds
 from compatctl.migration.forecast import Forecast, Measure, forecast_more_data
+from compatctl.migration.lazy_passes import embed_free, embed_ready
 from compatctl.migration.plan_warnings import plan_warnings
 from compatctl.migration.planning_gallery import PlanningGallery
 from compatctl.migration.preflight import PlanningSplit, Preflight, planning_split, preflight
@@ -58,7 +57,6 @@ from compatctl.migration.routes import PlanningInputs, Route, RouteInputs
 from compatctl.migration.selection import (
     Fold,
     RouteResult,
-    Variant,
     class_halves,
 )
 from compatctl.progress import Progress, silent
@@ -123,7 +121,7 @@ def plan(
     whole, part = _galleries(inputs, data, deployed, progress)
     free = routes.train_free_models(inputs, _folds(inputs), progress)
     results = routes.measure_routes(inputs, free, progress)
-    embed = partial(_embed_free, inputs, free.own, data, deployed, limit, progress)
+    embed = partial(embed_free, inputs, free.own, data, deployed, limit, progress)
     whole = whole.with_lazy(results, embed)
     facts = replace(facts, lazy_images=whole.embedded)
     tried = _Tried(
@@ -184,7 +182,7 @@ def plan_ready(
     facts = preflight(deployed, split, inputs.trained_against)
     whole, part = _galleries(inputs, data, deployed, progress)
     results = measure_ready_routes(inputs, _folds(inputs), progress)
-    embed = partial(_embed_ready, encoder, data, deployed, limit, progress)
+    embed = partial(embed_ready, encoder, data, deployed, limit, progress)
     whole = whole.with_lazy(results, embed)
     facts = replace(facts, lazy_images=whole.embedded)
     tried = _Tried(
@@ -319,50 +317,6 @@ def _galleries(
             "gate: {qrels: FILE}",
         )
     return whole, part
-
-
-def _embed_free(  # noqa: PLR0917
-    inputs: RouteInputs,
-    own: Variant,
-    data: Dataset,
-    deployed: DeployedGallery,
-    limit: int,
-    progress: Progress,
-    rows: Rows,
-) -> KnownVectors:
-    """The free vectors of the first ``limit`` of the gallery rows (n,) whose images ``data`` has,
-    by the model that was trained without the gallery."""
-    from compatctl.train import Features
-
-    assert own.trained is not None
-    rows, images = _at_hand(data, deployed, limit, rows)
-    none = KnownVectors.none(own.queries.shape[1])
-    if not len(rows):
-        return none
-    features = Features.extract(inputs.recipe, inputs.base, data, images.tolist(), progress)
-    return none.with_rows(rows, features.embed(own.trained.network, data, images.tolist()))
-
-
-def _embed_ready(  # noqa: PLR0917
-    encoder: Encoder,
-    data: Dataset,
-    deployed: DeployedGallery,
-    limit: int,
-    progress: Progress,
-    rows: Rows,
-) -> KnownVectors:
-    """The same, by a model that exists."""
-    rows, items = _at_hand(data, deployed, limit, rows)
-    none = KnownVectors.none(encoder.dim)
-    if not len(rows):
-        return none
-    return none.with_rows(rows, encoder.embed(data.take(items), progress=progress).features)
-
-
-def _at_hand(data: Dataset, deployed: DeployedGallery, limit: int, rows: Rows) -> tuple[Rows, Rows]:
-    """The first ``limit`` of the gallery rows (n,) whose items ``data`` has, and where."""
-    items = stored_data_rows(data, deployed)[rows]
-    return rows[items >= 0][:limit], items[items >= 0][:limit]
 
 
 def _inputs(

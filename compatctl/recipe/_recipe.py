@@ -318,8 +318,8 @@ class Recipe:
         if self.backbone is None:
             raise InputError(
                 "the recipe names no backbone, whose weights a checkpoint has",
-                tip="write backbone with its factory and input; or name an encoder, an ONNX file, "
-                "as --base",
+                tip="write backbone with its factory and input; or compatctl finetune --base names "
+                "an encoder, an ONNX file",
             )
         return self.backbone
 

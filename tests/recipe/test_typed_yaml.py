@@ -117,7 +117,7 @@ def test_a_setting_that_is_gone_may_be_null(tmp_path: Path) -> None:
             "format: 1\n" + BACKBONE + "objective: {frame: simplices}\n",
             "expected one of prototypes",
         ),
-        ("format: 1\n", "key backbone is missing"),
+        ("format: 1\nbackbone: {method: forward}\n", "key factory is missing"),
         ("format: 2\n" + BACKBONE, "this version reads up to 1"),
         ("- 1\n", "expected a mapping"),
         ("format: [1\n", "is not valid YAML"),
