@@ -154,7 +154,7 @@ def plan_ready(
     skip_bad: bool = False,
     progress: Progress = silent,
 ) -> Plan:
-    """Try the routes of a model that exists: a file, or a space of vectors. Nothing is trained.
+    """Try the routes of a model that exists: a file, or a space of vectors. Only heads train.
 
     Adapters are those of ``kind``, and so are the recommended commands' own.
 
@@ -182,8 +182,7 @@ def plan_ready(
     facts = preflight(deployed, split, inputs.trained_against)
     whole, part = _galleries(inputs, data, deployed, progress)
     results = measure_ready_routes(inputs, _folds(inputs), progress)
-    embed = partial(embed_ready, encoder, data, deployed, limit, progress)
-    whole = whole.with_lazy(results, embed)
+    whole = whole.with_lazy(results, partial(embed_ready, encoder, data, deployed, limit, progress))
     facts = replace(facts, lazy_images=whole.embedded)
     tried = _Tried(
         project=project,

@@ -142,8 +142,8 @@ def head_recipe(project: Project, base: Path, data: Dataset) -> tuple[Recipe | N
         return None, error.message
     if recipe.objective.frame == ("free",):
         return None, "the recipe has frame: free"
-    if not has_classes(data):
-        return None, "the data have no labels"
+    if not has_classes(data) or len(set(data.filter(split="train").labels)) < 2:
+        return None, "the data have no training items of two labels"
     return recipe, ""
 
 
