@@ -37,6 +37,10 @@ Source = Path | StoredImage | bytes | Pixels | str | ItemVectors
 """An image: its file, its place in a larger file, the bytes of an encoded file, or (H, W, 3) or
 (H, W) pixels; a text; or vectors."""
 
+_MISSING_TIP = (
+    "look at the path: a relative one starts at the table's folder, of a query where you are; "
+    "compatctl init --skip-bad leaves such items out, as others do"
+)
 MAX_STORED_BYTES = 3 * MAX_PIXELS
 """Most bytes of an encoded image in a larger file."""
 
@@ -358,4 +362,4 @@ def _tip_of(path: Path, error: Exception) -> str:
         return "write paths with / between folders and names"
     if any(part != part.strip().strip("\"'") for part in path.parts):
         return f"a path is taken as it is written, with blanks and quotes: {str(path)!r}"
-    return absence(path) or BAD_IMAGE_TIP
+    return absence(path) or _MISSING_TIP

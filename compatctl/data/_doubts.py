@@ -31,6 +31,12 @@ _DOUBTS = (
         "they are compared with them",
     ),
     (
+        "outer-quotes",
+        "between quotation marks",
+        re.compile(rf"(?<={_END})(?:=?\"[^{_END}]*\"|'[^{_END}]*')(?={_END})"),
+        "they are compared with them; a table has cells in double quotes alone",
+    ),
+    (
         "no-value",
         "that spell a missing value",
         re.compile(rf"(?i)(?<={_END})(?:{_MISSING})(?={_END})"),

@@ -24,6 +24,7 @@ from compatctl.notices import collected, refused
 
 DOUBTFUL = {
     "outer-blanks": ["cup ", "\u00a0cup", "cup\u200b", " cup"],
+    "outer-quotes": ["'007'", '="007"', '"a"'],
     "no-value": [
         "nan",
         "NaN",
