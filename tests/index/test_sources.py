@@ -405,8 +405,11 @@ def _chroma_database(folder: Path, *collections: str) -> Path:
     """The part of a Chroma folder that says which collections there are."""
     folder.mkdir()
     with closing(sqlite3.connect(folder / "chroma.sqlite3")) as database, database:
-        database.execute("CREATE TABLE collections (id TEXT, name TEXT)")
-        database.executemany("INSERT INTO collections VALUES ('', ?)", [(c,) for c in collections])
+        database.execute("CREATE TABLE databases (id TEXT, name TEXT)")
+        database.execute("INSERT INTO databases VALUES ('d', 'default_database'), ('p', 'prod')")
+        database.execute("CREATE TABLE collections (id TEXT, name TEXT, database_id TEXT)")
+        rows = [(name, "p" if name == "users" else "d") for name in collections]
+        database.executemany("INSERT INTO collections VALUES ('', ?, ?)", rows)
     return folder
 
 
@@ -416,7 +419,7 @@ def test_folders_of_databases_are_known_by_their_content(tmp_path: Path) -> None
     (tmp_path / "b" / "items.lance" / "_versions").mkdir(parents=True)
     (tmp_path / "b" / "torn.lance").mkdir()
     cases = (
-        (chroma, Form.CHROMA, ("items", "users"), "chroma"),
+        (chroma, Form.CHROMA, ("items", "prod/users"), "chroma"),
         (tmp_path / "b", Form.LANCEDB, ("items",), "lancedb"),
         (tmp_path / "b" / "items.lance", Form.LANCEDB, ("items",), "lancedb"),
     )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sqlite3
 import struct
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -59,6 +61,10 @@ for name, options in json.loads(sys.argv[3]).items():
     made.delete(ids=ids[3:5])
     made.upsert(ids=[ids[7]], embeddings=[-rows[7]])
 client.create_collection("empty")
+admin = chromadb.AdminClient(client.get_settings())
+admin.create_database("prod")
+client.set_database("prod")
+client.create_collection("items", embedding_function=None).add(ids=["a"], embeddings=[[3.0, 4.0]])
 """
 SPACES: Mapping[str, Mapping[str, Any]] = {
     "with-ip": {
@@ -318,7 +324,7 @@ def test_one_collection_of_several_is_named(chroma: Path, tmp_path: Path) -> Non
     """A wrong name is refused with the list, an empty collection as such, and a missing key of the
     metadata with the keys that are there; inspect lists them and leaves the folder as it is."""
     cases = (
-        (None, {}, "4 collections"),
+        (None, {}, "5 collections"),
         ("thing", {}, "no collection 'thing'"),
         ("empty", {}, "no records"),
         ("with-ip", {"label": "klass"}, "no record has the key 'klass'; their keys are class, row"),
@@ -328,7 +334,12 @@ def test_one_collection_of_several_is_named(chroma: Path, tmp_path: Path) -> Non
             _read(chroma, tmp_path / words.replace(" ", ""), name, **columns)
     with _unchanged(chroma):
         found = inspect(chroma)
-    assert (found.kind, set(found.facts["names"])) == ("Chroma folder", {*SPACES, "empty"})
+    assert (found.kind, set(found.facts["names"])) == (
+        "Chroma folder",
+        {*SPACES, "empty", "prod/items"},
+    )
+    other = _read(chroma, tmp_path / "other", "prod/items")
+    assert (other.ids, np.asarray(other.rows).tolist()) == (("a",), [[3.0, 4.0]])
 
 
 def test_settings_in_the_working_folder_are_not_chromas(
@@ -374,6 +385,24 @@ def test_a_chroma_folder_that_is_written_meanwhile_is_refused(tmp_path: Path) ->
     finally:
         ended.set()
         writer.join()
+
+
+@pytest.mark.parametrize("engine", ["LanceDB", "Chroma"])
+def test_the_exports_of_the_docs_give_the_same_rows(tmp_path: Path, engine: str) -> None:
+    """The lines of docs/indexes.md are run as they stand there."""
+    page = (Path(__file__).parents[2] / "docs" / "indexes.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"(?:^(?:    .*)?\n)+", page, re.MULTILINE)
+    first = "import lancedb, " if engine == "LanceDB" else "import chromadb, "
+    (lines,) = [textwrap.dedent(block) for block in blocks if first in block]
+    if engine == "LanceDB":
+        _lance(folder := tmp_path / "folder", items=_table())
+    else:
+        folder = _chroma(tmp_path / "copy", {"items": {}})
+    expected = _by_id(_read(folder, tmp_path / "scratch", "items"))
+    subprocess.run([sys.executable, "-c", lines], check=True, cwd=tmp_path, capture_output=True)
+    found = _by_id(_read(tmp_path / "gallery.parquet", tmp_path / "scratch"))
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(row, expected[name]) for name, row in found.items())
 
 
 def _adopt(shop: Shop, *arguments: object) -> Result:

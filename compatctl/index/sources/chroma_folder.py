@@ -17,7 +17,7 @@ import numpy as np
 from compatctl.data import LABEL_NAMES
 from compatctl.errors import InputError
 from compatctl.index.sources.child import answer_parent, rows_path, write_names
-from compatctl.index.sources.databases import choose_table
+from compatctl.index.sources.databases import choose_table, collection_name
 from compatctl.index.sources.rows import EF_CONSTRUCTION, M
 from compatctl.index.sources.tables import named
 from compatctl.printable import listed
@@ -51,10 +51,13 @@ def read(path: Path, scratch: Path, *, table: str | None, label: str | None) -> 
     copy = scratch / "copy"
     _copy(path, copy)
     with _chroma_errors():
-        client = chromadb.PersistentClient(str(copy), Settings(anonymized_telemetry=False))
-        names = [collection.name for collection in client.list_collections()]
-        name = choose_table(names, table, "collection")
-        collection = client.get_collection(name, embedding_function=None)
+        options = Settings(anonymized_telemetry=False)
+        client = chromadb.PersistentClient(str(copy), options)
+        found = _collections(client, chromadb.AdminClient(options))
+        name = choose_table([*found], table, "collection")
+        database, own_name = found[name]
+        client.set_database(database)
+        collection = client.get_collection(own_name, embedding_function=None)
         settings = collection.configuration_json.get("hnsw") or {}
         _Reading(collection, scratch, label).read()
         similarity = _similarity(collection)
@@ -65,6 +68,17 @@ def read(path: Path, scratch: Path, *, table: str | None, label: str | None) -> 
         "M": int(settings.get("max_neighbors", M)),
         "ef_construction": int(settings.get("ef_construction", EF_CONSTRUCTION)),
     }
+
+
+def _collections(client: Any, admin: Any) -> dict[str, tuple[str, str]]:
+    """Name by which a collection is chosen -> its database and its name there."""
+    found = {}
+    for database in (entry["name"] for entry in admin.list_databases()):
+        client.set_database(database)
+        for collection in client.list_collections():
+            shown = collection_name(database, collection.name)
+            found[shown] = (database, collection.name)
+    return found
 
 
 def _copy(path: Path, copy: Path) -> None:

@@ -11,6 +11,19 @@ from compatctl.errors import InputError
 from compatctl.index.sources.detection import CHROMA_FILE, Form, lance_tables
 from compatctl.printable import listed
 
+DEFAULT_DATABASE = "default_database"
+"""Chroma's database of collections for which none is named."""
+
+_COLLECTIONS = (
+    "SELECT databases.name, collections.name FROM collections "
+    "JOIN databases ON databases.id = collections.database_id"
+)
+
+
+def collection_name(database: str, name: str) -> str:
+    """By what a collection of Chroma is chosen: its name, or DATABASE/NAME of another database."""
+    return name if database == DEFAULT_DATABASE else f"{database}/{name}"
+
 
 def tables_of(path: Path, form: Form) -> tuple[str, ...]:
     """Names of the tables or collections of a database's folder, without the database's library.
@@ -24,7 +37,8 @@ def tables_of(path: Path, form: Form) -> tuple[str, ...]:
     try:
         # immutable: SQLite then writes nothing, not even a lock
         with closing(sqlite3.connect(f"{file.resolve().as_uri()}?immutable=1", uri=True)) as opened:
-            return tuple(name for (name,) in opened.execute("SELECT name FROM collections"))
+            rows = opened.execute(_COLLECTIONS).fetchall()
+            return tuple(collection_name(database, name) for database, name in rows)
     except sqlite3.Error as error:
         raise InputError(f"{file}: its collections cannot be read: {error}") from error
 
