@@ -58,6 +58,10 @@ def parse_json(data: bytes, path: Path | str, *, error: type[CompatError] = Inpu
             data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
         )
     except (ValueError, RecursionError) as problem:
+        try:
+            refuse_pointer(Path(path), data)
+        except InputError as pointer:
+            raise error(pointer.message, tip=pointer.tip) from None
         kind, tip = other_kind(data) or ("", "")
         found = f"it is {kind}" if kind else problem
         tip = "save it as UTF-8 without a byte order mark" if "BOM" in str(problem) else tip

@@ -10,8 +10,8 @@ from PIL import Image
 
 from compatctl.data import load, load_unlabelled
 from compatctl.encoder import Encoder
-from compatctl.errors import InputError
-from compatctl.files import read_json
+from compatctl.errors import DamagedError, InputError
+from compatctl.files import parse_json, read_json
 from compatctl.index import read_header
 from compatctl.notices import collected
 
@@ -149,6 +149,8 @@ def test_a_pointer_to_a_file_is_named_as_such(
     path = tmp_path / "d" / "a" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(pointer)
+    with pytest.raises(DamagedError, match=r"is a .* pointer"):
+        parse_json(pointer, path, error=DamagedError)
     readers = {
         "1.png": lambda: load(tmp_path / "d").read(0),
         "m.onnx": lambda: Encoder.load(path),
