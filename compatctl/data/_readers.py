@@ -199,7 +199,8 @@ def _npz(path: Path, fields: Fields) -> Iterator[Row]:
     if images is None:
         yield from _records(path, arrays, len(arrays["texts"]))
         return
-    grey, colour = images.ndim == 3, images.ndim == 4 and images.shape[-1] == 3
+    colour = images.ndim == 4 and images.shape[-1] == 3
+    grey = images.ndim == 3 and images.shape[-1] != 3  # else an axis of colour images is missing
     if images.dtype != np.uint8 or not (grey or colour) or 0 in images.shape[1:]:
         raise InputError(
             f"{path}: images must be (N, H, W, 3) or (N, H, W) uint8, "

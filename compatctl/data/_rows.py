@@ -10,6 +10,7 @@ from typing import Literal, cast, get_args
 
 from compatctl.data._columns import UNREAD
 from compatctl.data._dataset import Item, Role, Source, Split, SplitRule
+from compatctl.data._folders import fields_of_split
 from compatctl.data._roots import AllowedRoots
 from compatctl.errors import InputError
 
@@ -92,10 +93,12 @@ class Row:
         """A field that is one of ``known``, or None if it is empty."""
         value = self.text(key)
         if value and value not in known:
+            meant = (fields_of_split(value.strip()) or {}).get(key)
+            write = f"write {meant}; or " if meant in known else ""
             raise InputError(
                 f"{self.where}{self._named(key)}: {key} is one of {', '.join(known)}; got "
                 f"{value!r}",
-                tip=f"leave {key} empty: then {_WITHOUT[key]}",
+                tip=f"{write}leave {key} empty: then {_WITHOUT[key]}",
             )
         return value or None
 

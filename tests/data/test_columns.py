@@ -281,3 +281,31 @@ def test_a_label_without_one_text_and_an_address_are_refused(tmp_path: Path) -> 
         with pytest.raises(InputError, match=message) as error:
             load(written(tmp_path, json.dumps({**line, **change}), "t.jsonl"))
         assert tip in error.value.tip
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "meant"),
+    [
+        ("split", "val", "validation"),
+        ("split", "Train ", "train"),
+        ("split", "eval", "test"),
+        ("role", "Query", "query"),
+        ("role", "queries", "query"),
+    ],
+)
+def test_a_word_that_is_nearly_a_split_or_role_is_refused_with_it(
+    tmp_path: Path, column: str, value: str, meant: str
+) -> None:
+    """The tip says the word to write; nothing is guessed, and another word has no such tip."""
+    for word, starts in ((value, f"write {meant}; or leave"), ("later", f"leave {column}")):
+        path = written(tmp_path, f"id,path,label,{column}\na,a.png,x,{word}\n")
+        with pytest.raises(InputError, match=f"{column} is one of") as refused:
+            load(path)
+        assert refused.value.tip.startswith(starts)
+
+
+def test_images_without_an_axis_are_refused(tmp_path: Path) -> None:
+    """(N, H, 3) is no row of grey images of three pixels."""
+    np.savez(tmp_path / "t.npz", ids=["a"], labels=["x"], images=np.zeros((1, 8, 3), np.uint8))
+    with pytest.raises(InputError, match=r"images must be \(N, H, W, 3\)"):
+        load(tmp_path / "t.npz")
