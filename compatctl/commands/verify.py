@@ -50,6 +50,7 @@ from compatctl.evaluation.rescoring import require_free
 from compatctl.evaluation.verdict import (
     NEXT_STEPS,
     NO_STORE,
+    NOT_MAPPED,
     OLD_MODEL_GONE,
     WITHOUT_STORE,
     verdict_fields,
@@ -164,7 +165,7 @@ def _verify_models(  # noqa: PLR0917
     verdict = adaptive_verdict(policy, findings.results, chain, checks, draws, measure_pairs)
     write_queries(options.queries_file, findings.answers)
     unchecked = _unchecked(data, record, gallery, latency, chain, attempt) + findings.unchecked
-    steps = _next_steps(options, project) if gallery else WITHOUT_STORE
+    steps = _next_steps(options, project, record) if gallery else WITHOUT_STORE
     fields = verdict_fields(policy, verdict, draws, findings.results, steps)
     fields["warnings"] += _warnings(setup, findings, gallery)
     return Report(
@@ -207,9 +208,13 @@ def _gallery_pass(
     )
 
 
-def _next_steps(options: VerifyOptions, project: Project) -> dict[str, str]:
+def _next_steps(
+    options: VerifyOptions, project: Project, record: TrainingRecord | None
+) -> dict[str, str]:
     """What to do by the verdict; deploy re-scores as it was judged."""
     steps = {**NEXT_STEPS, "fail": OLD_MODEL_GONE} if project.old_model_gone else NEXT_STEPS
+    if record is None:
+        steps = {**steps, "fail": NOT_MAPPED}
     if options.rescore is None:
         return steps
     flags = f"--rescore {options.rescore} --passes {options.passes}"

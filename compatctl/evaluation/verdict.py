@@ -40,6 +40,9 @@ NEXT_STEPS = {
     "inconclusive": "hold out more classes and items, then verify again",
 }
 
+NOT_MAPPED = "map the new model into the gallery's space (compatctl bridge), or keep the old one"
+"""What to do with a model that was made without the gallery, as one without a record was."""
+
 OLD_MODEL_GONE = (
     "rank the first answers again by the new model's own vectors (compatctl verify --rescore 10), "
     "or embed the gallery with it: compatctl init"

@@ -74,7 +74,9 @@ def test_a_model_of_another_space_fails_and_its_bridge_passes(
     """A rotated model fails the gate; mapped by pairs of texts without labels it passes; and fused
     with the old one, and lifted, it goes through."""
     old, turned = shop.models["old"], shop.models["turned"]
-    assert shop.run("verify", old, turned).code == 3
+    refused = shop.run("verify", old, turned, "--json")
+    assert refused.code == 3
+    assert "compatctl bridge" in refused.json["next_step"]
     bridged = tmp_path / "bridged.onnx"
     shop.done("bridge", turned, "-o", bridged)
     assert shop.done("verify", old, bridged, "--json").json["verdict"]["outcome"] == "pass"
