@@ -158,6 +158,8 @@ def test_search_prints_scores_on_the_scale_that_callers_know(shop: Shop, emoji: 
     assert shop.run("deploy").code == 0
     assert shop.run("status").json["calibrated"]
     assert shop.manifest()["calibration"] == report["calibration"]["knots"]
+    refused = shop.run("search", image, "--norms", shop.path("norms.npz"))
+    assert (refused.code, "the store calibrates scores" in refused.stderr) == (2, True)
     result = answers(shop, image)
     hits = result["queries"][0]["hits"]
     assert result["calibrated"]
