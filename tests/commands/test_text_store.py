@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from text_shop_kit import TextShop, write_models, write_table
+from text_shop_kit import CLASSES, TextShop, write_models, write_table
 
 from compatctl.data import load
 from compatctl.encoder import Encoder
+
+ORTHOGONAL = ("--kind", "orthogonal")
 
 
 @pytest.fixture
@@ -84,6 +86,58 @@ def test_a_model_of_another_space_fails_and_its_bridge_passes(
     assert Encoder.load(bridged).embed(data).features.shape == (20, Encoder.load(old).dim)
     shop.done("fuse", old, bridged, "-o", tmp_path / "fused.onnx")
     assert shop.run("lift", turned, "--dry-run").code in {0, 3, 4}
+
+
+def test_a_rescored_store_of_texts_is_warmed_promoted_and_restored(
+    shop: TextShop, tmp_path: Path
+) -> None:
+    """The documents of a log are embedded first, then all; promoted, the index has the new model's
+    own vectors; a rollback brings the old rows back, and every file still has its digest."""
+    shop.set(max_gallery_pass=1.0)
+    bridged, log = tmp_path / "bridged.onnx", tmp_path / "log.csv"
+    shop.done("bridge", shop.models["turned"], "-o", bridged, *ORTHOGONAL, "--share", 0)
+    shop.done("verify", shop.models["old"], bridged, "--rescore", 5)
+    shop.done("deploy", "--rescore", 5, "--passes", 5)
+    index = shop.done("status", "--json").json["index_sha256"]
+    log.write_text("id,count\n" + "".join(f"g{number},{9 - number}\n" for number in range(9)))
+    assert shop.done("warm", log, "--json").json["passed"] == 9
+    log.write_text("".join(f"g{number}\n" for number in range(CLASSES)))
+    rest = shop.done("warm", log, "--json").json
+    assert (rest["cached"], rest["passed"]) == (9, CLASSES - 9)
+    shop.done("promote", "--force", "--reason", "too little evidence")
+    text = str(load(shop.data).content(1))
+    hit = shop.done("search", text, "-k", 1, "--json").json["queries"][0]["hits"][0]
+    assert hit["id"] == "g0"
+    assert hit["cosine"] == pytest.approx(1.0, abs=1e-4)
+    assert shop.done("status", "--json").json["index_sha256"] != index
+    shop.done("rollback")
+    assert shop.done("status", "--json").json["index_sha256"] == index
+    shop.done("check")
+
+
+def test_a_model_that_was_fitted_on_the_held_out_texts_is_found_out(
+    shop: TextShop, tmp_path: Path
+) -> None:
+    """A map of pairs of every class but the validation ones is refused with the queries it was
+    fitted on; set apart by --allow-seen, they leave nothing to judge."""
+    leaky, everything = tmp_path / "leaky.onnx", tmp_path / "everything.csv"
+    validation = set(load(shop.data).filter(split="validation").labels)
+    with shop.data.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with everything.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "split"])
+        writer.writeheader()
+        for row in rows:
+            split = "validation" if row["label"] in validation else "train"
+            writer.writerow({**row, "split": split})
+    shop.done("bridge", shop.models["turned"], "-o", leaky, *ORTHOGONAL, "--data", everything)
+    refused = shop.run("verify", shop.models["old"], leaky)
+    assert refused.code == 5, refused.stdout
+    assert "held-out queries were trained on" in refused.stderr
+    assert shop.run("verify", shop.models["old"], leaky, "--allow-seen").code == 4
+    honest = tmp_path / "honest.onnx"
+    shop.done("bridge", shop.models["turned"], "-o", honest, *ORTHOGONAL)
+    assert shop.run("verify", shop.models["old"], honest).code == 0
 
 
 @pytest.mark.slow
