@@ -65,6 +65,7 @@ HOMES = {
     "torchvision": {"train"},
     "open_clip": {"train"},
     "transformers": {"train"},
+    "peft": {"train"},
     "tokenizers": {"encoder"},
 }
 MAX_MODULE_LINES = 500

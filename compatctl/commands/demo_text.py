@@ -11,6 +11,7 @@ gallery items through the new model: those that queries touch.
 
 from __future__ import annotations
 
+import csv
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,7 +31,6 @@ from compatctl.commands.fuse import fuse
 from compatctl.commands.init import init
 from compatctl.commands.search import search
 from compatctl.commands.verify import verify
-from compatctl.deployment.data import load_data
 from compatctl.deployment.project import open_store
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.index import require_hnswlib
@@ -62,7 +62,7 @@ def demo_text(*, keep: Path | None = None, progress: Progress = silent) -> DemoR
         routes, report, bridged = _routes(project, folder, progress)
         served, index_after, restored = None, before.index.sha256, before.query_model
         if report.verdict.outcome == "pass":
-            queries = _sample(project)
+            queries = _sample(folder / "texts.csv")
             served, index_after, restored = switch(
                 project, folder / report.new.name, queries, RescoringOptions(rescore=RESCORED)
             )
@@ -124,8 +124,9 @@ def _answer(project: Project) -> str:
     return f"search {QUESTION!r}: {query.hits[0].id}, cosine {query.hits[0].cosine:.4f}"
 
 
-def _sample(project: Project) -> list[tuple[str, str]]:
-    """At most SAMPLE held-out queries, evenly spaced, each with its label."""
-    held_out = load_data(project).filter(split="test", role="query")
-    rows = range(0, len(held_out), max(1, len(held_out) // SAMPLE))[:SAMPLE]
-    return [(str(held_out.content(row)), held_out.labels[row]) for row in rows]
+def _sample(table: Path) -> list[tuple[str, str]]:
+    """At most SAMPLE queries of the table, evenly spaced, each with its label."""
+    with table.open(newline="", encoding="utf-8") as lines:
+        rows = [row for row in csv.DictReader(lines) if row["role"] == "query"]
+    queries = [(row["text"], row["label"]) for row in rows]
+    return queries[:: max(1, len(queries) // SAMPLE)][:SAMPLE]

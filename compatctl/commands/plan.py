@@ -266,6 +266,12 @@ def _refuse_encoder(project: Project, base: Path) -> None:
         raise UsageError(
             f"{base} is an encoder, and no checkpoint", tip=f"compatctl plan --new {base}"
         )
+    if base.is_dir():
+        raise UsageError(
+            f"{base} is a folder, and no checkpoint",
+            tip=f"compatctl export transformers:{base} -o new.onnx makes an encoder of it, and "
+            "compatctl plan --new new.onnx plans with that",
+        )
 
 
 def _against(training: TrainingInputs) -> DeployedGallery:

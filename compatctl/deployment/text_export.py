@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from compatctl import encoder as onnx_files
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder
-from compatctl.encoder.import_text import TextImportSpec, wrap_text
+from compatctl.encoder.import_text import TextImportSpec, text_input, wrap_text
 from compatctl.encoder.onnx_safety import parse_model, read_bytes
 from compatctl.encoder.sentence_folder import SentenceFolder
 from compatctl.encoder.texts import TEXT, TextInput, synthetic_text
 from compatctl.errors import InputError, UsageError
+from compatctl.files import sha256_bytes, sha256_file
+
+if TYPE_CHECKING:
+    from compatctl.train import TokenModel
 
 TEXTS = 32
 """How many synthetic texts are compared where there are no others."""
@@ -31,6 +35,58 @@ class SealedText:
     preprocessing: dict[str, Any]
     texts: int
     parity: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TextFolder:
+    """A text model in a folder: its network in torch, and how a text becomes its tokens.
+
+    ``tokenizer``: the file tokenizer.json; ``origin``: the library and its version.
+    """
+
+    folder: Path
+    model: TokenModel
+    spec: TextImportSpec
+    tokenizer: Path
+    origin: str
+
+    @classmethod
+    def load(cls, folder: Path, pooling: str = "auto") -> Self:
+        """The model in ``folder``; ``pooling`` is auto, what the folder says, or mean or cls.
+
+        Raises:
+            UsageError: the folder says no pooling, and none is given.
+            InputError: the folder is incomplete, or has further modules.
+        """
+        from compatctl.train import load_token_model
+
+        spec, tokenizer = _spec(folder, pooling)
+        model, origin = load_token_model(_transformer_of(folder))
+        return cls(folder=folder, model=model, spec=spec, tokenizer=tokenizer, origin=origin)
+
+    @property
+    def source(self) -> TextInput:
+        """The input of its texts."""
+        return text_input(self.spec, self.tokenizer)
+
+    @property
+    def sha256(self) -> str:
+        """A digest over its weights and its tokenizer."""
+        files = sorted(_transformer_of(self.folder).glob("*.safetensors"))
+        digests = [sha256_file(file) for file in (*files, self.tokenizer)]
+        return sha256_bytes("".join(digests).encode())
+
+    def seal(self, scratch: Path) -> bytes:
+        """The sealed bytes of the model with its tokenizer, pooling and prompts.
+
+        Raises:
+            InputError: as ``wrap_text``.
+        """
+        from compatctl.train import export_token_model
+
+        raw = scratch / "raw.onnx"
+        export_token_model(self.model, raw)
+        return wrap_text(raw, parse_model(raw, read_bytes(raw)), self.spec, self.tokenizer)
 
 
 def is_text_folder(folder: Path) -> bool:
@@ -53,20 +109,15 @@ def seal_text_folder(
         UsageError: the folder says no pooling, and none is given.
         InputError: the folder is incomplete, has further modules, or its ONNX file differs.
     """
-    from compatctl.train import export_token_model, load_token_model, pooled_rows
+    from compatctl.train import pooled_rows
 
-    spec, tokenizer = _spec(folder, pooling)
-    model, origin = load_token_model(_transformer_of(folder))
-    raw = scratch / "raw.onnx"
-    export_token_model(model, raw)
-    content = wrap_text(raw, parse_model(raw, read_bytes(raw)), spec, tokenizer)
-    encoder = Encoder.from_bytes(content, output)
-    source = encoder.inputs[0]
-    assert isinstance(source, TextInput)
+    found = TextFolder.load(folder, pooling)
+    content = found.seal(scratch)
+    encoder, source, spec = Encoder.from_bytes(content, output), found.source, found.spec
     tokens = [source.prepare(text, None)[0] for text in _texts(data)]
     parity = onnx_files.check_parity(
         encoder.run({TEXT: source.stack(tokens)}),
-        pooled_rows(model, tokens, spec.pooling),
+        pooled_rows(found.model, tokens, spec.pooling),
         f"the ONNX file of {folder} differs from torch",
         tip="the model uses an operation that does not export faithfully",
     )
@@ -74,7 +125,7 @@ def seal_text_folder(
     return SealedText(
         content=content,
         encoder=encoder,
-        origin=origin,
+        origin=found.origin,
         preprocessing=entries,
         texts=len(tokens),
         parity=parity,

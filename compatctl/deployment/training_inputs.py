@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.model_file import ModelFile
 from compatctl.deployment.old_features import cached_features
 from compatctl.deployment.project import find_store, open_store, require
+from compatctl.deployment.text_export import TextFolder, is_text_folder, seal_text_folder
 from compatctl.errors import InputError
 from compatctl.progress import Progress
 from compatctl.recipe import Augmentation, Project, Recipe
@@ -25,13 +28,15 @@ class TrainingInputs:
     """The recipe, the data and the deployed gallery of a run.
 
     ``gallery``: None for the frame ``free``, and for a first model on a simplex without a store.
-    ``ready``: the base, where it is an encoder and not a checkpoint.
+    ``ready``: the base, where it is an encoder; ``text``: where it is a text model's folder, whose
+    network trains. With neither it is a checkpoint.
     """
 
     recipe: Recipe
     data: Dataset
     gallery: DeployedGallery | None
     ready: ModelFile | None = None
+    text: TextFolder | None = None
 
 
 def load_inputs(project: Project, base: Path, seed: int | None) -> TrainingInputs:
@@ -41,7 +46,7 @@ def load_inputs(project: Project, base: Path, seed: int | None) -> TrainingInput
         InputError: torch is not installed; or the recipe, the checkpoint or the store is missing or
             invalid.
     """
-    recipe, ready = _load_recipe(project, base, seed)
+    recipe = _load_recipe(project, base, seed)
     gallery, frames = None, set(recipe.objective.frame)
     store = find_store(project)
     needs_no_store = frames <= {"free", "simplex"}
@@ -56,9 +61,10 @@ def load_inputs(project: Project, base: Path, seed: int | None) -> TrainingInput
         gallery = DeployedGallery.open(open_store(project))
     _refuse_useless_images(recipe, gallery)
     data = load_data(project)
-    _refuse_other_items(data, recipe, ready=ready is not None)
+    _refuse_other_items(data, recipe, checkpoint=is_checkpoint(project, base))
     require_classes(project, data)
-    return TrainingInputs(recipe=recipe, data=data, gallery=gallery, ready=ready)
+    model = _model(project, base, recipe)
+    return TrainingInputs(recipe=recipe, data=data, gallery=gallery, **model)
 
 
 def load_first_inputs(
@@ -73,7 +79,7 @@ def load_first_inputs(
         InputError: as ``load_inputs``; no dimension; too few vertices for the training classes; or
             there is a store of more than one generation, or of a model without a registry.
     """
-    recipe, ready = _load_recipe(project, base, seed)
+    recipe = _load_recipe(project, base, seed)
     dim = dim or recipe.objective.dim
     store = find_store(project)
     if store is not None and (store.manifest.generation > 1 or store.manifest.registry is None):
@@ -82,7 +88,7 @@ def load_first_inputs(
             tip="compatctl finetune trains its next model; name another --store to begin one",
         )
     data = load_data(project)
-    _refuse_other_items(data, recipe, ready=ready is not None)
+    _refuse_other_items(data, recipe, checkpoint=is_checkpoint(project, base))
     classes = len(set(data.filter(split="train").labels))
     if dim is None or (recipe.objective.K or dim + 1) < classes:
         raise InputError(
@@ -94,18 +100,18 @@ def load_first_inputs(
     _refuse_useless_images(recipe, None)
     objective = replace(recipe.objective, frame=("simplex",), lambda_=(1.0,), dim=dim)
     recipe = replace(recipe, objective=objective)
-    return TrainingInputs(recipe=recipe, data=data, gallery=None, ready=ready)
+    return TrainingInputs(recipe=recipe, data=data, gallery=None, **_model(project, base, recipe))
 
 
-def _refuse_other_items(data: Dataset, recipe: Recipe, *, ready: bool) -> None:
+def _refuse_other_items(data: Dataset, recipe: Recipe, *, checkpoint: bool) -> None:
     """Refuse what the recipe does with images alone, where the data are something else."""
     if data.modality == "image":
         return
-    if not ready:
+    if checkpoint:
         raise InputError(
             f"a checkpoint's network is trained on images, and the data has {data.modality}s",
-            tip="name an encoder as --base: an ONNX file, such as compatctl export makes, or a "
-            "space of vectors",
+            tip="compatctl finetune --base names an encoder (an ONNX file, such as that of "
+            "compatctl export, or a space of vectors), or the folder of a text model",
         )
     for key, value in (("rehearsal", recipe.rehearsal), ("unlabelled", recipe.unlabelled)):
         if value is not None:
@@ -115,29 +121,51 @@ def _refuse_other_items(data: Dataset, recipe: Recipe, *, ready: bool) -> None:
             )
 
 
-def _load_recipe(project: Project, base: Path, seed: int | None) -> tuple[Recipe, ModelFile | None]:
-    """The recipe, and the base where it is an encoder, which needs no recipe."""
+def _load_recipe(project: Project, base: Path, seed: int | None) -> Recipe:
+    """The recipe, by which ``base`` can train; only a checkpoint needs one."""
     require_torch()
-    encoder = is_encoder(project, base)
-    if encoder and project.recipe is None:
+    checkpoint = is_checkpoint(project, base)
+    if project.recipe is None and not checkpoint:
         recipe = Recipe()
     else:
         recipe = Recipe.load(require(project.recipe, "recipe"), project.factories)
-    recipe = recipe if seed is None else replace(recipe, seed=seed)
-    if encoder:
-        _refuse_network_settings(recipe, base)
-        return recipe, ModelFile.named(project, base)
-    if not base.is_file():
+    if not checkpoint:
+        _refuse_network_settings(recipe, base, folder=base.is_dir())
+    elif not base.is_file():
         raise InputError(f"no checkpoint at {base}")
-    _ = recipe.image_backbone
-    return recipe, None
+    else:
+        _ = recipe.image_backbone
+    return recipe if seed is None else replace(recipe, seed=seed)
+
+
+def _model(project: Project, base: Path, recipe: Recipe) -> dict[str, Any]:
+    """The base as a field of ``TrainingInputs``; none for a checkpoint.
+
+    Raises:
+        InputError: the folder or file is no such model.
+    """
+    if is_encoder(project, base):
+        return {"ready": ModelFile.named(project, base)}
+    if not base.is_dir():
+        return {}
+    if not is_text_folder(base):
+        raise InputError(
+            f"{base} is the folder of no text model: it has no tokenizer",
+            tip=f"compatctl export transformers:{base} makes an encoder of a folder of images",
+        )
+    if recipe.train != "head":
+        return {"text": TextFolder.load(base)}
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(f"{base.name}.onnx")
+        sealed = seal_text_folder(base, "auto", None, Path(scratch), file)
+    return {"ready": ModelFile(path=file, data=sealed.content)}
 
 
 def head_recipe(project: Project, base: Path, data: Dataset) -> tuple[Recipe | None, str]:
     """The recipe of a head behind the encoder ``base``; or None, and why there can be none."""
     try:
-        recipe, _ = _load_recipe(project, base, None)
-        _refuse_other_items(data, recipe, ready=True)
+        recipe = _load_recipe(project, base, None)
+        _refuse_other_items(data, recipe, checkpoint=False)
     except InputError as error:
         return None, error.message
     if recipe.objective.frame == ("free",):
@@ -148,26 +176,32 @@ def head_recipe(project: Project, base: Path, data: Dataset) -> tuple[Recipe | N
 
 
 def is_encoder(project: Project, base: Path) -> bool:
-    """Whether a base is an ONNX file or a space of the project's vectors, and no checkpoint."""
+    """Whether a base is an ONNX file or a space of the project's vectors."""
     return base.suffix.lower() == ".onnx" or str(base) in project.vectors
 
 
-def _refuse_network_settings(recipe: Recipe, base: Path) -> None:
-    """Refuse what the recipe says of a network, where the base is an encoder that stays as it is.
+def is_checkpoint(project: Project, base: Path) -> bool:
+    """Whether a base is a file of weights: no encoder, and no model's folder."""
+    return not is_encoder(project, base) and not base.is_dir()
+
+
+def _refuse_network_settings(recipe: Recipe, base: Path, *, folder: bool) -> None:
+    """Refuse what the recipe says of another network than the base's; an encoder's stays as it is.
 
     Raises:
-        InputError: the recipe names a backbone, trains it, or changes its images.
+        InputError: the recipe names a backbone, changes images, or trains an encoder.
     """
+    what = "a model's folder" if folder else "an encoder, whose head alone is trained"
     for key, given, instead in (
         ("backbone", recipe.backbone is not None, "leave backbone out"),
-        ("train", recipe.train != "head", "write train: head"),
+        ("train", recipe.train != "head" and not folder, "write train: head"),
+        ("layers", recipe.layers is not None and not folder, "write layers: null"),
         ("augmentation", recipe.augmentation != Augmentation(), "leave augmentation out"),
     ):
         if given:
             raise InputError(
-                f"{base} is an encoder, whose head alone is trained: the recipe's {key} has no "
-                "effect on it",
-                tip=f"{instead}; or name a checkpoint as --base",
+                f"{base} is {what}: the recipe's {key} has no effect on it",
+                tip=f"{instead}; or compatctl finetune --base names a checkpoint",
             )
 
 

@@ -26,18 +26,18 @@ from compatctl.errors import InputError
 from compatctl.files import write_atomic
 
 
-def bridge(data: bytes, path: Path, adapter: Adapter) -> bytes:
+def bridge(data: bytes, path: Path, adapter: Adapter, free: Adapter | None = None) -> bytes:
     """The sealed bytes of an encoder whose embedding is ``adapter`` of that of ``data``.
 
-    An output ``free`` stays as it is; without one, it is the embedding of ``data``, so that answers
-    can be re-scored by it.
+    ``free`` maps the same embedding to the output of that name. Without it, one that is there
+    stays, and otherwise it is the embedding of ``data``, so that answers can be re-scored by it.
 
     ``data``: the sealed bytes of an encoder; ``path``: where they were read, for errors. The same
     bytes and the same adapter give the same bytes.
 
     Raises:
-        InputError: ``data`` is not an encoder, or of other dimensions than the adapter takes;
-            values of the adapter that are not finite.
+        InputError: ``data`` is not an encoder, or of other dimensions than an adapter takes; values
+            of an adapter that are not finite.
     """
     model, contract = parse_encoder(path, data)
     model = inline_functions(path, model)
@@ -47,9 +47,14 @@ def bridge(data: bytes, path: Path, adapter: Adapter) -> bytes:
     parts = _Composition()
     parts.append("new", model, contract)
     mapped = parts.append_adapter(f"new/{OUTPUT}", adapter)
-    parts.keep_free("new", contract)
-    if contract.free_dim is None:
+    if free is not None:
+        own = parts.append_adapter(f"new/{OUTPUT}", free, "free_")
+        parts.node("LpNormalization", [own], "free_unit")
+        parts.free_of("free_unit", free.layers[-1][0].shape[1])
+    elif contract.free_dim is None:
         parts.free_of(f"new/{OUTPUT}", contract.dim)
+    else:
+        parts.keep_free("new", contract)
     return parts.sealed([model], mapped, adapter.layers[-1][0].shape[1])
 
 
@@ -163,18 +168,22 @@ class _Composition:
                 tip="compose models that take the same",
             )
 
-    def append_adapter(self, value: str, adapter: Adapter) -> str:
-        """Append the adapter's layers after ``value``; the name of their output, not normalised."""
+    def append_adapter(self, value: str, adapter: Adapter, prefix: str = "") -> str:
+        """Append the adapter's layers after ``value``; the name of their output, not normalised.
+
+        ``prefix`` begins the names of what is appended.
+        """
         for number, (matrix, bias) in enumerate(adapter.layers):
             if not (np.isfinite(matrix).all() and np.isfinite(bias).all()):
                 raise InputError("the adapter has values that are not finite")
-            self.weight(f"map_{number}", matrix)
-            self.weight(f"bias_{number}", bias)
+            weights = [f"{prefix}map_{number}", f"{prefix}bias_{number}"]
+            self.weight(weights[0], matrix)
+            self.weight(weights[1], bias)
             if number:
-                self.node("Relu", [value], f"hidden_{number}")
-                value = f"hidden_{number}"
-            self.node("Gemm", [value, f"map_{number}", f"bias_{number}"], f"mapped_{number}")
-            value = f"mapped_{number}"
+                self.node("Relu", [value], f"{prefix}hidden_{number}")
+                value = f"{prefix}hidden_{number}"
+            self.node("Gemm", [value, *weights], f"{prefix}mapped_{number}")
+            value = f"{prefix}mapped_{number}"
         return value
 
     def keep_free(self, name: str, contract: Contract) -> None:

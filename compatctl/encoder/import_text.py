@@ -202,13 +202,7 @@ def wrap_text(path: Path, model: onnx.ModelProto, spec: TextImportSpec, tokenize
     graph.node.extend(nodes)
     for name, value in _constants(vocabulary.pad).items():
         graph.initializer.append(numpy_helper.from_array(value, name))
-    source = TextInput(
-        name=TEXT,
-        tokenizer=vocabulary.text,
-        max_length=spec.max_length,
-        query_prefix=spec.query_prefix,
-        document_prefix=spec.document_prefix,
-    )
+    source = _text_input(spec, vocabulary)
     load_tokenizer(source.tokenizer, source.max_length)
     graph.input.append(source.value_info())
     graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [BATCH, None]))
@@ -220,6 +214,25 @@ def wrap_text(path: Path, model: onnx.ModelProto, spec: TextImportSpec, tokenize
     _check_longest(path, session, source, vocabulary.largest)
     wrapped.graph.output[0].type.tensor_type.shape.dim[1].dim_value = dim
     return sealed_bytes(wrapped, Contract(dim=dim, inputs=(source,)))
+
+
+def text_input(spec: TextImportSpec, tokenizer: Path) -> TextInput:
+    """The input of texts that ``spec`` describes, with the tokenizer of a ``tokenizer.json``.
+
+    Raises:
+        InputError: it cannot be read, or is no tokenizer.
+    """
+    return _text_input(spec, _Vocabulary.read(tokenizer))
+
+
+def _text_input(spec: TextImportSpec, vocabulary: _Vocabulary) -> TextInput:
+    return TextInput(
+        name=TEXT,
+        tokenizer=vocabulary.text,
+        max_length=spec.max_length,
+        query_prefix=spec.query_prefix,
+        document_prefix=spec.document_prefix,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

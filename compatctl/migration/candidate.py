@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compatctl import encoder as onnx_files
 from compatctl.core.gallery_pass import GalleryPass
-from compatctl.data import Dataset, Reference, prepare
+from compatctl.data import Dataset, Reference
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.gallery_pass import checked_ids, gallery_pass
 from compatctl.deployment.model_file import ModelFile
@@ -21,20 +19,25 @@ from compatctl.deployment.record_files import FILE, find_record, write_model
 from compatctl.deployment.rehearsal import rehearsal_items, write_memory
 from compatctl.deployment.training_inputs import TrainingInputs, embed_reference
 from compatctl.deployment.training_record import REGISTRY_FILE, TrainingRecord
-from compatctl.encoder import Encoder, ImageInput, check_steady
+from compatctl.encoder import Encoder, check_steady
 from compatctl.errors import UsageError
 from compatctl.evaluation.protocol import query_rows
 from compatctl.files import write_atomic
-from compatctl.migration.adapters import composed_parity
+from compatctl.migration.exports import (
+    MODEL_FILE,
+    export_behind,
+    export_images,
+    export_texts,
+    text_base,
+)
 from compatctl.migration.ready_model import ready_base
 from compatctl.migration.unlabelled import UnlabelledItems, unlabelled_items
 from compatctl.progress import Progress, silent
-from compatctl.recipe import Project, Recipe
+from compatctl.recipe import Project
 
 if TYPE_CHECKING:
     from compatctl.train import Base, TrainResult
 
-MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "weights.safetensors"
 """Backbone and junction: a base for fine-tuning this model again."""
 
@@ -117,7 +120,7 @@ def train_candidate(
     unlabelled = unlabelled_items(
         project, recipe, data, earlier, gallery, skip_bad=skip_bad, progress=progress
     )
-    given: Base = base
+    given: Base = base if inputs.text is None else text_base(inputs.text)
     if inputs.ready is not None:
         others = (earlier, unlabelled.items if unlabelled else None)
         data, given = ready_base(data, inputs.ready, gallery, earlier=others, progress=progress)
@@ -174,11 +177,15 @@ def _exported(  # noqa: PLR0917
     weights = project.candidate / WEIGHTS_FILE
     if inputs.ready is not None:
         weights.unlink(missing_ok=True)
-        record = _with_encoder(project, record, base, inputs.ready)
+        if not base.is_dir():
+            record = _with_encoder(project, record, base, inputs.ready)
         return export_behind(trained, inputs.ready, data, record)
+    if inputs.text is not None:
+        weights.unlink(missing_ok=True)
+        return export_texts(trained, inputs.text, data, record)
     record = _with_base(record, base)
     _write_weights(trained, weights, record)
-    return export(trained, inputs.recipe, data, record)
+    return export_images(trained, inputs.recipe, data, record)
 
 
 def _refuse_to_replace(project: Project, base: Path) -> None:
@@ -226,73 +233,6 @@ def _shuffled(reference: Reference, seed: int) -> Reference:
         gallery_features=reference.gallery_features[order],
         encoded_features=reference.encoded_features[others],
     )
-
-
-def export(
-    trained: TrainResult, recipe: Recipe, data: Dataset, record: TrainingRecord
-) -> tuple[bytes, Encoder, TrainingRecord]:
-    """A sealed ONNX file that carries the record, its encoder, and the record with the parity.
-
-    Raises:
-        InputError: a component of an embedding by the file differs by more than 1e-3 from the
-            network's, on real images.
-    """
-    from compatctl.train import embed_outputs, preprocessing
-    from compatctl.train import export as export_onnx
-
-    size = preprocessing(recipe.image_backbone.input)
-    with tempfile.TemporaryDirectory() as scratch:
-        raw, sealed = Path(scratch) / "raw.onnx", Path(scratch) / "sealed.onnx"
-        export_onnx(trained.network, raw, size.height, size.width)
-        onnx_files.seal(raw, sealed, (ImageInput(name="image", preprocessing=size),))
-        encoder = Encoder.load(sealed)
-        check_steady(encoder, data)
-        sample = onnx_files.parity_items(data)
-        images = np.stack([prepare(sample.read(row), size) for row in range(len(sample))])
-        pairs = zip(
-            encoder.outputs({"image": images}), embed_outputs(trained.network, images), strict=True
-        )
-        parity = max(
-            onnx_files.check_parity(
-                actual,
-                expected,
-                "the exported ONNX file differs from the trained network",
-                tip="the backbone uses an operation that does not export faithfully",
-            )
-            for actual, expected in pairs
-        )
-        record = replace(record, parity=parity)
-        model = onnx_files.with_record(sealed.read_bytes(), sealed, record.to_text())
-    return model, Encoder.from_bytes(model, Path(MODEL_FILE)), record
-
-
-def export_behind(
-    trained: TrainResult, base: ModelFile, data: Dataset, record: TrainingRecord
-) -> tuple[bytes, Encoder, TrainingRecord]:
-    """As ``export``, for a head that was trained on an encoder's embeddings: that encoder's file
-    with the head's layers behind it, and its own embedding as the output ``free``.
-
-    Raises:
-        InputError: as ``export``.
-    """
-    from compatctl.train import Junction, embed
-
-    head = trained.network.junction
-    assert isinstance(head, Junction)
-    path = Path(MODEL_FILE)
-    content = onnx_files.bridge(base.data, base.path, head.as_adapter())
-    encoder = Encoder.from_bytes(content, path)
-    check_steady(encoder, data)
-    parity = composed_parity(
-        data,
-        encoder,
-        base.encoder,
-        partial(embed, trained.network),
-        tip="a larger weight_decay in the recipe keeps the head's weights smaller",
-    )
-    record = replace(record, parity=parity)
-    content = onnx_files.with_record(content, path, record.to_text())
-    return content, Encoder.from_bytes(content, path), record
 
 
 def _with_encoder(

@@ -212,11 +212,11 @@ class Optimiser:
     batch_size: int = setting(256, "Items in one step.", 2, 65536)
     lr: float = setting(0.002, "The learning rate of the junction.", 0.0, 100.0)
     backbone_lr: float = setting(
-        0.0001, "The learning rate of the backbone, with train: full.", 0.0, 100.0
+        0.0001, "The learning rate of the backbone, with train: full or lora.", 0.0, 100.0
     )
     weight_decay: float = setting(0.01, "The decoupled weight decay.", 0.0, 100.0)
     frozen_norm: bool = setting(
-        True, "Keep the BatchNorm statistics of the base, with train: full."
+        True, "Keep the BatchNorm statistics of the base, with train: full or lora."
     )
 
 
@@ -251,6 +251,15 @@ class Rehearsal:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lora:
+    """The low-rank matrices of train: lora."""
+
+    rank: int = setting(8, "The rank of a matrix.", 1, 4096)
+    alpha: float = setting(16.0, "A matrix counts alpha / rank times.", 1e-3, 1e4)
+    dropout: float = setting(0.0, "Dropout before it.", 0.0, 0.95)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """The whole recipe. ``Recipe.load(path)`` reads one, ``digest`` identifies it."""
 
@@ -264,11 +273,21 @@ class Recipe:
     backbone: Backbone | None = None
     junction: Junction = Junction()
     objective: Objective = Objective()
-    train: Literal["head", "full"] = setting(
+    train: Literal["head", "full", "lora"] = setting(
         "head",
-        "head: the backbone is frozen and runs once over each image; training takes seconds. full: "
-        "the backbone is trained too.",
+        "What trains beside the junction:\n"
+        "  head  nothing: the backbone is frozen and runs once over each item; it takes seconds\n"
+        "  full  the backbone\n"
+        "  lora  matrices of low rank beside its linear layers, which are then added to these (Hu\n"
+        "        et al., ICLR 2022, arXiv 2106.09685); needs the extra lora",
     )
+    layers: int | None = setting(
+        None,
+        "With train: full or lora, only the last so many blocks of the backbone train. null: all.",
+        1,
+        10_000,
+    )
+    lora: Lora = Lora()
     optimiser: Optimiser = Optimiser()
     blend: Literal["auto", "off"] = setting(
         "auto",

@@ -26,10 +26,12 @@ from compatctl.train.run import TrainResult, train
 from compatctl.train.setup import Base
 from compatctl.train.sources import PixelSpec
 from compatctl.train.sources.text_folders import (
+    TokenModel,
     export_token_model,
     load_token_model,
     pooled_rows,
 )
+from compatctl.train.texts import TextModel
 from compatctl.train.weights import carried_record, save_weights
 
 __all__ = [
@@ -43,6 +45,8 @@ __all__ = [
     "PixelSpec",
     "ReadyModel",
     "Reference",
+    "TextModel",
+    "TokenModel",
     "TrainResult",
     "carried_record",
     "embed",

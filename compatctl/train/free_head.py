@@ -33,6 +33,7 @@ def train_free_head(setup: Setup, batches: CachedBatches) -> Junction:
     head.center.copy_(compatible.center)
     head.scale.copy_(compatible.scale)
     network = setup.network.with_junction(head).to(setup.device)
+    network.backbone.requires_grad_(requires_grad=False)
     training_set = replace(setup.training_set, old_features=None, old_sources=(), validation=None)
     alone = replace(
         setup, recipe=recipe, network=network, training_set=training_set, reference=None

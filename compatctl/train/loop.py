@@ -22,6 +22,7 @@ from compatctl.train import losses
 from compatctl.train.batches import Batches, Step
 from compatctl.train.checkpoint import Checkpoint
 from compatctl.train.frames import Classifier
+from compatctl.train.layers import trained_names
 from compatctl.train.network import Network, unit
 from compatctl.train.setup import Setup
 
@@ -90,11 +91,13 @@ def fit(
 
 def trained_weights(context: TrialContext, rows: Tensor) -> dict[str, Tensor]:
     """A copy, on the CPU, of the weights that training changes."""
-    full = context.setup.recipe.train == "full"
+    network, changed = context.setup.network, set[str]()
+    if context.setup.recipe.train != "head":
+        changed = {f"backbone.{name}" for name in trained_names(network.backbone)}
     state = {
         key: value.detach().cpu().clone()
-        for key, value in context.setup.network.state_dict().items()
-        if full or not key.startswith("backbone.")
+        for key, value in network.state_dict().items()
+        if key in changed or not key.startswith("backbone.")
     }
     if context.classifier.learns:
         state[CLASSIFIER] = rows.detach().cpu().clone()
@@ -181,13 +184,9 @@ def _steps(context: TrialContext, trial: Trial, rng: np.random.Generator) -> Ite
 def _optimiser(context: TrialContext, rows: nn.Parameter) -> torch.optim.Optimizer:
     """AdamW; ``base_lr`` of each group is for the schedule."""
     recipe, network = context.setup.recipe.optimiser, context.setup.network
-    full = context.setup.recipe.train == "full"
     head = list(network.junction.parameters()) + ([rows] if context.classifier.learns else [])
     groups = [{"params": head, "lr": recipe.lr, "base_lr": recipe.lr}]
-    backbone = list(network.backbone.parameters())
-    for parameter in backbone:
-        parameter.requires_grad_(full)
-    if full:
+    if backbone := [weight for weight in network.backbone.parameters() if weight.requires_grad]:
         rate = recipe.backbone_lr
         groups.append({"params": backbone, "lr": rate, "base_lr": rate})
     return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)

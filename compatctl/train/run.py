@@ -24,6 +24,7 @@ from compatctl.train.features import Features
 from compatctl.train.frames import Classifier
 from compatctl.train.free_head import cached_features, train_free_head
 from compatctl.train.grid_search import build_classifiers, make_context, search
+from compatctl.train.layers import merge_lora
 from compatctl.train.network import Junction, Network
 from compatctl.train.ready import ReadyModel
 from compatctl.train.setup import (
@@ -54,6 +55,12 @@ class TrainResult:
     dim: int
     """D of the embedding"""
 
+    @property
+    def head(self) -> Junction:
+        """What trained against the gallery, whatever else did."""
+        assert isinstance(self.network.junction, Junction)
+        return self.network.junction
+
 
 def train(
     *,
@@ -72,8 +79,8 @@ def train(
 
     Args:
         recipe: what to compute.
-        base: the backbone's weights, or an encoder that exists; None: random weights, drawn by the
-            seed.
+        base: the backbone's weights, an encoder that exists, or a text model; None: random weights,
+            drawn by the seed.
         data: all splits; training items train, validation queries choose among trials.
         reference: the deployed gallery; None for a model without one (frame ``free``).
         work: an existing folder for the checkpoint, which is removed at the end of the run.
@@ -105,6 +112,8 @@ def train(
         )
         build_classifiers(setup)  # refuse an impossible frame before the images are read
         outcome = _train(setup, base, work, features, resume=resume, progress=progress)
+        if recipe.train == "lora":
+            merge_lora(network.backbone)
     network.cpu().eval()
     record = training_record(setup, *outcome)
     checkpoints.remove(work)

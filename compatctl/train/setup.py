@@ -18,13 +18,15 @@ from compatctl.recipe import Recipe
 from compatctl.train.factory import make_backbone
 from compatctl.train.images import ImageReader
 from compatctl.train.items import Reader
+from compatctl.train.layers import prepare_layers
 from compatctl.train.network import ImageNetwork, Junction, Network, backbone_taps
 from compatctl.train.ready import ReadyModel, ReadyNetwork, ReadyReader
+from compatctl.train.texts import TextModel, TextNetwork, TextReader
 from compatctl.train.training_set import TrainingSet, data_digest
 from compatctl.train.weights import CheckpointMatch, load_base, load_junction
 
-Base = Path | ReadyModel | None
-"""A checkpoint of the recipe's backbone, or an encoder; None: random weights."""
+Base = Path | ReadyModel | TextModel | None
+"""A checkpoint of the recipe's backbone, an encoder, or a text model; None: random weights."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,6 +88,11 @@ def make_network(recipe: Recipe, base: Base, dim: int) -> tuple[Network, Checkpo
     if isinstance(base, ReadyModel):
         head = Junction(recipe.junction, base.width, dim)
         return ReadyNetwork(head).eval(), CheckpointMatch(sha256=base.sha256)
+    if isinstance(base, TextModel):
+        head = Junction(recipe.junction, base.width, dim)
+        prepare_layers(base.model, recipe)
+        match = CheckpointMatch(sha256=base.sha256, matched=len(base.model.state_dict()))
+        return TextNetwork(base.model, base.pooling, head).eval(), match
     given = recipe.image_backbone
     backbone = make_backbone(given)
     match = CheckpointMatch()
@@ -96,7 +103,9 @@ def make_network(recipe: Recipe, base: Base, dim: int) -> tuple[Network, Checkpo
     torch.manual_seed(recipe.seed)
     head = Junction(recipe.junction, width, dim)
     network = ImageNetwork(backbone, given.method, head, given.input, taps).eval()
-    return network, replace(match, junction=load_junction(network, tensors))
+    match = replace(match, junction=load_junction(network, tensors))
+    prepare_layers(backbone, recipe)
+    return network, match
 
 
 @contextlib.contextmanager
@@ -104,6 +113,9 @@ def open_reader(recipe: Recipe, base: Base) -> Iterator[Reader]:
     """Makes the input of the base's backbone of items."""
     if isinstance(base, ReadyModel):
         yield ReadyReader(base, recipe.augmentation)
+        return
+    if isinstance(base, TextModel):
+        yield TextReader(base, recipe.augmentation)
         return
     with ImageReader(recipe.image_backbone.input, recipe.augmentation) as reader:
         yield reader
