@@ -1,12 +1,13 @@
 """demo --text: one upgrade of a text model on WordNet, in a temporary folder, without a network.
 
 Glosses are the queries, lemmas the documents. The old model is paraphrase-MiniLM-L3, the new one
-all-MiniLM-L6 with weights of 8 bits; both are encoders from elsewhere, and nothing is trained but
-the map between them. The two are related, so that the new model's queries find some documents with
-nothing done: the gate compares with what the old model finds. There are four routes: the new model
-as it is, bridged into the gallery's space by pairs of vectors, that one fused with the old, and the
-fused one whose first answers the new model's own vectors rank again. Only the last one passes
-gallery items through the new model: those that queries touch.
+all-MiniLM-L6 with weights of 8 bits; both are encoders from elsewhere. The two are related, so
+that the new model's queries find some documents with nothing done: the gate compares with what the
+old model finds. There are five routes: the new model as it is; with a head behind it that trains on
+labelled texts against the gallery (where torch is installed); bridged into the gallery's space by
+pairs of vectors without labels; the bridged one fused with the old; and the fused one whose first
+answers the new model's own vectors rank again. Only the last one passes gallery items through the
+new model: those that queries touch.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import csv
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from compatctl.commands.bridge import Bridged, bridge
@@ -27,6 +29,7 @@ from compatctl.commands.demo import (
     switch,
 )
 from compatctl.commands.deploy import RescoringOptions
+from compatctl.commands.finetune import finetune
 from compatctl.commands.fuse import fuse
 from compatctl.commands.init import init
 from compatctl.commands.search import search
@@ -34,6 +37,7 @@ from compatctl.commands.verify import verify
 from compatctl.deployment.project import open_store
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.index import require_hnswlib
+from compatctl.migration.adapters import available_kinds
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 from compatctl.report import Report
@@ -99,11 +103,25 @@ def _routes(
     report = verify(project, old=old, new=fused, options=rescored, progress=progress)
     routes = [
         route_of("the new model, nothing done", alone),
+        *_trained(project, folder, progress),
         route_of(f"bridged ({result.kind})", mapped),
         route_of(f"bridged and fused, weight {fusion.weight:g}", mixed),
         route_of(f"bridged, fused, first {RESCORED} re-scored", report),
     ]
     return routes, report, result
+
+
+def _trained(project: Project, folder: Path, progress: Progress) -> list[Route]:
+    """The new model with a head that the default recipe trains; none without torch."""
+    if "mlp" not in available_kinds():
+        return []
+    tuned = replace(project, output=folder / "tuned.onnx", candidate=folder / "candidate")
+    finetune(tuned, base=folder / "new.onnx", progress=progress)
+    trial = VerifyOptions(dry_run=True)
+    report = verify(
+        project, old=folder / "old.onnx", new=tuned.output, options=trial, progress=progress
+    )
+    return [route_of("a head behind it, trained", report)]
 
 
 def _adapters(result: Bridged) -> str:

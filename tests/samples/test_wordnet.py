@@ -73,7 +73,7 @@ def install(folder: Path, name: str, noise: float) -> None:
 
 
 @pytest.mark.slow
-def test_the_text_demo_compares_four_routes_and_leaves_the_index(
+def test_the_text_demo_compares_five_routes_and_leaves_the_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each route has a verdict; models that know nothing of the texts do not pass, and then nothing
@@ -85,6 +85,7 @@ def test_the_text_demo_compares_four_routes_and_leaves_the_index(
     demo = result.json
     assert [route["name"].split(" ")[0] for route in demo["routes"]] == [
         "the",
+        "a",
         "bridged",
         "bridged",
         "bridged,",
