@@ -25,6 +25,7 @@ from compatctl.deployment.project import open_store
 from compatctl.deployment.training_inputs import (
     TrainingInputs,
     head_recipe,
+    is_checkpoint,
     is_encoder,
     load_inputs,
 )
@@ -266,11 +267,11 @@ def _refuse_encoder(project: Project, base: Path) -> None:
         raise UsageError(
             f"{base} is an encoder, and no checkpoint", tip=f"compatctl plan --new {base}"
         )
-    if base.is_dir():
+    if not is_checkpoint(project, base):
         raise UsageError(
-            f"{base} is a folder, and no checkpoint",
-            tip=f"compatctl export transformers:{base} -o new.onnx makes an encoder of it, and "
-            "compatctl plan --new new.onnx plans with that",
+            f"{base} is a text model's folder, and no checkpoint",
+            tip=f"compatctl export sentence-transformers:{base} -o new.onnx makes an encoder, and "
+            "compatctl plan --new new.onnx plans with it",
         )
 
 

@@ -125,17 +125,36 @@ def _load_recipe(project: Project, base: Path, seed: int | None) -> Recipe:
     """The recipe, by which ``base`` can train; only a checkpoint needs one."""
     require_torch()
     checkpoint = is_checkpoint(project, base)
-    if project.recipe is None and not checkpoint:
+    if project.recipe is None and (not checkpoint or base.is_dir()):
         recipe = Recipe()
     else:
         recipe = Recipe.load(require(project.recipe, "recipe"), project.factories)
+    recipe = recipe if seed is None else replace(recipe, seed=seed)
     if not checkpoint:
-        _refuse_network_settings(recipe, base, folder=base.is_dir())
-    elif not base.is_file():
+        _refuse_network_settings(recipe, base, trains=base.is_dir())
+        return recipe
+    if base.is_dir():
+        return _of_folder(recipe, base)
+    if not base.is_file():
         raise InputError(f"no checkpoint at {base}")
-    else:
-        _ = recipe.image_backbone
-    return recipe if seed is None else replace(recipe, seed=seed)
+    _ = recipe.image_backbone
+    return recipe
+
+
+def _of_folder(recipe: Recipe, base: Path) -> Recipe:
+    """The recipe with the network of an image model's folder.
+
+    Raises:
+        InputError: the recipe names a backbone, or the folder is of no such model.
+    """
+    from compatctl.train import folder_backbone
+
+    if recipe.backbone is not None:
+        raise InputError(
+            f"{base} is a model's folder, and the recipe names a backbone",
+            tip="leave backbone out; or compatctl finetune --base names a file of weights",
+        )
+    return replace(recipe, backbone=folder_backbone(base))
 
 
 def _model(project: Project, base: Path, recipe: Recipe) -> dict[str, Any]:
@@ -146,13 +165,8 @@ def _model(project: Project, base: Path, recipe: Recipe) -> dict[str, Any]:
     """
     if is_encoder(project, base):
         return {"ready": ModelFile.named(project, base)}
-    if not base.is_dir():
+    if is_checkpoint(project, base):
         return {}
-    if not is_text_folder(base):
-        raise InputError(
-            f"{base} is the folder of no text model: it has no tokenizer",
-            tip=f"compatctl export transformers:{base} makes an encoder of a folder of images",
-        )
     if recipe.train != "head":
         return {"text": TextFolder.load(base)}
     with tempfile.TemporaryDirectory() as scratch:
@@ -181,21 +195,22 @@ def is_encoder(project: Project, base: Path) -> bool:
 
 
 def is_checkpoint(project: Project, base: Path) -> bool:
-    """Whether a base is a file of weights: no encoder, and no model's folder."""
-    return not is_encoder(project, base) and not base.is_dir()
+    """Whether a base is weights of a network of images: no encoder, and no text model's folder."""
+    return not is_encoder(project, base) and not (base.is_dir() and is_text_folder(base))
 
 
-def _refuse_network_settings(recipe: Recipe, base: Path, *, folder: bool) -> None:
-    """Refuse what the recipe says of another network than the base's; an encoder's stays as it is.
+def _refuse_network_settings(recipe: Recipe, base: Path, *, trains: bool) -> None:
+    """Refuse what the recipe says of another network than the base's. ``trains``: it is a text
+    model's folder, and no encoder, which stays as it is.
 
     Raises:
         InputError: the recipe names a backbone, changes images, or trains an encoder.
     """
-    what = "a model's folder" if folder else "an encoder, whose head alone is trained"
+    what = "a text model's folder" if trains else "an encoder, whose head alone is trained"
     for key, given, instead in (
         ("backbone", recipe.backbone is not None, "leave backbone out"),
-        ("train", recipe.train != "head" and not folder, "write train: head"),
-        ("layers", recipe.layers is not None and not folder, "write layers: null"),
+        ("train", recipe.train != "head" and not trains, "write train: head"),
+        ("layers", recipe.layers is not None and not trains, "write layers: null"),
         ("augmentation", recipe.augmentation != Augmentation(), "leave augmentation out"),
     ):
         if given:

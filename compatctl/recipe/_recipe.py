@@ -37,6 +37,7 @@ FACTORIES = (
     "timm.models",
     "torch.nn",
     "torchvision.models",
+    "transformers",
 )
 """Modules (with their submodules) and callables that a recipe may name by default. None of these
 packages downloads code."""
@@ -96,11 +97,10 @@ class Backbone:
 
     factory: str = field(
         metadata=between(
-            sentence="An architecture of a library, as timm:NAME, torchvision:NAME or "
-            "open_clip:NAME; or a callable, as module:callable, that returns a torch module. The "
-            "module may "
-            "be a file in the working folder. The project lists the packages that are allowed "
-            "(factories in compatctl.yaml)."
+            sentence="An architecture of a library, as timm:NAME, torchvision:NAME, "
+            "open_clip:NAME or transformers:FOLDER; or a callable, as module:callable, that "
+            "returns a torch module. The module may be a file in the working folder. The project "
+            "lists the packages that are allowed (factories in compatctl.yaml)."
         )
     )
     args: dict[str, Any] = field(

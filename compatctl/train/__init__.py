@@ -11,6 +11,7 @@ from compatctl.data import Reference
 from compatctl.train.exporting import (
     ExportedNetwork,
     ExportRequest,
+    folder_backbone,
     input_spec,
     library_rows,
     load_network,
@@ -54,6 +55,7 @@ __all__ = [
     "export",
     "export_token_model",
     "fit_perceptron",
+    "folder_backbone",
     "input_spec",
     "items_to_encode",
     "iter_perceptrons",

@@ -118,6 +118,22 @@ def load_network(request: ExportRequest) -> ExportedNetwork:
     )
 
 
+def folder_backbone(folder: Path) -> Backbone:
+    """The backbone of an image model's folder of transformers, with its own preprocessing.
+
+    Raises:
+        InputError: as ``load``; or a recipe cannot say its preprocessing.
+    """
+    name = f"transformers:{folder}"
+    pixels = load(Source.parse(name), {}).derive()
+    if pixels.bgr:
+        raise InputError(
+            f"{name} takes blue before red, which a recipe cannot say",
+            tip=f"compatctl export {name} makes an encoder of it",
+        )
+    return Backbone(factory=name, input=input_spec(pixels))
+
+
 def input_spec(pixels: PixelSpec) -> InputSpec:
     """The same preprocessing as a recipe writes it."""
     size = pixels.preprocessing

@@ -24,7 +24,7 @@ from torch import nn
 
 from compatctl.errors import InputError
 from compatctl.recipe import LOCAL, Backbone, read_bounded
-from compatctl.train.sources import ARCHITECTURES, Source
+from compatctl.train.sources import ARCHITECTURES, TRANSFORMERS, Source
 from compatctl.train.sources import load as load_source
 
 _MODULE = re.compile(r"_?[A-Za-z]\w*(\._?[A-Za-z]\w*)*", re.ASCII)
@@ -38,17 +38,16 @@ _SYNTAX = 'write "module:callable" of an installed package or of a file in this 
 def make_backbone(recipe: Backbone) -> nn.Module:
     """Call ``factory`` with ``args``, if ``factories`` allows it.
 
-    ``timm:NAME``, ``torchvision:NAME`` and ``open_clip:NAME`` make a library's architecture.
+    ``timm:NAME``, ``torchvision:NAME``, ``open_clip:NAME`` and ``transformers:FOLDER`` make a
+    library's architecture; a folder's has its weights.
 
     Raises:
         InputError: the project does not allow the factory; no such module, callable or
             architecture; the call fails, or returns something else than a torch module with the
             recipe's ``method``.
     """
-    if (
-        recipe.factory.startswith(tuple(f"{library}:" for library in ARCHITECTURES))
-        and (source := Source.parse(recipe.factory)).library
-    ):
+    prefixes = tuple(f"{library}:" for library in (*ARCHITECTURES, TRANSFORMERS))
+    if recipe.factory.startswith(prefixes) and (source := Source.parse(recipe.factory)).library:
         _AllowList(recipe.factories).check_library(source.library, recipe.factory)
         module = load_source(source, recipe.args).module
         _check_method(module, recipe.method)

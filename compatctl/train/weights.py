@@ -321,6 +321,12 @@ def load_junction(network: Network, tensors: StateDict) -> bool:
     return fits and bool(expected)
 
 
+def folder_digest(folder: Path) -> str:
+    """sha256 over the safetensors files of a model's folder, in the order of their names."""
+    digests = [sha256_file(file) for file in sorted(folder.glob("*.safetensors"))]
+    return sha256_bytes("".join(digests).encode())
+
+
 def carried_record(path: Path) -> str | None:
     """The text of the training record that ``save_weights`` put into a file; None without one.
 

@@ -137,7 +137,7 @@ def test_the_image_tower_of_open_clip_gives_its_features(
     assert least_cosine(embedded(tmp_path / "old.onnx", images), expected) > 0.9995
 
 
-def _save_folder(kind: str, folder: Path) -> Any:
+def save_image_folder(kind: str, folder: Path) -> Any:
     """A small untrained model of transformers and its image processor, saved."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)
@@ -182,7 +182,7 @@ def test_a_folder_of_transformers_gives_its_features(
     tmp_path: Path, data: Path, images: list[Image.Image], kind: str
 ) -> None:
     """By the folder's own image processor: the pooled output, or CLIP's image features."""
-    model = _save_folder(kind, tmp_path / "m")
+    model = save_image_folder(kind, tmp_path / "m")
     processor = pytest.importorskip("transformers").AutoImageProcessor.from_pretrained(
         tmp_path / "m"
     )
@@ -204,7 +204,7 @@ def test_a_folder_without_a_pooler_gives_its_first_token(
     """A checkpoint of a classifier has no weights for it, and random ones are never used; another
     tensor that is missing is refused by name."""
     safetensors = pytest.importorskip("safetensors.torch")
-    model = _save_folder("vit", tmp_path / "m")
+    model = save_image_folder("vit", tmp_path / "m")
     file = tmp_path / "m" / "model.safetensors"
     state = safetensors.load_file(file)
     kept = {key: value for key, value in state.items() if "pooler" not in key}

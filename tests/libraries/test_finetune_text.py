@@ -124,14 +124,14 @@ def test_a_run_can_be_repeated(shop: Path) -> None:
 
 
 def test_what_cannot_train_is_refused_by_name(shop: Path) -> None:
-    """More layers than there are, a folder of no text model, and a plan of a folder."""
+    """More layers than there are, a folder of no model, and a plan of a folder."""
     refused = _finetune(train="full", layers=9)
     assert refused.code == 5
     assert "layers: 9, and the backbone has 2 blocks" in refused.stderr
     (shop / "empty").mkdir()
     refused = run("finetune", "--base", "empty", "--data", "texts.csv")
     assert refused.code == 5
-    assert "has no tokenizer" in refused.stderr
+    assert "there is no config.json in it" in refused.stderr
     refused = run("plan", "--base", "new", "--data", "texts.csv")
     assert refused.code == 2
     assert "compatctl export" in refused.stderr

@@ -15,12 +15,23 @@ from compatctl.errors import InputError, UsageError
 from compatctl.train.sources._model import ImageModel, PixelSpec
 from compatctl.train.sources.transformers_folders import Pooling
 
-__all__ = ["ARCHITECTURES", "FOLDERS", "ImageModel", "PixelSpec", "Pooling", "Source", "load"]
+__all__ = [
+    "ARCHITECTURES",
+    "FOLDERS",
+    "TRANSFORMERS",
+    "ImageModel",
+    "PixelSpec",
+    "Pooling",
+    "Source",
+    "load",
+]
 
 ARCHITECTURES = ("timm", "torchvision", "open_clip")
 """Libraries that make an architecture by its name."""
 
-FOLDERS = ("transformers", "sentence-transformers")
+TRANSFORMERS = "transformers"
+
+FOLDERS = (TRANSFORMERS, "sentence-transformers")
 """Libraries that read a folder."""
 
 
