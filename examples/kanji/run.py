@@ -29,7 +29,7 @@ from compatctl.core.retrieval import evaluate
 from compatctl.data import load
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
-from compatctl.migration.candidate import export
+from compatctl.migration.exports import export_images
 from compatctl.recipe import Recipe
 
 HERE = Path(__file__).resolve().parent
@@ -83,7 +83,7 @@ def pretrain(folder: Path, seed: int) -> None:
     trained = train.train(recipe=recipe, base=None, data=data, reference=None, work=folder)
     torch.save({"state_dict": trained.network.backbone.state_dict()}, folder / "new.ckpt")
     record = TrainingRecord.from_json(trained.record, None)
-    model, _, _ = export(trained, recipe, data, record)
+    model, _, _ = export_images(trained, recipe, data, record)
     (folder / "independent.onnx").write_bytes(model)
 
 

@@ -123,7 +123,7 @@ def test_a_checkpoint_is_no_base_for_texts(shop: TextShop) -> None:
         result = shop.run(command, "--base", shop.folder / "base.pt")
         assert result.code == 5
         assert "trained on images, and the data has texts" in result.stderr
-        assert "name an encoder as --base" in result.stderr
+        assert "compatctl finetune --base names an encoder" in result.stderr
     result = shop.run("plan", "--base", shop.models["turned"])
     assert result.code == 2
     assert "plan --new" in result.stderr

@@ -413,7 +413,7 @@ def test_a_plan_without_anything_to_find_is_refused(shop: Shop) -> None:
     [
         ("train", "two labelled classes"),
         ("validation", "validation: 0.1"),
-        ("gallery", "images of"),
+        ("gallery", "put gallery items into the data"),
     ],
 )
 def test_what_a_plan_lacks_is_named(shop: Shop, left_out: str, word: str) -> None:

@@ -166,7 +166,7 @@ def test_without_the_images_the_first_stage_answers(shop: Shop) -> None:
         (("--rescore", 10), "new.onnx", "has no second output, free"),
         (("--passes", 3), "both.onnx", "--passes goes with --rescore"),
         (("--rescore", 0), "both.onnx", "--rescore takes 1 to 100 answers"),
-        (("--rescore", 5, "--passes", 101), "both.onnx", "--passes takes 0 to 100 images"),
+        (("--rescore", 5, "--passes", 101), "both.onnx", "--passes takes 0 to 100 items"),
     ],
 )
 def test_what_cannot_be_rescored_is_refused(
