@@ -120,7 +120,8 @@ class TextInput(EncoderInput):
 
     @property
     def shape(self) -> tuple[str]:
-        return ("length",)
+        # Axes of one name must have one size; in one model two tokenizers may give two lengths.
+        return ("length" if self.name == TEXT else f"{self.name}_length",)
 
     @property
     def item_bytes(self) -> int:

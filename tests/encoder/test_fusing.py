@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from onnx import helper
 from onnx_models import DIM, SIDE, SMALL, UNIT, by_hand, metadata, projection, save
+from text_kit import sentences, text_model, write_text_model
 
-from compatctl.data import Dataset, Preprocessing
-from compatctl.encoder import Encoder, ImageInput, fuse, seal
+from compatctl.data import Dataset, Preprocessing, from_texts
+from compatctl.encoder import Encoder, ImageInput, fuse, read_model_bytes, seal
 from compatctl.errors import InputError
 
 
@@ -126,3 +127,23 @@ def test_encoders_without_a_mean_are_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="between 0 and 1"):
             fuse(eight, eight, weight, tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_two_text_models_each_read_a_text_by_their_own_tokens(tmp_path: Path) -> None:
+    """Where one puts a prefix before each text, its batches have more tokens than the other's: in
+    one file each input has a length of its own, for texts of any lengths."""
+    sealed = []
+    for name, prefix in (("old", ""), ("new", "red car ")):
+        folder = tmp_path / name
+        folder.mkdir()
+        raw = write_text_model(
+            folder / "m.onnx", text_model(seed=len(name)), document_prefix=prefix
+        )
+        (tmp_path / f"{name}.onnx").write_bytes(read_model_bytes(raw))
+        sealed.append(tmp_path / f"{name}.onnx")
+    fuse(*sealed, 0.4, tmp_path / "fused.onnx")
+    fused = Encoder.load(tmp_path / "fused.onnx")
+    assert [source.shape for source in fused.inputs] == [("length",), ("text_2_length",)]
+    texts = from_texts([*sentences(20), *sentences(20, seed=1, most=2)])
+    features = fused.embed(texts, batch_size=7).features
+    assert np.abs(features - mean(*sealed, 0.4, texts)).max() < 1e-5
