@@ -37,7 +37,6 @@ FACTORIES = (
     "timm.models",
     "torch.nn",
     "torchvision.models",
-    "transformers",
 )
 """Modules (with their submodules) and callables that a recipe may name by default. None of these
 packages downloads code."""

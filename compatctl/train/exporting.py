@@ -131,7 +131,7 @@ def folder_backbone(folder: Path) -> Backbone:
             f"{name} takes blue before red, which a recipe cannot say",
             tip=f"compatctl export {name} makes an encoder of it",
         )
-    return Backbone(factory=name, input=input_spec(pixels))
+    return Backbone(factory=name, input=input_spec(pixels), factories=(name,))
 
 
 def input_spec(pixels: PixelSpec) -> InputSpec:

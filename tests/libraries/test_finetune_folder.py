@@ -59,7 +59,8 @@ def _finetune(base: str = "new", **settings: Any) -> Result:
 )
 def test_the_file_is_the_trained_network(shop: Path, settings: dict[str, Any]) -> None:
     """It equals torch on the images, by the folder's own preprocessing, in the gallery's dimension;
-    and its weights are the base of the next run, whose recipe names the folder."""
+    and its weights are the base of the next run, whose recipe names the folder, if the project
+    permits it."""
     if settings.get("train") == "lora":
         pytest.importorskip("peft")
     tuned = _finetune(**settings)
@@ -72,6 +73,10 @@ def test_the_file_is_the_trained_network(shop: Path, settings: dict[str, Any]) -
     assert run("verify", "tuned.onnx", "--data", "images", "--dry-run").code in {0, 3, 4}
     recipe = json.loads(Path("build/candidate/training.json").read_text())["recipe"]
     weights = tuned.json["weights"]
+    refused = _finetune(weights, backbone=recipe["backbone"])
+    assert refused.code == 5
+    assert "makes no network that this project permits" in refused.stderr
+    Path("compatctl.yaml").write_text('factories: ["transformers:new"]\n')
     again = _finetune(weights, backbone=recipe["backbone"])
     assert again.code == 0, again.stderr
 
