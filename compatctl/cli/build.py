@@ -235,8 +235,8 @@ def finetune(
         Path,
         typer.Option(
             "--base",
-            help="The incoming checkpoint: a torch state dict or safetensors; or an encoder "
-            "(ONNX, or a space of vectors), behind which a head is trained.",
+            help="The incoming checkpoint: a torch state dict or safetensors; a model's "
+            "folder; or an encoder (ONNX, or a space of vectors), behind which a head is trained.",
         ),
     ],
     project: Project,
@@ -369,7 +369,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of both trainings.")] = 0,
     text: Annotated[
         bool,
-        typer.Option("--text", help="Two text models on WordNet instead, without training."),
+        typer.Option("--text", help="Two text models on WordNet instead."),
     ] = False,
     vectors: Annotated[
         bool,
@@ -388,6 +388,8 @@ def demo(
 ) -> Outcome[Any]:
     """Run a whole upgrade on real images: train, verify, deploy, search, roll back."""
     from compatctl.commands.demo import demo
+    from compatctl.commands.demo_text import demo_text
+    from compatctl.commands.demo_vectors import demo_vectors
     from compatctl.render import progress
     from compatctl.render.tables import demo_table
 
@@ -395,22 +397,15 @@ def demo(
         raise UsageError("demo takes --text or --vectors", tip="give one of them")
     if old_model_gone and not vectors:
         raise UsageError("--old-model-gone needs --vectors", tip="compatctl demo --vectors")
-    if vectors:
-        from compatctl.commands.demo_vectors import demo_vectors
-
-        refuse_given(context, ("sabotage", "seed"), "demo --vectors trains nothing")
-        with progress() as report_progress:
-            shown = demo_vectors(old_model_gone=old_model_gone, keep=keep, progress=report_progress)
-        code = VERDICT_EXIT_CODES[shown.verdict]
-        return Outcome(result=shown, table=demo_table, exit_code=code)
-    if text:
-        from compatctl.commands.demo_text import demo_text
-
-        refuse_given(context, ("sabotage", "seed"), "demo --text trains nothing")
-        with progress() as report_progress:
-            shown = demo_text(keep=keep, progress=report_progress)
-        code = VERDICT_EXIT_CODES[shown.verdict]
-        return Outcome(result=shown, table=demo_table, exit_code=code)
+    if text or vectors:
+        refuse_given(context, ("sabotage", "seed"), "they are of the demo on images")
     with progress() as report_progress:
-        result = demo(keep=keep, seed=seed, sabotage=sabotage, progress=report_progress)
+        if vectors:
+            result = demo_vectors(
+                old_model_gone=old_model_gone, keep=keep, progress=report_progress
+            )
+        elif text:
+            result = demo_text(keep=keep, progress=report_progress)
+        else:
+            result = demo(keep=keep, seed=seed, sabotage=sabotage, progress=report_progress)
     return Outcome(result=result, table=demo_table, exit_code=VERDICT_EXIT_CODES[result.verdict])

@@ -279,7 +279,7 @@ def plan(
         typer.Option(
             "--new",
             help="A model that exists, instead of --base: an ONNX file, or a space of --vectors. "
-            "Nothing is trained.",
+            "Only a head behind it is trained.",
         ),
     ] = None,
     kind: AdapterKind = "auto",
@@ -305,7 +305,7 @@ def plan(
         raise UsageError("plan needs --base or --new", tip="give one of them")
     with progress() as report_progress:
         if new is not None:
-            refuse_given(context, {"seed", "forecast", "project_recipe"}, "nothing is trained")
+            refuse_given(context, {"seed", "forecast", "project_recipe"}, "they are of plan --base")
             result = plan_ready(
                 project,
                 new=new,

@@ -107,7 +107,6 @@ def demo(
     with ExitStack() as stack:
         folder = demo_folder(stack, keep)
         project = prepare(folder, seed=seed, progress=progress)
-        before = open_store(project).manifest
         tuned = finetune(
             project,
             base=folder / "new.ckpt",
@@ -118,17 +117,12 @@ def demo(
         routes, chosen = _routes(
             project, folder, tuned.validation_hit_rate, sabotage=sabotage, progress=progress
         )
-        served, index_after, restored = None, before.index.sha256, before.query_model
-        if chosen.verdict.outcome == "pass":
-            queries = _sample(folder / "data" / "items.csv")
-            served, index_after, restored = switch(project, folder / chosen.new.name, queries)
+        paths, labels = zip(*_sample(folder / "data" / "items.csv"), strict=True)
         return demo_result(
             routes,
             chosen,
             route=routes[0 if chosen.new.name == "new.onnx" else -1],
-            served=served,
-            index=(before.index.sha256, index_after),
-            rolled_back=served is not None and restored == before.query_model,
+            switched=switch(project, folder / chosen.new.name, chosen, lambda: paths, labels),
             sabotage=sabotage,
             seed=seed,
             kept=keep,
@@ -178,35 +172,46 @@ def _routes(
     return routes, alone if enough else fused_report
 
 
-def switch(
-    project: Project,
-    model: Path,
-    queries: Sequence[tuple[str, str]],
-    rescoring: RescoringOptions | None = None,
-) -> tuple[Served, str, str]:
-    """Deploy and roll back; search the same queries, each with its label, before, between and
-    after. Also returns the digests of the index between and of the query model after."""
-    texts, labels = [query for query, _ in queries], [label for _, label in queries]
-    return switch_asking(project, model, lambda: texts, labels, rescoring)
+@dataclass(frozen=True, kw_only=True)
+class Switched:
+    """What a deploy and a rollback showed; ``index``: digests of its file before and between.
+
+    ``served``: None where the gate did not pass, and nothing was deployed.
+    """
+
+    served: Served | None
+    index: tuple[str, str]
+    rolled_back: bool
 
 
-def switch_asking(
+def switch(  # noqa: PLR0917
     project: Project,
     model: Path,
+    report: Report,
     queries: Callable[[], Sequence[str]],
     labels: Sequence[str],
     rescoring: RescoringOptions | None = None,
-) -> tuple[Served, str, str]:
-    """``switch``, where ``queries`` gives at each search what the query model of that moment takes;
-    the answers are as many as ``labels``."""
+) -> Switched:
+    """Deploy the model that passed and roll back; search before, between and after.
+
+    ``queries`` gives at each search what the query model of that moment takes; the answers are as
+    many as ``labels``.
+    """
+    manifest = open_store(project).manifest
+    index = manifest.index.sha256
+    if report.verdict.outcome != "pass":
+        return Switched(served=None, index=(index, index), rolled_back=False)
     before = _served(project, queries(), labels)
     deploy(project, model=model, rescoring=rescoring)
     after = _served(project, queries(), labels)
-    index_after = open_store(project).manifest.index.sha256
-    restored = rollback(project, to=None, dry_run=False)
+    between = open_store(project).manifest.index.sha256
+    restored = rollback(project, to=None, dry_run=False).query_model
     again = _served(project, queries(), labels)
-    served = Served(queries=len(labels), before=before, after=after, rolled_back=again)
-    return served, index_after, restored.query_model
+    return Switched(
+        served=Served(queries=len(labels), before=before, after=after, rolled_back=again),
+        index=(index, between),
+        rolled_back=restored == manifest.query_model,
+    )
 
 
 def _served(project: Project, queries: Sequence[str], labels: Sequence[str]) -> float:
@@ -266,11 +271,9 @@ def demo_result(
     report: Report,
     *,
     route: Route,
-    served: Served | None,
-    index: tuple[str, str],
-    rolled_back: bool,
-    sabotage: bool,
-    seed: int,
+    switched: Switched,
+    sabotage: bool = False,
+    seed: int = 0,
     kept: Path | None,
     seconds: float,
     more: Sequence[str] = (),
@@ -280,6 +283,7 @@ def demo_result(
     passed = report.verdict.outcome == "pass"
     assert report.gallery_pass is not None, "the demo has a store and training records"
     story = [*more, report.summary, report.gallery_pass.text]
+    served, index = switched.served, switched.index
     if served is not None:
         story.append(
             f"the same {served.queries} held-out queries through the whole index, right at the "
@@ -301,7 +305,7 @@ def demo_result(
         served=served,
         index_sha256_before=index[0],
         index_sha256_after=index[1],
-        rolled_back=rolled_back,
+        rolled_back=switched.rolled_back,
         sabotage=sabotage,
         seed=seed,
         story=tuple(story),

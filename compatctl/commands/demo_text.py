@@ -12,7 +12,6 @@ new model: those that queries touch.
 
 from __future__ import annotations
 
-import csv
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -34,7 +33,7 @@ from compatctl.commands.fuse import fuse
 from compatctl.commands.init import init
 from compatctl.commands.search import search
 from compatctl.commands.verify import verify
-from compatctl.deployment.project import open_store
+from compatctl.deployment.data import load_data
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.index import require_hnswlib
 from compatctl.migration.adapters import available_kinds
@@ -62,23 +61,15 @@ def demo_text(*, keep: Path | None = None, progress: Progress = silent) -> DemoR
         write_text_project(folder)
         project = Project.load(folder / "compatctl.yaml")
         init(project, model=folder / "old.onnx", progress=progress)
-        before = open_store(project).manifest
         routes, report, bridged = _routes(project, folder, progress)
-        served, index_after, restored = None, before.index.sha256, before.query_model
-        if report.verdict.outcome == "pass":
-            queries = _sample(folder / "texts.csv")
-            served, index_after, restored = switch(
-                project, folder / report.new.name, queries, RescoringOptions(rescore=RESCORED)
-            )
+        texts, labels = zip(*_sample(project), strict=True)
+        rescoring, model = RescoringOptions(rescore=RESCORED), folder / report.new.name
+        switched = switch(project, model, report, lambda: texts, labels, rescoring)
         return demo_result(
             routes,
             report,
             route=routes[-1],
-            served=served,
-            index=(before.index.sha256, index_after),
-            rolled_back=served is not None and restored == before.query_model,
-            sabotage=False,
-            seed=0,
+            switched=switched,
             kept=keep,
             seconds=time.monotonic() - began,
             more=(_adapters(bridged), _answer(project)),
@@ -142,9 +133,8 @@ def _answer(project: Project) -> str:
     return f"search {QUESTION!r}: {query.hits[0].id}, cosine {query.hits[0].cosine:.4f}"
 
 
-def _sample(table: Path) -> list[tuple[str, str]]:
-    """At most SAMPLE queries of the table, evenly spaced, each with its label."""
-    with table.open(newline="", encoding="utf-8") as lines:
-        rows = [row for row in csv.DictReader(lines) if row["role"] == "query"]
-    queries = [(row["text"], row["label"]) for row in rows]
-    return queries[:: max(1, len(queries) // SAMPLE)][:SAMPLE]
+def _sample(project: Project) -> list[tuple[str, str]]:
+    """At most SAMPLE held-out queries, evenly spaced, each with its label."""
+    held_out = load_data(project).filter(split="test", role="query")
+    rows = range(0, len(held_out), max(1, len(held_out) // SAMPLE))[:SAMPLE]
+    return [(str(held_out.content(row)), held_out.labels[row]) for row in rows]

@@ -27,7 +27,7 @@ from compatctl.commands.demo import (
     demo_folder,
     demo_result,
     route_of,
-    switch_asking,
+    switch,
 )
 from compatctl.commands.deploy import RescoringOptions
 from compatctl.commands.fuse import fuse
@@ -93,28 +93,21 @@ def demo_vectors(
         (folder / "compatctl.yaml").write_text(PROJECT + GONE * old_model_gone, encoding="utf-8")
         project = Project.load(folder / "compatctl.yaml")
         init(project, model=Path(OLD), progress=progress)
-        before = open_store(project).manifest
         tried = _gone_routes(project, folder) if old_model_gone else _routes(project, folder)
-        report, served, index_after = tried.report, None, before.index.sha256
-        restored = before.query_model
-        if report.verdict.outcome == "pass":
-            queries = _Queries.sample(project)
-            served, index_after, restored = switch_asking(
-                project,
-                folder / report.new.name,
-                lambda: queries.tables(project, folder),
-                queries.data.labels,
-                RescoringOptions(rescore=RESCORED),
-            )
+        report, queries = tried.report, _Queries.sample(project)
+        switched = switch(
+            project,
+            folder / report.new.name,
+            report,
+            lambda: queries.tables(project, folder),
+            queries.data.labels,
+            RescoringOptions(rescore=RESCORED),
+        )
         return demo_result(
             list(tried.routes),
             report,
             route=tried.routes[-1],
-            served=served,
-            index=(before.index.sha256, index_after),
-            rolled_back=served is not None and restored == before.query_model,
-            sabotage=False,
-            seed=0,
+            switched=switched,
             kept=keep,
             seconds=time.monotonic() - began,
             more=(*tried.story, _not_checked(report)),

@@ -7,15 +7,16 @@ for classes that no model has seen; verify then judges the real candidate.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from compatctl.core.arrays import as_rows
+from compatctl.core.arrays import Rows, as_rows
 from compatctl.core.policy import Policy
 from compatctl.core.resampling import estimate_ratios, hit_change
+from compatctl.core.rescoring import KnownVectors
 from compatctl.core.retrieval import Retrieval, flips
 from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
@@ -119,30 +120,28 @@ def plan(
     inputs, milliseconds = _inputs(split, deployed, (recipe, base), project, progress)
     inputs = replace(inputs, judged=judged)
     facts = preflight(deployed, split, inputs.trained_against)
-    whole, part = _galleries(inputs, data, deployed, progress)
+    galleries = _galleries(inputs, data, deployed, progress)
     free = routes.train_free_models(inputs, _folds(inputs), progress)
     results = routes.measure_routes(inputs, free, progress)
     embed = partial(embed_free, inputs, free.own, data, deployed, limit, progress)
-    whole = whole.with_lazy(results, embed)
-    facts = replace(facts, lazy_images=whole.embedded)
     tried = _Tried(
         project=project,
         deployed=deployed,
         inputs=inputs,
-        galleries=(whole, part),
+        galleries=galleries,
         results=results,
         facts=facts,
         cost=RouteCost.measure(inputs, facts, data, deployed, milliseconds),
-    )
+    ).with_lazy(embed)
     policy, estimates = tried.policy, tried.estimates
     return tried.plan(
         COMMANDS,
         base,
-        forecast=_forecast(inputs, whole, results, estimates, policy, progress)
+        forecast=_forecast(inputs, tried.galleries[0], results, estimates, policy, progress)
         if forecast
         else None,
         seconds=round(time.monotonic() - start, 1),
-        warnings=plan_warnings(project, recipe, policy, facts, estimates),
+        warnings=plan_warnings(project, recipe, policy, tried.facts, estimates),
     )
 
 
@@ -181,26 +180,24 @@ def plan_ready(
         split, deployed, encoder, project, judged, kinds, recipe, progress
     )
     facts = preflight(deployed, split, inputs.trained_against)
-    whole, part = _galleries(inputs, data, deployed, progress)
+    galleries = _galleries(inputs, data, deployed, progress)
     results = measure_ready_routes(inputs, _folds(inputs), progress)
-    whole = whole.with_lazy(results, partial(embed_ready, encoder, data, deployed, limit, progress))
-    facts = replace(facts, lazy_images=whole.embedded)
     tried = _Tried(
         project=project,
         deployed=deployed,
         inputs=inputs,
-        galleries=(whole, part),
+        galleries=galleries,
         results=results,
         facts=facts,
         cost=RouteCost.measure(inputs, facts, data, deployed, milliseconds),
-    )
+    ).with_lazy(partial(embed_ready, encoder, data, deployed, limit, progress))
     return tried.plan(
         READY_COMMANDS if recipe else UNTRAINED_COMMANDS,
         new,
         kind="" if kind == AUTO else f" --kind {kind}",
         seconds=round(time.monotonic() - start, 1),
         warnings=(
-            *plan_warnings(project, None, tried.policy, facts, tried.estimates),
+            *plan_warnings(project, None, tried.policy, tried.facts, tried.estimates),
             *_left_out_warnings(why_not, without_mlp=without_mlp),
         ),
     )
@@ -217,6 +214,13 @@ class _Tried:
     results: Sequence[RouteResult]
     facts: Preflight
     cost: RouteCost
+
+    def with_lazy(self, embed: Callable[[Rows], KnownVectors]) -> _Tried:
+        """The same with re-scoring on the whole gallery, for which ``embed`` makes the passes."""
+        whole, part = self.galleries
+        whole = whole.with_lazy(self.results, embed)
+        facts = replace(self.facts, lazy_images=whole.embedded)
+        return replace(self, galleries=(whole, part), facts=facts)
 
     @cached_property
     def policy(self) -> Policy:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Literal, get_args
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, BinaryIO, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +95,15 @@ class Preprocessing:
     crop_share: float = 1.0
     crop_offset: CropOffset | None = None
     border: tuple[int, ...] = WHITE
+
+    @classmethod
+    def of(cls, described: object) -> Self:
+        """The entries of these names of another description, all of them.
+
+        Raises:
+            InputError: as the class.
+        """
+        return cls(**{entry.name: getattr(described, entry.name) for entry in fields(cls)})
 
     def __post_init__(self) -> None:
         for name, side in (("height", self.height), ("width", self.width)):

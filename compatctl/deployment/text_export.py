@@ -14,7 +14,6 @@ from compatctl.encoder.onnx_safety import parse_model, read_bytes
 from compatctl.encoder.sentence_folder import SentenceFolder
 from compatctl.encoder.texts import TEXT, TextInput, synthetic_text
 from compatctl.errors import InputError, UsageError
-from compatctl.files import sha256_bytes, sha256_file
 
 if TYPE_CHECKING:
     from compatctl.train import TokenModel
@@ -72,9 +71,9 @@ class TextFolder:
     @property
     def sha256(self) -> str:
         """A digest over its weights and its tokenizer."""
-        files = sorted(_transformer_of(self.folder).glob("*.safetensors"))
-        digests = [sha256_file(file) for file in (*files, self.tokenizer)]
-        return sha256_bytes("".join(digests).encode())
+        from compatctl.train import files_digest, folder_files
+
+        return files_digest([*folder_files(_transformer_of(self.folder)), self.tokenizer])
 
     def seal(self, scratch: Path) -> bytes:
         """The sealed bytes of the model with its tokenizer, pooling and prompts.

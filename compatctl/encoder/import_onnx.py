@@ -107,15 +107,7 @@ class ImportSpec:
     @property
     def preprocessing(self) -> Preprocessing:
         """The part that cannot be in the graph."""
-        return Preprocessing(
-            height=self.height,
-            width=self.width,
-            resize=self.resize,
-            fit=self.fit,
-            crop_share=self.crop_share,
-            crop_offset=self.crop_offset,
-            border=self.border,
-        )
+        return Preprocessing.of(self)
 
 
 def read_model_bytes(path: Path, preprocessing: Path | None = None) -> bytes:

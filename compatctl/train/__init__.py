@@ -33,7 +33,7 @@ from compatctl.train.sources.text_folders import (
     pooled_rows,
 )
 from compatctl.train.texts import TextModel
-from compatctl.train.weights import carried_record, save_weights
+from compatctl.train.weights import carried_record, files_digest, folder_files, save_weights
 
 __all__ = [
     "Base",
@@ -54,8 +54,10 @@ __all__ = [
     "embed_outputs",
     "export",
     "export_token_model",
+    "files_digest",
     "fit_perceptron",
     "folder_backbone",
+    "folder_files",
     "input_spec",
     "items_to_encode",
     "iter_perceptrons",

@@ -136,18 +136,7 @@ def folder_backbone(folder: Path) -> Backbone:
 
 def input_spec(pixels: PixelSpec) -> InputSpec:
     """The same preprocessing as a recipe writes it."""
-    size = pixels.preprocessing
-    return InputSpec(
-        height=size.height,
-        width=size.width,
-        resize=size.resize,
-        fit=size.fit,
-        crop_share=size.crop_share,
-        crop_offset=size.crop_offset,
-        border=(size.border[0], size.border[1], size.border[2]),
-        mean=pixels.mean,
-        std=pixels.std,
-    )
+    return InputSpec(**vars(pixels.preprocessing), mean=pixels.mean, std=pixels.std)
 
 
 def library_rows(model: ExportedNetwork, images: Sequence[Image.Image]) -> NDArray[np.float32]:

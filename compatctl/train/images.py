@@ -44,15 +44,7 @@ def preprocessing(spec: InputSpec) -> Preprocessing:
     Raises:
         InputError: entries that exclude each other, such as a crop_share with another fit.
     """
-    return Preprocessing(
-        height=spec.height,
-        width=spec.width,
-        resize=spec.resize,
-        fit=spec.fit,
-        crop_share=spec.crop_share,
-        crop_offset=spec.crop_offset,
-        border=spec.border,
-    )
+    return Preprocessing.of(spec)
 
 
 class ImageReader:

@@ -23,7 +23,13 @@ from compatctl.train.network import ImageNetwork, Junction, Network, backbone_ta
 from compatctl.train.ready import ReadyModel, ReadyNetwork, ReadyReader
 from compatctl.train.texts import TextModel, TextNetwork, TextReader
 from compatctl.train.training_set import TrainingSet, data_digest
-from compatctl.train.weights import CheckpointMatch, folder_digest, load_base, load_junction
+from compatctl.train.weights import (
+    CheckpointMatch,
+    files_digest,
+    folder_files,
+    load_base,
+    load_junction,
+)
 
 Base = Path | ReadyModel | TextModel | None
 """A checkpoint of the recipe's backbone, or its folder; an encoder; a text model; None: random
@@ -99,7 +105,9 @@ def make_network(recipe: Recipe, base: Base, dim: int) -> tuple[Network, Checkpo
     match = CheckpointMatch()
     tensors: dict[str, torch.Tensor] = {}
     if base is not None and base.is_dir():  # whose weights make_backbone has loaded
-        match = CheckpointMatch(sha256=folder_digest(base), matched=len(backbone.state_dict()))
+        match = CheckpointMatch(
+            sha256=files_digest(folder_files(base)), matched=len(backbone.state_dict())
+        )
     elif base is not None:
         match, tensors = load_base(backbone, base, part=given.part, least_share=given.least_share)
     taps, width = backbone_taps(backbone, given.method, given.input, given.taps)

@@ -16,9 +16,6 @@ from compatctl.recipe import Augmentation
 from compatctl.train.items import ItemRef
 from compatctl.train.network import Junction, Network, unit
 
-PADDING = -1
-"""What stands after a text that is shorter than another of its batch."""
-
 BATCH = 256
 CHUNK = 32
 """Texts that pass at once: neighbours in length, so that little of it is padding."""
@@ -34,12 +31,14 @@ class TextModel:
         model: int64 ids and mask (N, L) to the vectors of the tokens (N, L, F); it trains in place.
         pooling: of the vectors of a text's tokens: mean, cls, max or last.
         tokens: the ids (L,) of an item's text, in its role.
+        stack: the ids (N, L) of several texts, padded with -1.
         sha256: the digest of its weights.
     """
 
     model: nn.Module
     pooling: str
     tokens: Callable[[Content, Role | None], Tokens]
+    stack: Callable[[Sequence[Tokens]], Tokens]
     sha256: str
 
     @property
@@ -96,7 +95,7 @@ class TextReader:
 
     def __init__(self, model: TextModel, augmentation: Augmentation) -> None:
         self.augmentation = augmentation
-        self._tokens = model.tokens
+        self._model = model
 
     def batches(self, batches: Sequence[Sequence[ItemRef]]) -> Iterator[Tokens]:
         """(B, L) int64 for each batch in order, padded with -1.
@@ -105,15 +104,11 @@ class TextReader:
             InputError: a text cannot be read or has no token; the message names its item.
         """
         for batch in batches:
-            rows = [self._read(ref) for ref in batch]
-            padded = np.full((len(rows), max(map(len, rows))), PADDING, np.int64)
-            for target, ids in zip(padded, rows, strict=True):
-                target[: len(ids)] = ids
-            yield padded
+            yield self._model.stack([self._read(ref) for ref in batch])
 
     def _read(self, ref: ItemRef) -> Tokens:
         content, _ = ref.dataset.content_hashed(ref.row)
         try:
-            return self._tokens(content, ref.dataset.items[ref.row].role)
+            return self._model.tokens(content, ref.dataset.items[ref.row].role)
         except InputError as error:
             raise InputError(f"{ref.id}: {error.message}", tip=error.tip) from None

@@ -11,6 +11,7 @@ import pickle
 import re
 import tarfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,9 +108,8 @@ def load_base(
         )
     backbone.load_state_dict(state, strict=False)
     loaded = {prefix + key for key in state}
-    digests = [sha256_file(shard) for shard in shards]
     match = CheckpointMatch(
-        sha256=digests[0] if len(digests) == 1 else sha256_bytes("\n".join(digests).encode()),
+        sha256=files_digest(shards),
         matched=len(state),
         missing=tuple(key for key in expected if key not in state),
         unexpected=tuple(name for name in tensors if name not in loaded),
@@ -321,10 +321,15 @@ def load_junction(network: Network, tensors: StateDict) -> bool:
     return fits and bool(expected)
 
 
-def folder_digest(folder: Path) -> str:
-    """sha256 over the safetensors files of a model's folder, in the order of their names."""
-    digests = [sha256_file(file) for file in sorted(folder.glob("*.safetensors"))]
-    return sha256_bytes("".join(digests).encode())
+def files_digest(files: Sequence[Path]) -> str:
+    """The sha256 of a file; of several, that over their digests."""
+    digests = [sha256_file(file) for file in files]
+    return digests[0] if len(digests) == 1 else sha256_bytes("\n".join(digests).encode())
+
+
+def folder_files(folder: Path) -> list[Path]:
+    """The files of weights in a model's folder, in the order of their names."""
+    return sorted(folder.glob("*.safetensors"))
 
 
 def carried_record(path: Path) -> str | None:
