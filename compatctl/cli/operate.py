@@ -114,15 +114,18 @@ def backfill(
         str,
         typer.Option(
             "--order",
-            help="hash, traffic, uncertainty, mean-distance or hubness; or a file of item ids, one "
-            "per line, most important first. Equals follow in the order of a hash of their id.",
+            help="random (or hash), hubs (or hubness), uncertainty or mean-distance; or a file: a "
+            "service's log of answers (JSON lines), a CSV with the columns id and count, or item "
+            "ids, one a line, most important first. Equals follow in the order of a hash of their "
+            "id.",
         ),
     ] = "hash",
     traffic: Annotated[
         Path | None,
         typer.Option(
             "--traffic",
-            help="With --order traffic: a CSV with the columns id and count, of gallery items.",
+            help="With --order traffic: a CSV with the columns id and count, of gallery items, or "
+            "a service's log of answers.",
         ),
     ] = None,
     forecast: Annotated[
@@ -141,14 +144,13 @@ def backfill(
     """Re-embed part of the gallery with the query model, if it passes a test on held-out
     queries."""
     from compatctl.commands.backfill import BackfillOptions, backfill, forecast_backfill
-    from compatctl.migration.backfill_selection import Order
+    from compatctl.migration.backfill_orders import named_order
     from compatctl.render import progress
     from compatctl.render.tables import backfill_table, forecast_table
 
-    named = Order(order) if order in set(Order) else Path(order)
     options = BackfillOptions(
         share=share,
-        order=named,
+        order=named_order(order),
         traffic=traffic,
         forced_reason=_forced_reason(force, reason),
         skip_bad=skip_bad,

@@ -17,7 +17,7 @@ import numpy as np
 from compatctl.core.arrays import Bytes, Rows, as_rows
 from compatctl.core.gallery_pass import GalleryPass
 from compatctl.core.policy import Policy
-from compatctl.data import Dataset, read_traffic
+from compatctl.data import Dataset
 from compatctl.deployment.bulk_embedding import BulkEmbedding, release_memory
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import (
@@ -39,15 +39,8 @@ from compatctl.migration.backfill_forecast import (
     Schedule,
     forecast,
 )
-from compatctl.migration.backfill_selection import (
-    ALTERNATIVE,
-    BackfillRows,
-    BackfillTarget,
-    Order,
-    listed_priority,
-    order_priority,
-    traffic_priority,
-)
+from compatctl.migration.backfill_orders import Order, priority_of
+from compatctl.migration.backfill_selection import ALTERNATIVE, BackfillRows, BackfillTarget
 from compatctl.migration.rescored_service import RescoredService
 from compatctl.migration.rewrite_gate import (
     HeldOutQueries,
@@ -63,7 +56,7 @@ from compatctl.migration.rewrite_trials import (
     try_backfill,
 )
 from compatctl.progress import Progress, silent
-from compatctl.recipe import Project, load_policy, read_ids
+from compatctl.recipe import Project, load_policy
 from compatctl.store import Store, made_side_lock
 
 STALE = (
@@ -304,23 +297,8 @@ def _target(store: Store, catalog: Catalog, options: BackfillOptions) -> Backfil
         InputError: a bad file of ids or counts.
         DamagedError: as ``stored_rows``.
     """
-    if (options.order == Order.TRAFFIC) != (options.traffic is not None):
-        raise UsageError(
-            "--order traffic and --traffic FILE go together",
-            tip="the file is a CSV with the columns id and count",
-        )
-    if isinstance(options.order, Path):
-        if not options.order.is_file():
-            raise UsageError(
-                f"--order {options.order} is no file of ids, and no order",
-                tip=f"the orders are {', '.join(Order)}",
-            )
-        priority = listed_priority(catalog, read_ids(options.order))
-    elif options.traffic is not None:
-        priority = traffic_priority(catalog, read_traffic(options.traffic))
-    else:
-        stored = partial(stored_rows, store, store.manifest, catalog)
-        priority = order_priority(options.order, catalog, stored)
+    stored = partial(stored_rows, store, store.manifest, catalog)
+    priority = priority_of(options.order, catalog, stored, traffic=options.traffic)
     return BackfillTarget.of(catalog, store.manifest.query_model, options.share, priority)
 
 

@@ -63,6 +63,25 @@ def uncertainty(rows: Vectors, labels: Codes) -> Floats:
     return _median_for_unknown(margin)
 
 
+def answer_doubt(rows: Vectors, queries: Rows) -> Floats:
+    """(N,) how little decides between a row and its rival as the first answer, in [0, 2].
+
+    The rows ``queries`` (Q,) of the gallery search it, each without itself. Of every one the first
+    two answers have the doubt 2 less the difference of their cosines: a small change of either
+    vector swaps them. A row has its largest doubt; 0 if it is never among the first two. No class
+    is needed.
+    """
+    doubt = np.zeros(len(rows))
+    if len(rows) < 3:
+        return doubt
+    nearest = exact_search(rows[queries], rows, 2, queries)
+    margin = 2.0 - (nearest.scores[:, 0] - nearest.scores[:, 1]).astype(np.float64)
+    for column in nearest.rows.T:
+        found = column >= 0
+        np.maximum.at(doubt, column[found], margin[found])
+    return doubt
+
+
 def _by_class(rows: Vectors, labels: Codes) -> tuple[Rows, Codes, Floats]:
     """(n,) rows of known class, (n,) the position of each one's class, and (C, D) class sums."""
     known = np.flatnonzero(labels != NO_CLASS)

@@ -5,6 +5,7 @@ A modality is one module: ``_pixels`` for images. Importing this package loads n
 
 from __future__ import annotations
 
+from compatctl.data._answers import is_answer_log, read_answer_log
 from compatctl.data._content import Content, ItemVectors, Modality, SpaceVectors
 from compatctl.data._dataset import Dataset, Item, Role, Source, Split, SplitRule, merge_items
 from compatctl.data._describe import TableFacts, describe_table
@@ -30,7 +31,7 @@ from compatctl.data._pixels import (
 from compatctl.data._qrels import Judgments, read_qrels
 from compatctl.data._reference import Origin, Reference, born_on_simplex, class_means
 from compatctl.data._rows import is_blank
-from compatctl.data._tables import csv_rows
+from compatctl.data._tables import csv_rows, header_of
 from compatctl.data._vector_columns import (
     LABEL_NAMES,
     VectorColumns,
@@ -80,6 +81,8 @@ __all__ = [
     "describe_table",
     "from_files",
     "from_texts",
+    "header_of",
+    "is_answer_log",
     "is_blank",
     "load",
     "load_features",
@@ -91,6 +94,7 @@ __all__ = [
     "merge_items",
     "pack",
     "prepare",
+    "read_answer_log",
     "read_key_table",
     "read_memory",
     "read_pairs",

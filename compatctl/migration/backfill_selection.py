@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Self
 
 import numpy as np
 
-from compatctl.core.arrays import NO_CLASS, Bools, Codes, Floats, Rows, Vectors, as_rows
-from compatctl.core.gallery_order import hubness, mean_distance, uncertainty
+from compatctl.core.arrays import Bools, Floats, Rows, as_rows
 from compatctl.core.hash_order import hash_key
 from compatctl.data import Dataset
 from compatctl.errors import InputError, UsageError
+from compatctl.files import DIGEST_BYTES
 from compatctl.manifest import Catalog
 from compatctl.printable import listed
 
@@ -25,79 +23,6 @@ SHARES_BETWEEN = (0.05, 0.1, 0.25, 0.5, 0.75)
 
 ALTERNATIVE = "compatctl deploy --rescore leaves the stored rows as they are"
 """What to do where a mixed gallery loses."""
-
-HUB_QUERIES = 10_000
-"""Rows, the first by hash, whose neighbours are counted for the order by hubness."""
-
-
-class Order(StrEnum):
-    """Which rows come first; equals follow in the order of the sha256 of their ids.
-
-    ``TRAFFIC``: those with the largest count. The others are computed from the stored vectors:
-    ``UNCERTAINTY``, rows nearer to another class's mean than to their own; ``MEAN_DISTANCE``, rows
-    far from their class's mean; ``HUBNESS``, rows that are neighbours of many.
-    """
-
-    HASH = "hash"
-    TRAFFIC = "traffic"
-    UNCERTAINTY = "uncertainty"
-    MEAN_DISTANCE = "mean-distance"
-    HUBNESS = "hubness"
-
-
-def order_priority(order: Order, catalog: Catalog, vectors: Callable[[], Vectors]) -> Floats:
-    """(N,) each row's priority, the highest first, by an order that needs no file.
-
-    ``vectors`` reads the stored vectors (N, D), if the order needs them.
-    """
-    if order == Order.HUBNESS:
-        rows = sorted(range(len(catalog)), key=lambda row: hash_key(catalog.ids[row]))
-        return hubness(vectors(), as_rows(sorted(rows[:HUB_QUERIES])))
-    if order in {Order.UNCERTAINTY, Order.MEAN_DISTANCE}:
-        score = uncertainty if order == Order.UNCERTAINTY else mean_distance
-        return score(vectors(), _class_codes(catalog))
-    return np.zeros(len(catalog))
-
-
-def listed_priority(catalog: Catalog, first: Sequence[str]) -> Floats:
-    """(N,) the priority of rows by a list of ids, the first one first; unlisted rows come last.
-
-    Raises:
-        InputError: a listed id is not in the catalogue.
-    """
-    if unknown := [item for item in first if item not in catalog.row_of]:
-        raise InputError(
-            f"{len(unknown)} of {len(first)} ids in the order are not in the store: "
-            f"{listed(unknown, MAX_IDS_SHOWN)}",
-            tip="list ids of gallery items, as they stand in the data",
-        )
-    priority = np.zeros(len(catalog))
-    for position, item in enumerate(first):
-        priority[catalog.row_of[item]] = len(first) - position
-    return priority
-
-
-def traffic_priority(catalog: Catalog, counts: Mapping[str, float]) -> Floats:
-    """(N,) each row's count; 0 for an item without one. Items that the store lacks are ignored.
-
-    Raises:
-        InputError: the store has none of the items.
-    """
-    priority = np.array([counts.get(item, 0.0) for item in catalog.ids])
-    if counts.keys().isdisjoint(catalog.ids):
-        raise InputError(
-            f"none of the {len(counts)} items with traffic is in the store: "
-            f"{listed(list(counts), MAX_IDS_SHOWN)}",
-            tip="the column id holds ids of gallery items, as they stand in the data",
-        )
-    return priority
-
-
-def _class_codes(catalog: Catalog) -> Codes:
-    """(N,) class codes; ``NO_CLASS`` where the class is unknown."""
-    code = {label: position for position, label in enumerate(dict.fromkeys(catalog.labels))}
-    code[""] = NO_CLASS
-    return as_rows(code[label] for label in catalog.labels)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -122,10 +47,12 @@ class BackfillTarget:
         codes = [code for code, sha256 in enumerate(catalog.models) if sha256 == model]
         have = np.isin(catalog.model_of, codes)
         first = np.zeros(len(catalog)) if priority is None else -priority
-        rows, ids = np.flatnonzero(~have).tolist(), catalog.ids
-        rows.sort(key=lambda row: (first[row], hash_key(ids[row])))
+        rows, ids = np.flatnonzero(~have), catalog.ids
+        keys = b"".join(hash_key(ids[row]) for row in rows.tolist())
+        words = np.frombuffer(keys, ">u8").reshape(-1, DIGEST_BYTES // 8)
+        order = np.lexsort((*words.T[::-1], first[rows]))
         wanted = math.ceil(share * len(catalog) - 1e-9)
-        return cls(have=have, order=as_rows(rows), remaining=max(0, wanted - int(have.sum())))
+        return cls(have=have, order=rows[order], remaining=max(0, wanted - int(have.sum())))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

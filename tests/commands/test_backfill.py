@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,45 @@ def test_traffic_orders_by_its_counts(deployed: Shop, tmp_path: Path) -> None:
     ):
         refused = deployed.run("backfill", *arguments)
         assert (refused.code, says in refused.stderr) == (2, True), refused.stderr
+
+
+def test_items_that_a_service_answers_most_come_first(deployed: Shop, tmp_path: Path) -> None:
+    """The service's own log, whatever its name and either option; the CSV and the list of ids are
+    known by their content too."""
+    ids = sorted(_catalog(deployed).ids, reverse=True)
+    log, share = tmp_path / "of-the-service", 2 / len(ids)
+    answers = [["gone", ids[4], ids[9]], [ids[4]], [ids[9], ids[4], ids[7]], [ids[7], ids[9]]]
+    hits = [[{"id": item, "score": 0.5} for item in answer] for answer in answers]
+    log.write_text("".join(json.dumps({"query": "q", "hits": each}) + "\n" for each in hits))
+    result = deployed.run("backfill", "--share", share, "--order", log, *FORCE)
+    assert result.code == 0, result.stderr
+    assert _of_query_model(deployed) == {ids[4], ids[9]}
+    assert result.json["notices"][0]["kind"] == "unknown-hit"
+    named = ("--order", "traffic", "--traffic", log)
+    assert deployed.run("backfill", "--share", 3 / len(ids), *named, *FORCE).code == 0
+    assert _of_query_model(deployed) == {ids[4], ids[9], ids[7]}
+    table = tmp_path / "traffic.csv"
+    table.write_text(f"id,count\n{ids[1]},2\n{ids[2]},7\n")
+    assert deployed.run("backfill", "--share", 4 / len(ids), "--order", table, *FORCE).code == 0
+    assert _of_query_model(deployed) == {ids[4], ids[9], ids[7], ids[2]}
+    log.write_text(json.dumps({"query": "q", "hits": [{"id": "gone"}]}))
+    refused = deployed.run("backfill", "--order", log)
+    assert (refused.code, "no answer has an item" in refused.stderr) == (5, True)
+
+
+def test_random_and_hubs_are_the_orders_hash_and_hubness(deployed: Shop) -> None:
+    """The second names take the same rows."""
+    catalog, count = _catalog(deployed), 6
+    vectors = stored_rows(deployed, list(catalog.ids))
+    share = count / len(catalog)
+    assert deployed.run("backfill", "--share", share, "--order", "random", *FORCE).code == 0
+    assert _of_query_model(deployed) == set(_by_hash(catalog.ids)[:count])
+    assert deployed.run("rollback", "--to", deployed.manifest()["generation"] - 1).code == 0
+    score = hubness(vectors, np.arange(len(vectors)))
+    rank = {item: row for row, item in enumerate(_by_hash(catalog.ids))}
+    rows = sorted(range(len(vectors)), key=lambda row: (-score[row], rank[catalog.ids[row]]))
+    assert deployed.run("backfill", "--share", share, "--order", "hubs", *FORCE).code == 0
+    assert _of_query_model(deployed) == {catalog.ids[row] for row in rows[:count]}
 
 
 def test_items_without_an_image_are_listed_and_passed_over(deployed: Shop) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from compatctl.core import gallery_order
 from compatctl.core.arrays import NO_CLASS, unit_rows
-from compatctl.core.gallery_order import hubness, mean_distance, uncertainty
+from compatctl.core.gallery_order import answer_doubt, hubness, mean_distance, uncertainty
 
 N = 40
 
@@ -70,3 +70,16 @@ def test_uncertainty_is_the_margin_of_another_class(rows: np.ndarray) -> None:
     slow[8] = np.nanmedian(slow)
     np.testing.assert_allclose(uncertainty(rows, codes), slow, atol=1e-6)
     assert not uncertainty(rows, np.zeros(N, np.int64)).any()
+
+
+def test_the_doubt_of_an_answer_is_its_smallest_lead(rows: np.ndarray) -> None:
+    """Each query's first two answers, one at a time; a row that is never among them has 0."""
+    queries, slow = np.arange(0, N, 3), np.zeros(N)
+    for query in queries:
+        cosines = rows @ rows[query]
+        cosines[query] = -np.inf
+        first, second = np.argsort(-cosines)[:2]
+        for row in (first, second):
+            slow[row] = max(slow[row], 2 - (cosines[first] - cosines[second]))
+    np.testing.assert_allclose(answer_doubt(rows, queries), slow, atol=1e-6)
+    assert (slow == 0).any()
