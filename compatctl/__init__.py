@@ -1,6 +1,6 @@
 """Swap the model behind an embedding store without re-embedding the gallery.
 
-The public API is eight names; each is imported on first use.
+The public API is nine names; each is imported on first use.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from compatctl.commands.finetune import finetune
     from compatctl.commands.matrix import compatibility_matrix
     from compatctl.commands.verify import verify
+    from compatctl.deployment.searcher import Searcher
     from compatctl.encoder import Encoder
     from compatctl.errors import CompatError
     from compatctl.recipe import Recipe
@@ -24,6 +25,7 @@ __all__ = [
     "CompatError",
     "Encoder",
     "Recipe",
+    "Searcher",
     "Store",
     "__version__",
     "compatibility_matrix",
@@ -36,6 +38,7 @@ _HOMES = {
     "CompatError": "errors",
     "Encoder": "encoder",
     "Recipe": "recipe",
+    "Searcher": "deployment.searcher",
     "Store": "store",
     "compatibility_matrix": "commands.matrix",
     "deploy": "commands.deploy",

@@ -17,6 +17,7 @@ from compatctl.deployment.gallery import DeployedGallery, score_map
 from compatctl.deployment.kept_norms import KeptNorms, read_norms
 from compatctl.deployment.project import named_tables, open_store
 from compatctl.deployment.rescoring import RescoredSearch, rescorer_of
+from compatctl.deployment.searching import Hit, hits_of, nearest_rows
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError, UsageError
 from compatctl.evaluation.clusters import columns_of
@@ -24,23 +25,6 @@ from compatctl.files import sha256_file
 from compatctl.manifest import Catalog
 from compatctl.manifest import Rescoring as RescoringSettings
 from compatctl.recipe import Project
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hit:
-    """A gallery item.
-
-    ``score`` is what a threshold applies to: the cosine or, if the store calibrates scores, the
-    cosine mapped to the scale that callers know; with norms, what the index before the import
-    returned. Higher is nearer; a squared L2 distance is lower. ``rescored``: its place comes from
-    its free vector; the order of re-scored hits is not that of ``score``.
-    """
-
-    id: str
-    label: str
-    score: float
-    cosine: float
-    rescored: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,10 +134,10 @@ def search(
     embedded = gallery.encoder.embed(asked, free=settings is not None)
     left_out, unknown = _left_out(project, gallery.catalog, ignore_same)
     if kept is not None:
-        found = kept.search(lambda n: _nearest(gallery, embedded.features, n, left_out), k)
+        found = kept.search(lambda n: nearest_rows(gallery, embedded.features, n, left_out), k)
         return _result(gallery, asked.ids, left_out, unknown, found, similarity=kept.similarity)
     count = k if settings is None else max(k, settings.candidates)
-    rows, scores = _nearest(gallery, embedded.features, count, left_out)
+    rows, scores = nearest_rows(gallery, embedded.features, count, left_out)
     answers, rescored, known = Neighbours(rows=rows, scores=scores), None, np.zeros_like(rows, bool)
     if settings is not None and embedded.free is not None:
         has_data = project.source is not None and project.source.exists()
@@ -212,7 +196,7 @@ def _result(
         unknown=unknown,
         rescoring=rescoring,
         queries=tuple(
-            Query(query=query, hits=_hits(gallery.catalog, *parts))
+            Query(query=query, hits=hits_of(gallery.catalog, *parts))
             for query, *parts in zip(queries, rows, scores, cosines, known, strict=True)
         ),
     )
@@ -282,23 +266,6 @@ def _text(data: Dataset, row: int) -> str:
     return content
 
 
-def _hits(
-    catalog: Catalog, rows: Rows, scores: AnyFloats, cosines: Vectors, rescored: Bools
-) -> tuple[Hit, ...]:
-    """The hits of one query, from (k,) columns; row -1: no hit."""
-    return tuple(
-        Hit(
-            id=catalog.ids[row],
-            label=catalog.labels[row],
-            score=float(score),
-            cosine=float(cosine),
-            rescored=bool(known),
-        )
-        for row, score, cosine, known in zip(rows, scores, cosines, rescored, strict=True)
-        if row >= 0
-    )
-
-
 def _summary(
     settings: RescoringSettings | None, rescored: RescoredSearch | None
 ) -> Rescoring | None:
@@ -324,23 +291,3 @@ def _left_out(
         left_out |= np.array([other == value for other in values], bool)
         known &= np.array([other != "" for other in values], bool)
     return left_out, int((~known & ~left_out).sum())
-
-
-def _nearest(
-    gallery: DeployedGallery, features: Vectors, k: int, left_out: Bools
-) -> tuple[Rows, Vectors]:
-    """(Q, k) rows that are not left out and their cosines, nearest first; -1 fills up.
-
-    The search is repeated for more rows, up to all of them, until enough are left.
-    """
-    n, count = len(left_out), k
-    while True:
-        keys, scores = gallery.index.search(features, count, gallery.manifest.index.ef_search)
-        rows = gallery.catalog.rows_of(keys)
-        kept = ~left_out[rows]
-        if count >= n or (kept.sum(axis=1) >= k).all():
-            break
-        count = min(n, 2 * count)
-    order = np.argsort(~kept, axis=1, kind="stable")[:, :k]
-    rows = np.where(kept, rows, -1)
-    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)

@@ -25,6 +25,7 @@ from compatctl.data._pixels import (
     Preprocessing,
     Resize,
     decode,
+    from_array,
     look_of,
     prepare,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "csv_rows",
     "decode",
     "describe_table",
+    "from_array",
     "from_files",
     "from_texts",
     "header_of",

@@ -184,26 +184,26 @@ def _resized_centre(
     )
 
 
-def decode(file: BinaryIO, name: str) -> Image.Image:
+def decode(file: BinaryIO, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode the first frame to RGB: upright by its EXIF, transparency on white.
 
     Deep grey is scaled to 8 bits, from 16, 12, 10 or 8 bits: the fewest that hold its brightest
     pixel. There is a notice of any but 16. Texts and profiles of a PNG are not read, however long.
 
     Raises:
-        InputError: it does not decode, has more than ``MAX_PIXELS``, or pixels without a known
+        InputError: it does not decode, has more than ``max_pixels``, or pixels without a known
             range; the message begins with ``name``.
     """
     from PIL import Image
 
     try:
         try:
-            return _decoded(file, name)
+            return _decoded(file, name, max_pixels)
         except _DECODER_ERRORS:
             bare = without_texts(file)
             if bare is None:
                 raise
-            return _decoded(bare, name)
+            return _decoded(bare, name, max_pixels)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
             f"{name}: too many pixels to decode: {error}", tip=BAD_IMAGE_TIP
@@ -213,13 +213,13 @@ def decode(file: BinaryIO, name: str) -> Image.Image:
         raise InputError(f"{name}: does not decode as an image: {reason}", tip=tip) from error
 
 
-def _decoded(file: BinaryIO, name: str) -> Image.Image:
+def _decoded(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     from PIL import Image, ImageOps
 
     image = Image.open(file, formats=_formats())
-    if image.width * image.height > MAX_PIXELS:
+    if image.width * image.height > max_pixels:
         raise InputError(
-            f"{name}: {image.width} x {image.height} pixels; at most {MAX_PIXELS} are decoded"
+            f"{name}: {image.width} x {image.height} pixels; at most {max_pixels} are decoded"
         )
     deep = ";16" in str(getattr(image, "tile", ""))
     image.load()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -59,6 +59,18 @@ class DeployedGallery:
         """
         require_hnswlib()
         return cls(store=store, manifest=store.manifest)
+
+    def take_from(self, other: DeployedGallery) -> None:
+        """Take over what another generation has loaded, where it is of the same files."""
+        own, others = self.manifest, other.manifest
+        loaded = vars(other)
+        if own.catalog == others.catalog and "catalog" in loaded:
+            vars(self)["catalog"] = other.catalog
+        if replace(own.index, ef_search=others.index.ef_search) == others.index:
+            vars(self).update({"index": other.index} if "index" in loaded else {})
+        same_canary = own.query_share.canary == others.query_share.canary
+        if own.query_model == others.query_model and same_canary and "encoder" in loaded:
+            vars(self)["encoder"] = other.encoder
 
     @property
     def model_path(self) -> Path:

@@ -8,7 +8,8 @@ from compatctl.encoder.composition import bridge, free_alone, fuse, is_fused
 from compatctl.encoder.images import ImageInput
 from compatctl.encoder.import_onnx import read_model_bytes
 from compatctl.encoder.inputs import EncoderInput
-from compatctl.encoder.metadata import read_record, with_record
+from compatctl.encoder.metadata import FREE, read_record, with_record
+from compatctl.encoder.metadata import OUTPUT as EMBEDDING
 from compatctl.encoder.parity import check_parity, parity_items
 from compatctl.encoder.runtime import Embedded, Encoder, embed_together
 from compatctl.encoder.sealing import seal
@@ -19,6 +20,8 @@ from compatctl.encoder.vectors import VectorInput
 
 __all__ = [
     "CANARY_LIMIT",
+    "EMBEDDING",
+    "FREE",
     "Canary",
     "Embedded",
     "Encoder",

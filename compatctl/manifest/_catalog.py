@@ -87,15 +87,27 @@ class Catalog:
         """
         import numpy as np
 
-        order = np.argsort(self.keys, kind="stable")
-        ordered = self.keys[order]
+        order, ordered, identity = self._key_order
+        if identity and (not keys.size or int(keys.max()) < len(self)):
+            return keys.astype(np.int64)
         positions = np.minimum(np.searchsorted(ordered, keys), len(self) - 1)
         if (unknown := ordered[positions] != keys).any():
             raise DamagedError(
                 f"the index has a row under the key {keys[unknown][0]}, the catalogue has none",
                 tip="compatctl check lists every problem; restore the store from a backup",
             )
-        return order[positions]
+        return positions if order is None else order[positions]
+
+    @cached_property
+    def _key_order(self) -> tuple[NDArray[np.int64] | None, NDArray[np.uint64], bool]:
+        """The rows in the order of their keys, None if that is their own; the keys so; and whether
+        each row is its own key."""
+        import numpy as np
+
+        if bool((self.keys[1:] > self.keys[:-1]).all()):
+            return None, self.keys, self.next_key == len(self)
+        order = np.argsort(self.keys, kind="stable")
+        return order, self.keys[order], False
 
     @property
     def next_key(self) -> int:

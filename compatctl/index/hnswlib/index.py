@@ -210,13 +210,13 @@ class HnswIndex:
         k = min(k, len(self))
         if len(queries) == 0 or k == 0:
             return np.zeros((len(queries), k), np.uint64), np.zeros((len(queries), k), np.float32)
-        self._engine.set_ef(max(k, self.params.ef_search if ef is None else ef))
+        self._engine.set_ef(self.params.ef_search if ef is None else ef)
         try:
             keys, distances = self._engine.knn_query(queries, k, num_threads=threads)
         except RuntimeError:
             return self._search_exact(queries, k)
-        scale = 0.5 if self.params.space == "l2" else 1.0
-        return keys.astype(np.uint64), (1.0 - scale * distances).astype(np.float32)
+        halved = distances * np.float32(0.5) if self.params.space == "l2" else distances
+        return keys.astype(np.uint64, copy=False), np.float32(1.0) - halved
 
     def _search_exact(self, queries: Vectors, k: int) -> tuple[Keys, Scores]:
         keys, scores = np.zeros((len(queries), 0), np.uint64), np.zeros((len(queries), 0), "f4")
