@@ -7,7 +7,8 @@
     ├── InputError             5     data, model, recipe or policy from outside is bad
     │   └── UnsteadyError      5     a model gives different embeddings of one image
     ├── DamagedError           5     the store is not what its manifest says
-    └── ConflictError          6     another process is writing, or wrote first: retry
+    ├── ConflictError          6     another process is writing, or wrote first: retry
+    └── PeerError                    another process of the same run failed, with its code
 
 Each module that calls another library turns that library's errors into these. Anything else that
 escapes is a bug in compatctl: a traceback and exit code 1.
@@ -74,3 +75,11 @@ class ConflictError(CompatError):
     """The store is locked, or its generation changed since this command read it."""
 
     exit_code = 6
+
+
+class PeerError(CompatError):
+    """Another process of the same run failed; the leader reports it."""
+
+    def __init__(self, message: str, *, code: int = CompatError.exit_code, tip: str = "") -> None:
+        super().__init__(message, tip=tip)
+        self.exit_code = code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
@@ -11,8 +12,9 @@ import typer
 
 from compatctl import _version
 from compatctl.cli.options import Json, add_parameters
-from compatctl.errors import CompatError
+from compatctl.errors import CompatError, PeerError, UsageError
 from compatctl.notices import collected
+from compatctl.processes import Launch, PartDone
 
 if TYPE_CHECKING:
     from compatctl.render.console import Table
@@ -25,6 +27,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+_DIVIDED = {"finetune"}
+"""Commands that divide their work among processes."""
+REPORT_S = 1.0
+"""How long a process waits for the first one to report: torchrun stops all when one ends."""
 
 VERDICT_EXIT_CODES = {"pass": 0, "fail": 3, "inconclusive": 4}
 
@@ -49,18 +56,26 @@ def command(function: Callable[..., Outcome[Any]]) -> Callable[..., Outcome[Any]
     def run(*, as_json: bool, **arguments: Any) -> None:
         from compatctl import render
 
+        launch = Launch.current()
         with collected() as notices:
             try:
+                _refuse_several(function.__name__, launch)
                 outcome = function(**arguments)
                 render.warn([*notices.messages(), *outcome.warnings])
                 table = outcome.table or render.fields_table
                 render.result(outcome.result, table, as_json=as_json, notices=notices.entries())
+            except PartDone:
+                raise typer.Exit from None
             except CompatError as error:
-                render.warn(notices.messages())
-                render.error(error, as_json=as_json, notices=notices.entries())
+                if launch is not None and launch.rank:
+                    _report_from(launch.rank, error)
+                else:
+                    render.warn(notices.messages())
+                    render.error(error, as_json=as_json, notices=notices.entries())
                 raise typer.Exit(error.exit_code) from None
             except KeyboardInterrupt:
-                print("interrupted: nothing was committed", file=sys.stderr)
+                if launch is None or launch.rank == 0:
+                    print("interrupted: nothing was committed", file=sys.stderr)
                 raise typer.Exit(130) from None
         if outcome.exit_code:
             raise typer.Exit(outcome.exit_code)
@@ -68,6 +83,32 @@ def command(function: Callable[..., Outcome[Any]]) -> Callable[..., Outcome[Any]
     add_parameters(run, function, {"as_json": (Json, False)})
     app.command(name=function.__name__.strip("_").replace("_", "-"))(run)
     return function
+
+
+def _refuse_several(name: str, launch: Launch | None) -> None:
+    """Refuse a command that several processes would run one over the other.
+
+    Raises:
+        UsageError: ``torchrun`` started several, and the command does not divide its work.
+    """
+    if launch is not None and name not in _DIVIDED:
+        if launch.rank:
+            raise PeerError("refused", code=UsageError.exit_code)
+        raise UsageError(
+            f"torchrun started {launch.size} processes, and {name} runs in one",
+            tip=f"compatctl {name} without torchrun",
+        )
+
+
+def _report_from(rank: int, error: CompatError) -> None:
+    """Say what failed in a process that is not the first; what another one says, it does not."""
+    if isinstance(error, PeerError):
+        time.sleep(REPORT_S)
+        return
+    from compatctl import render
+
+    error.message = f"process {rank}: {error.message}"
+    render.error(error, as_json=False)
 
 
 def _print_version(requested: bool) -> None:

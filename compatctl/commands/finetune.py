@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compatctl.deployment.rehearsal import rehearsal_items
-from compatctl.deployment.training_inputs import load_inputs
+from compatctl.deployment.training_inputs import load_inputs, require_torch
 from compatctl.migration.candidate import FinetuneResult, train_candidate
 from compatctl.migration.unlabelled import UnlabelledCost, unlabelled_cost, unlabelled_items
 from compatctl.progress import Progress, silent
@@ -43,20 +43,29 @@ def finetune(
 ) -> FinetuneResult:
     """Train by the project's recipe and write the candidate: see ``train_candidate``.
 
+    Processes that ``torchrun`` started train together, and the first one writes the candidate.
+
     Raises:
+        PartDone: in each of the others, at its end.
+        PeerError: another of these processes failed or ended.
         InputError: bad recipe, data or checkpoint; the exported file differs from the trained
             network; or torch is not installed.
     """
-    return train_candidate(
-        project,
-        load_inputs(project, base, seed),
-        base=base,
-        resume=resume,
-        memory=memory,
-        skip_bad=skip_bad,
-        shuffle_map=shuffle_map,
-        progress=progress,
-    )
+    require_torch()
+    from compatctl.train import join
+
+    with join() as processes:
+        return train_candidate(
+            project,
+            processes.agree(lambda: load_inputs(project, base, seed)),
+            base=base,
+            resume=resume,
+            memory=memory,
+            skip_bad=skip_bad,
+            shuffle_map=shuffle_map,
+            processes=processes,
+            progress=progress,
+        )
 
 
 def plan(

@@ -19,6 +19,7 @@ from compatctl.deployment.old_features import cached_features
 from compatctl.deployment.project import find_store, open_store, require
 from compatctl.deployment.text_export import TextFolder, is_text_folder, seal_text_folder
 from compatctl.errors import InputError
+from compatctl.processes import ALONE, Processes
 from compatctl.progress import Progress
 from compatctl.recipe import Augmentation, Project, Recipe
 
@@ -250,6 +251,7 @@ def embed_reference(
     *,
     unlabelled: Dataset | None = None,
     cache: Path | None = None,
+    processes: Processes = ALONE,
 ) -> Reference:
     """The deployed gallery, and the deployed encoder's embeddings of training items outside it.
 
@@ -258,14 +260,33 @@ def embed_reference(
     Args:
         unlabelled: items without labels that are outside the gallery; ``cache``: the file that
             keeps their features.
+        processes: the leader embeds, for all.
     """
     from compatctl.train import items_to_encode
 
     catalog = gallery.catalog
     ids = items_to_encode(recipe, data, catalog.ids, catalog.labels, memory, unlabelled)
+
+    def embed() -> Vectors:
+        return _old_features(ids, (data, memory), gallery, progress, unlabelled, cache)
+
+    return build_reference(gallery, ids, processes.from_leader(embed))
+
+
+def _old_features(  # noqa: PLR0917
+    ids: tuple[str, ...],
+    datasets: tuple[Dataset, Dataset | None],
+    gallery: DeployedGallery,
+    progress: Progress,
+    unlabelled: Dataset | None,
+    cache: Path | None,
+) -> Vectors:
+    """(E, D) float32 embeddings of ``ids`` by the deployed encoder; see ``embed_reference``."""
     encoded = np.zeros((len(ids), gallery.manifest.index.dim), np.float32)
     positions = {item_id: position for position, item_id in enumerate(ids)}
-    for dataset in (data, memory) if memory else (data,):
+    for dataset in datasets:
+        if dataset is None:
+            continue
         rows = [row for row, item_id in enumerate(dataset.ids) if item_id in positions]
         if rows:
             embedded = gallery.encoder.embed(dataset.take(rows), progress=progress, looks=True)
@@ -273,7 +294,7 @@ def embed_reference(
     if unlabelled is not None and cache is not None and len(unlabelled):
         features = cached_features(unlabelled, gallery.encoder, cache, progress)
         encoded[[positions[item_id] for item_id in unlabelled.ids]] = features
-    return build_reference(gallery, ids, encoded)
+    return encoded
 
 
 def build_reference(

@@ -32,6 +32,7 @@ from compatctl.migration.exports import (
 )
 from compatctl.migration.ready_model import ready_base
 from compatctl.migration.unlabelled import UnlabelledItems, unlabelled_items
+from compatctl.processes import ALONE, PartDone, Processes
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 
@@ -95,6 +96,7 @@ def train_candidate(
     memory: Path | None = None,
     skip_bad: bool = False,
     shuffle_map: bool = False,
+    processes: Processes = ALONE,
     progress: Progress = silent,
 ) -> FinetuneResult:
     """Train by the recipe of ``inputs``, export ONNX, check its parity, write weights and record.
@@ -105,15 +107,72 @@ def train_candidate(
     Args:
         shuffle_map: give every item the old feature of another one. The gate must refuse this
             candidate; for tests and the demo.
+        processes: those that train together; the leader writes the candidate.
 
     Raises:
         InputError: bad data or checkpoint; or the exported file differs from the trained network.
+        PartDone: in a process that is not the leader, when the network is trained.
     """
     recipe, gallery = inputs.recipe, inputs.gallery
     from compatctl.train import train
 
+    given = processes.agree(
+        lambda: _prepared(project, inputs, base, memory, processes, progress, skip_bad=skip_bad)
+    )
+    data, reference = given.data, given.reference
+    if shuffle_map and reference is not None:
+        reference = _shuffled(reference, recipe.seed)
+    project.candidate.mkdir(parents=True, exist_ok=True)
+    trained = train(
+        recipe=recipe,
+        base=given.base,
+        data=data,
+        reference=reference,
+        work=project.candidate,
+        resume=resume,
+        memory=given.earlier,
+        unlabelled=given.unlabelled.items if given.unlabelled else None,
+        processes=processes,
+        progress=progress,
+    )
+    if not processes.leads:
+        raise PartDone
+    record = _record(trained, data, given.earlier, given.unlabelled, measures=gallery is not None)
+    record = write_memory(project, recipe, data, given.earlier, record)
+    model, encoder, record = _exported(project, inputs, trained, data, base, record)
+    _write(project, record, model)
+    if project.output.resolve() != (project.candidate / MODEL_FILE).resolve():
+        project.output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(project.output, (project.candidate / MODEL_FILE).read_bytes())
+    return _result(project, encoder, record, gallery, given.unlabelled, given.skipped)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Given:
+    """What a run trains on: items that decode, those of earlier runs, unlabelled ones."""
+
+    data: Dataset
+    skipped: tuple[str, ...]
+    earlier: Dataset | None
+    unlabelled: UnlabelledItems | None
+    base: Base
+    reference: Reference | None
+
+
+def _prepared(  # noqa: PLR0917
+    project: Project,
+    inputs: TrainingInputs,
+    base: Path,
+    memory: Path | None,
+    processes: Processes,
+    progress: Progress,
+    *,
+    skip_bad: bool,
+) -> _Given:
+    recipe, gallery = inputs.recipe, inputs.gallery
     data, skipped = inputs.data.readable() if skip_bad else (inputs.data, ())
     if inputs.ready is not None:
+        _refuse_several(processes, base)
         _refuse_to_replace(project, base)
         check_steady(inputs.ready.encoder, data)
     earlier = rehearsal_items(project, recipe, data, gallery, memory)
@@ -124,29 +183,27 @@ def train_candidate(
     if inputs.ready is not None:
         others = (earlier, unlabelled.items if unlabelled else None)
         data, given = ready_base(data, inputs.ready, gallery, earlier=others, progress=progress)
-    reference = _reference(project, inputs, data, earlier, unlabelled, progress)
-    if shuffle_map and reference is not None:
-        reference = _shuffled(reference, recipe.seed)
-    project.candidate.mkdir(parents=True, exist_ok=True)
-    trained = train(
-        recipe=recipe,
-        base=given,
+    return _Given(
         data=data,
-        reference=reference,
-        work=project.candidate,
-        resume=resume,
-        memory=earlier,
-        unlabelled=unlabelled.items if unlabelled else None,
-        progress=progress,
+        skipped=skipped,
+        earlier=earlier,
+        unlabelled=unlabelled,
+        base=given,
+        reference=_reference(project, inputs, data, earlier, unlabelled, processes, progress),
     )
-    record = _record(trained, data, earlier, unlabelled, measures=gallery is not None)
-    record = write_memory(project, recipe, data, earlier, record)
-    model, encoder, record = _exported(project, inputs, trained, data, base, record)
-    _write(project, record, model)
-    if project.output.resolve() != (project.candidate / MODEL_FILE).resolve():
-        project.output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(project.output, (project.candidate / MODEL_FILE).read_bytes())
-    return _result(project, encoder, record, gallery, unlabelled, skipped)
+
+
+def _refuse_several(processes: Processes, base: Path) -> None:
+    """Refuse processes that would have nothing to divide.
+
+    Raises:
+        UsageError: there are several.
+    """
+    if processes.size > 1:
+        raise UsageError(
+            f"{base} is an encoder: a head behind it trains in one process",
+            tip="compatctl finetune without torchrun",
+        )
 
 
 def _record(
@@ -208,6 +265,7 @@ def _reference(  # noqa: PLR0917
     data: Dataset,
     memory: Dataset | None,
     unlabelled: UnlabelledItems | None,
+    processes: Processes,
     progress: Progress,
 ) -> Reference | None:
     """The gallery and the old features of all items outside it; None without a gallery."""
@@ -221,6 +279,7 @@ def _reference(  # noqa: PLR0917
         progress,
         unlabelled=unlabelled.outside if unlabelled else None,
         cache=project.candidate / CACHE_FILE,
+        processes=processes,
     )
 
 

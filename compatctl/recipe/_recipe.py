@@ -209,6 +209,14 @@ class Optimiser:
 
     epochs: int = setting(40, "Passes over the data.", 1, 100_000)
     batch_size: int = setting(256, "Items in one step.", 2, 65536)
+    micro_batch: int | None = setting(
+        None,
+        "With train: full or lora, how many items of a step the backbone takes at once; the loss "
+        "still sees the whole step. It takes less memory and a second pass of the backbone without "
+        "gradient. null: all of them; several processes have a part each.",
+        1,
+        65536,
+    )
     lr: float = setting(0.002, "The learning rate of the junction.", 0.0, 100.0)
     backbone_lr: float = setting(
         0.0001, "The learning rate of the backbone, with train: full or lora.", 0.0, 100.0
@@ -310,8 +318,11 @@ class Recipe:
         "free, with which compatctl deploy --rescore scores again what a query retrieves. A model "
         "without a gallery has none. Behind an encoder it is the encoder's own embedding.",
     )
-    amp: Literal["auto", "off"] = setting(
-        "auto", "auto: bfloat16 on a GPU that has it. off: float32 everywhere."
+    amp: Literal["auto", "bf16", "off"] = setting(
+        "auto",
+        "The precision of training steps. auto: bfloat16 on a GPU that has it. bf16: bfloat16 "
+        "(autocast) on every device, or an error. off: float32. Losses, weights and the exported "
+        "file are float32.",
     )
 
     @classmethod

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from compatctl.errors import CompatError
 from compatctl.files import json_safe
 from compatctl.printable import printable
+from compatctl.processes import Launch
 from compatctl.progress import Progress, silent
 from compatctl.render.console import T, cell, fields_table, json_table, make_console
 
@@ -103,7 +104,8 @@ def _print(
 @contextmanager
 def progress() -> Iterator[Progress]:
     """Show a bar on stderr for each stage over two seconds; nothing without a terminal."""
-    if not sys.stderr.isatty():
+    launch = Launch.current()
+    if not sys.stderr.isatty() or (launch is not None and launch.rank):
         yield silent
         return
     from rich.console import Console

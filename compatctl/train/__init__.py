@@ -21,6 +21,7 @@ from compatctl.train.grid_search import make_trials
 from compatctl.train.images import preprocessing
 from compatctl.train.mlp_adapter import FittedPerceptron, fit_perceptron, iter_perceptrons
 from compatctl.train.network import Junction, Network, embed, embed_outputs, export
+from compatctl.train.process_group import join
 from compatctl.train.ready import ReadyModel
 from compatctl.train.reference import items_to_encode
 from compatctl.train.run import TrainResult, train
@@ -61,6 +62,7 @@ __all__ = [
     "input_spec",
     "items_to_encode",
     "iter_perceptrons",
+    "join",
     "library_rows",
     "load_network",
     "load_token_model",

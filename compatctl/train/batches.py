@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from compatctl.core.arrays import Rows
 from compatctl.errors import InputError
 from compatctl.progress import Progress, silent
+from compatctl.train.divided import Part, StepFeatures, divided_features, part_rows
 from compatctl.train.features import Features, run_backbone
 from compatctl.train.images import changed_views
 from compatctl.train.items import ItemRef, Reader
+from compatctl.train.network import Junction
 from compatctl.train.setup import Setup
 
 SAMPLE = 4096
@@ -47,7 +51,7 @@ class CachedBatches:
         variants = changed_views(training_set.items, recipe)
         if known is None:
             images = [*originals.values(), *variants]
-            self._table = run_backbone(setup.network, reader, images, progress)
+            self._table = run_backbone(setup.network, reader, images, progress, setup.processes)
         else:
             if known.backbone != recipe.backbone or known.base_sha256 != setup.base_match.sha256:
                 raise InputError("the features are of another backbone, or of other weights")
@@ -62,12 +66,15 @@ class CachedBatches:
         self._validation = self._table[[row_of[_source(ref)] for ref in queries]]
         self._device = setup.device
 
-    def steps(self, steps: Sequence[Step]) -> Iterator[Tensor]:
-        """float32 features (B, F) of each step's items, on the run's device."""
+    def steps(self, steps: Sequence[Step]) -> Iterator[StepFeatures]:
+        """float32 features (B, F) of each step's items, on the run's device.
+
+        Each of several processes has those of the whole step.
+        """
         for step in steps:
             views = torch.from_numpy(step.views % len(self._rows))
             rows = self._rows[views, torch.from_numpy(step.items)]
-            yield self._table[rows].to(self._device)
+            yield StepFeatures(values=self._table[rows].to(self._device))
 
     def sample(self) -> Tensor:
         """(N, F) features of the training items as they are, on the CPU."""
@@ -89,29 +96,58 @@ class ItemBatches:
         self._setup = setup
         self._reader = reader
 
-    def steps(self, steps: Sequence[Step]) -> Iterator[Tensor]:
-        """As those of ``CachedBatches``, with gradient."""
-        batches = [self._images(step) for step in steps]
-        for images in self._reader.batches(batches):
-            pixels = torch.from_numpy(images).to(self._setup.device)
-            with torch.autocast(self._setup.device.type, torch.bfloat16, enabled=self._setup.amp):
-                features = self._setup.network.features(pixels)
-            yield features
+    def steps(self, steps: Sequence[Step]) -> Iterator[StepFeatures]:
+        """As those of ``CachedBatches``, with gradient; divided as the recipe and processes say."""
+        processes, size = self._setup.processes, self._setup.recipe.optimiser.micro_batch
+        own = [part_rows(processes, len(step.items), size) for step in steps]
+        images = ((self._images(step), parts) for step, parts in zip(steps, own, strict=True))
+        reading = self._reader.batches([refs[part] for refs, parts in images for part in parts])
+        for step, parts in zip(steps, own, strict=True):
+            if processes.size == 1 and len(parts) == 1:
+                yield StepFeatures(values=self._features(next(reading)))
+                continue
+            yield divided_features(
+                [
+                    Part(rows=rows, batch=next(reading), seed=int(step.views[rows.start]))
+                    for rows in parts
+                ],
+                self._features,
+                processes,
+                shape=(len(step.items), self._width),
+                weights=self._weights,
+            )
 
     def sample(self) -> Tensor:
         """(n, F) features of ``SAMPLE`` training items, or of all, by the current weights."""
         images = self._setup.training_set.items
         chosen = np.random.default_rng(self._setup.recipe.seed).permutation(len(images))[:SAMPLE]
-        self._setup.network.eval()
-        return run_backbone(self._setup.network, self._reader, [images[i] for i in chosen], silent)
+        return self._run([images[i] for i in chosen])
 
     def validation(self) -> Tensor:
         """(Q, F) features of the validation queries, by the current weights."""
         validation = self._setup.training_set.validation
-        queries = validation.items if validation else ()
-        self._setup.network.eval()
-        out = run_backbone(self._setup.network, self._reader, queries, silent)
-        return out.to(self._setup.device)
+        return self._run(validation.items if validation else ()).to(self._setup.device)
+
+    def _features(self, batch: NDArray[Any]) -> Tensor:
+        device, setup = self._setup.device, self._setup
+        with torch.autocast(device.type, torch.bfloat16, enabled=setup.amp):
+            return setup.network.features(torch.from_numpy(batch).to(device))
+
+    def _run(self, images: Sequence[ItemRef]) -> Tensor:
+        setup = self._setup
+        setup.network.eval()
+        return run_backbone(setup.network, self._reader, images, silent, setup.processes)
+
+    @property
+    def _width(self) -> int:
+        """F, as the junction takes it."""
+        junction = self._setup.network.junction
+        assert isinstance(junction, Junction)
+        return len(junction.center)
+
+    @property
+    def _weights(self) -> list[nn.Parameter]:
+        return [one for one in self._setup.network.backbone.parameters() if one.requires_grad]
 
     def _images(self, step: Step) -> list[ItemRef]:
         training_set, seed = self._setup.training_set, self._setup.recipe.seed

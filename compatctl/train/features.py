@@ -13,11 +13,13 @@ from torch import Tensor
 
 from compatctl.data import Dataset
 from compatctl.errors import InputError
+from compatctl.processes import ALONE, Processes
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Augmentation, Backbone, Recipe
 from compatctl.train.images import changed_views
 from compatctl.train.items import ItemRef, Reader
 from compatctl.train.network import Network, unit
+from compatctl.train.process_group import fill
 from compatctl.train.setup import default_device, isolated_rng, make_network, open_reader
 
 _Variant = tuple[str, tuple[int, ...] | None, Augmentation]
@@ -114,18 +116,49 @@ class Features:
 
 
 def run_backbone(
-    network: Network, reader: Reader, images: Sequence[ItemRef], progress: Progress
+    network: Network,
+    reader: Reader,
+    images: Sequence[ItemRef],
+    progress: Progress,
+    processes: Processes = ALONE,
 ) -> Tensor:
-    """(N, F) float32 features on the CPU, without gradient; the network stays on its device."""
-    size, device = reader.batch_size, network.device
+    """(N, F) float32 features on the CPU, without gradient; the network stays on its device.
+
+    Each of several processes runs a share of the batches, and all get the whole table.
+    """
+    size = reader.batch_size
     batches = [images[i : i + size] for i in range(0, len(images), size)]
-    table, done = torch.zeros(0, 0), 0
+    shares = [processes.share(len(batches), rank) for rank in range(processes.size)]
+    rows = [slice(part.start * size, min(part.stop * size, len(images))) for part in shares]
+    own, part = rows[processes.rank], batches[shares[processes.rank]]
+
+    def run() -> Tensor:
+        return _run(network, reader, part, own, len(images), progress)
+
+    table = processes.agree(run)
+    if processes.size > 1:
+        width = max(processes.exchange(table.shape[1]))
+        table = table if table.shape[1] else torch.empty(len(images), width)
+        fill(processes, table, rows)
+    return table
+
+
+def _run(  # noqa: PLR0917
+    network: Network,
+    reader: Reader,
+    batches: Sequence[Sequence[ItemRef]],
+    rows: slice,
+    total: int,
+    progress: Progress,
+) -> Tensor:
+    """A table (N, F) with ``rows`` filled by the batches; (0, 0) without any."""
+    table, done = torch.zeros(0, 0), rows.start
     with torch.no_grad():
         for batch in reader.batches(batches):
-            features = network.features(torch.from_numpy(batch).to(device)).float().cpu()
-            if not done:
-                table = torch.empty(len(images), features.shape[1])
+            features = network.features(torch.from_numpy(batch).to(network.device)).float().cpu()
+            if done == rows.start:
+                table = torch.empty(total, features.shape[1])
             table[done : done + len(features)] = features
             done += len(features)
-            progress("backbone", done, len(images))
+            progress("backbone", done - rows.start, rows.stop - rows.start)
     return table

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compatctl.core.arrays import Rows
+from compatctl.core.arrays import Rows, Vectors
 from compatctl.core.nearest import exact_search
 from compatctl.core.retrieval import evaluate
 from compatctl.recipe import Frame
@@ -24,7 +24,9 @@ from compatctl.train.checkpoint import Checkpoint
 from compatctl.train.frames import Classifier
 from compatctl.train.layers import trained_names
 from compatctl.train.network import Network, unit
+from compatctl.train.process_group import same_tensors
 from compatctl.train.setup import Setup
+from compatctl.train.training_set import ValidationSet
 
 CLASSIFIER = "classifier"
 
@@ -77,13 +79,15 @@ def fit(
         total = torch.zeros((), device=context.setup.device)
         for i, features in enumerate(context.batches.steps(steps)):
             _schedule(optimiser, epoch * len(steps) + i, recipe.optimiser.epochs * len(steps))
-            loss = _loss(context, trial, steps[i], rows, features)
+            loss = _loss(context, trial, steps[i], rows, features.values)
             optimiser.zero_grad()
             torch.autograd.backward(loss)
+            features.propagate()
             optimiser.step()
             total += loss.detach()
         state.losses.append(float(total) / len(steps))
         state.epoch = epoch + 1
+        same_tensors(context.setup.processes, _trained(network, rows))
         state.model = trained_weights(context, rows)
         state.optimiser = optimiser.state_dict()
         after_epoch(state)
@@ -104,6 +108,12 @@ def trained_weights(context: TrialContext, rows: Tensor) -> dict[str, Tensor]:
     return state
 
 
+def _trained(network: Network, rows: Tensor) -> Iterator[Tensor]:
+    """Every weight that trains, in one order."""
+    yield from (weight for weight in network.parameters() if weight.requires_grad)
+    yield rows
+
+
 def load_weights(network: Network, state: dict[str, Tensor]) -> None:
     """Load the weights that ``trained_weights`` copied into the network."""
     changed = {key: value for key, value in state.items() if key != CLASSIFIER}
@@ -118,6 +128,11 @@ def validate(context: TrialContext) -> float | None:
     context.setup.network.eval()
     with torch.no_grad():
         features = unit(context.setup.network.project(context.batches.validation())).cpu().numpy()
+    return context.setup.processes.from_leader(lambda: _hit_rate(features, validation))
+
+
+def _hit_rate(features: Vectors, validation: ValidationSet) -> float:
+    """hit@1 of validation queries with these features (Q, D)."""
     neighbours = exact_search(features, validation.gallery, 1, self_row=validation.self_row)
     result = evaluate(
         neighbours,

@@ -14,18 +14,21 @@ from compatctl._version import __version__
 from compatctl.core.simplex import Registry, frame_digest
 from compatctl.data import Dataset, Reference
 from compatctl.errors import InputError
+from compatctl.processes import ALONE, Processes
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Recipe
 from compatctl.train import checkpoint as checkpoints
 from compatctl.train.batches import Batches, CachedBatches, ItemBatches
 from compatctl.train.blend import Blend, blend_weights, wants_blend
 from compatctl.train.checkpoint import Checkpoint
+from compatctl.train.divided import refuse_division
 from compatctl.train.features import Features
 from compatctl.train.frames import Classifier
 from compatctl.train.free_head import cached_features, train_free_head
 from compatctl.train.grid_search import build_classifiers, make_context, search
 from compatctl.train.layers import merge_lora
 from compatctl.train.network import Junction, Network
+from compatctl.train.process_group import require_same
 from compatctl.train.ready import ReadyModel
 from compatctl.train.setup import (
     Base,
@@ -35,6 +38,7 @@ from compatctl.train.setup import (
     isolated_rng,
     make_network,
     open_reader,
+    refuse_precision,
 )
 from compatctl.train.training_set import TrainingSet, describe_items, select_training_set
 
@@ -73,6 +77,7 @@ def train(
     memory: Dataset | None = None,
     unlabelled: Dataset | None = None,
     features: Features | None = None,
+    processes: Processes = ALONE,
     progress: Progress = silent,
 ) -> TrainResult:
     """Train by ``recipe`` and choose the best trial on validation classes.
@@ -88,42 +93,62 @@ def train(
         memory: items of earlier runs to rehearse; needs ``rehearsal`` in the recipe.
         unlabelled: items without labels for the contrast; the reference has their old features.
         features: backbone features of every image, instead of a pass; for ``train: head``.
+        processes: those that train together; the checkpoint is the leader's.
         progress: called after each batch of the backbone's pass and after each epoch.
 
     Raises:
         InputError: see ``select_training_set``, ``build_classifier``, ``make_backbone``,
-            ``load_base``.
+            ``load_base``, ``refuse_division``, ``refuse_precision``.
+        PeerError: another process of the run failed or ended.
         ConflictError: the checkpoint to resume belongs to another run.
     """
-    device = default_device()
-    dim = embedding_dim(recipe, reference)
-    training_set = select_training_set(recipe, data, reference, memory, unlabelled)
-    with isolated_rng(device):
-        network, match = make_network(recipe, base, dim)
-        network.to(device)
-        setup = Setup(
-            recipe=recipe,
-            training_set=training_set,
-            reference=reference,
-            network=network,
-            base_match=match,
-            device=device,
-            dim=dim,
+    with isolated_rng(default_device()):
+        setup = processes.agree(
+            lambda: _set_up(recipe, base, data, reference, (memory, unlabelled), processes)
         )
-        build_classifiers(setup)  # refuse an impossible frame before the images are read
+        network = setup.network
         outcome = _train(setup, base, work, features, resume=resume, progress=progress)
         if recipe.train == "lora":
             merge_lora(network.backbone)
     network.cpu().eval()
     record = training_record(setup, *outcome)
-    checkpoints.remove(work)
+    if processes.leads:
+        checkpoints.remove(work)
     return TrainResult(
         network=network,
         record=record,
         registry=outcome[0].registry,
         validation_hit_rate=record["validation_hit_at_1"],
-        dim=dim,
+        dim=setup.dim,
     )
+
+
+def _set_up(  # noqa: PLR0917
+    recipe: Recipe,
+    base: Base,
+    data: Dataset,
+    reference: Reference | None,
+    others: tuple[Dataset | None, Dataset | None],
+    processes: Processes,
+) -> Setup:
+    """The run before its first step. ``others``: items to rehearse, and items without labels."""
+    device, dim = default_device(), embedding_dim(recipe, reference)
+    refuse_precision(recipe, device)
+    training_set = select_training_set(recipe, data, reference, *others)
+    network, match = make_network(recipe, base, dim)
+    refuse_division(recipe, network.backbone, processes)
+    setup = Setup(
+        recipe=recipe,
+        training_set=training_set,
+        reference=reference,
+        network=network.to(device),
+        base_match=match,
+        device=device,
+        dim=dim,
+        processes=processes,
+    )
+    build_classifiers(setup)  # refuse an impossible frame before the images are read
+    return setup
 
 
 def _train(
@@ -135,11 +160,10 @@ def _train(
     resume: bool,
     progress: Progress,
 ) -> tuple[Classifier, Checkpoint, Blend | None]:
-    key = setup.key
-    state = checkpoints.load(work, key) if resume else None
-    if state is None:
-        checkpoints.remove(work)
-    state = state or Checkpoint()
+    key = setup.processes.agree(lambda: setup.key)
+    require_same(setup.processes, key)
+    state = setup.processes.from_leader(partial(_begin, work, key, resume=resume))
+    save = partial(checkpoints.save, work, key) if setup.processes.leads else _save_nothing
     with open_reader(setup.recipe, base) as reader:
         batches: Batches
         if setup.recipe.train == "head":
@@ -150,7 +174,7 @@ def _train(
             batches = ItemBatches(setup, reader)
         _standardise(setup, batches)
         initial = {key: value.clone() for key, value in setup.network.state_dict().items()}
-        classifier = search(setup, batches, state, partial(checkpoints.save, work, key), progress)
+        classifier = search(setup, batches, state, save, progress)
         blend = None
         if wants_blend(setup):
             blend = blend_weights(make_context(setup, batches, classifier), initial)
@@ -160,6 +184,18 @@ def _train(
                 batches = cached_features(setup, reader)
             setup.network.free = train_free_head(setup, batches)
     return classifier, state, blend
+
+
+def _begin(work: Path, key: str, *, resume: bool) -> Checkpoint:
+    """The state to continue from, or a new one, for which an earlier checkpoint is removed."""
+    state = checkpoints.load(work, key) if resume else None
+    if state is None:
+        checkpoints.remove(work)
+    return state or Checkpoint()
+
+
+def _save_nothing(state: Checkpoint) -> None:
+    """What a process does with a checkpoint that the leader writes."""
 
 
 def _standardise(setup: Setup, batches: Batches) -> None:
@@ -189,6 +225,7 @@ def training_record(
         "tool": f"compatctl {__version__}",
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if setup.device.type == "cuda" else "cpu",
+        "processes": setup.processes.size,
         "seed": setup.recipe.seed,
         "seconds": round(state.seconds, 1),
         "recipe": setup.recipe.to_json(),

@@ -14,6 +14,7 @@ import torch
 from compatctl._version import __version__
 from compatctl.data import Reference
 from compatctl.errors import InputError
+from compatctl.processes import ALONE, Processes
 from compatctl.recipe import Recipe
 from compatctl.train.factory import make_backbone
 from compatctl.train.images import ImageReader
@@ -49,12 +50,14 @@ class Setup:
     device: torch.device
     dim: int
     """D of the embedding"""
+    processes: Processes = ALONE
 
     @property
     def amp(self) -> bool:
-        """Whether steps use bfloat16 autocast: ``amp: auto`` on a GPU that supports it."""
-        auto = self.recipe.amp == "auto" and self.device.type == "cuda"
-        return auto and torch.cuda.is_bf16_supported()
+        """Whether steps use bfloat16 autocast: ``bf16``, or ``auto`` on a GPU that supports it."""
+        if self.recipe.amp == "auto":
+            return self.device.type == "cuda" and has_bfloat16(self.device)
+        return self.recipe.amp == "bf16"
 
     @property
     def key(self) -> str:
@@ -133,8 +136,26 @@ def open_reader(recipe: Recipe, base: Base) -> Iterator[Reader]:
 
 
 def default_device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
+    """The GPU if there is one, that of this process's number among several; else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16; CPUs do, if slowly where they have no instruction."""
+    return device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def refuse_precision(recipe: Recipe, device: torch.device) -> None:
+    """Refuse bfloat16 where the device has none.
+
+    Raises:
+        InputError: ``amp: bf16``, and this is such a device.
+    """
+    if recipe.amp == "bf16" and not has_bfloat16(device):
+        raise InputError(
+            f"amp: bf16, and {torch.cuda.get_device_name()} does not compute in bfloat16",
+            tip="write amp: auto, which takes float32 there",
+        )
 
 
 @contextlib.contextmanager

@@ -37,19 +37,24 @@ train(recipe=Recipe.load(folder / "recipe.yaml", ("train_kit",)),
 
 
 @pytest.mark.parametrize(
-    ("mode", "killed_after"), [("head", 3), ("head", 6), ("head", 9), ("full", 2)]
+    ("mode", "killed_after"), [("head", 3), ("head", 6), ("head", 9), ("full", 2), ("parts", 2)]
 )
 def test_a_killed_run_resumes_to_the_same_weights(
     tmp_path: Path, mode: str, killed_after: int
 ) -> None:
-    """SIGKILL during a trial, at its end, and in the next one."""
+    """SIGKILL during a trial, at its end, and in the next one; with a backbone that trains, on
+    whole batches and on parts of them."""
     line = "objective: {frame: prototypes, lambda: [0.1, 1.0], scale: 16.0}"
+    optimiser = "optimiser: {epochs: 6, batch_size: 16, lr: 0.02}"
+    if mode == "parts":
+        mode, optimiser = "full", optimiser.replace("}", ", micro_batch: 5}")
     if mode == "full":
         line = "objective: {frame: prototypes, lambda: 0.1, scale: null}"
     recipe = kit.recipe(
         tmp_path,
         train=f"train: {mode}",
         objective=line,
+        optimiser=optimiser,
         junction="junction: {kind: mlp, hidden: 16, dropout: 0.5}",
         augmentation="augmentation: {views: 2, crop: 0.7, flip: true}",
     )
