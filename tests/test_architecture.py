@@ -54,6 +54,7 @@ HOMES = {
     "onnx": {"encoder"},
     "onnxruntime": {"encoder"},
     "hnswlib": {"index"},
+    "obstore": {"store"},
     "faiss": {"index"},
     "usearch": {"index"},
     "lancedb": {"index"},
@@ -205,7 +206,10 @@ def _loaded_by(arguments: str) -> set[str]:
 @pytest.mark.parametrize("arguments", ["--help", "verify --help", "status", "rollback", "history"])
 def test_light_commands_load_no_heavy_library(arguments: str) -> None:
     """Help, status, history and rollback load neither numpy nor any model or index library."""
-    heavy = {"numpy", "torch", "onnx", "onnxruntime", "hnswlib", "PIL", "safetensors", "pyarrow"}
+    heavy = {
+        "numpy", "torch", "onnx", "onnxruntime", "hnswlib", "PIL", "safetensors", "pyarrow",
+        "obstore",
+    }  # fmt: skip
     assert not _loaded_by(arguments) & heavy
 
 

@@ -12,6 +12,7 @@ from compatctl.migration.candidate import train_candidate
 from compatctl.migration.first_store import embed_first_gallery
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
+from compatctl.store import shown_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ def begin(
     vertices = inputs.recipe.objective.K or size + 1
     if dry_run:
         return BeginResult(
-            store=str(project.store),
+            store=shown_path(project.store),
             model=str(project.output),
             dim=size,
             classes=len(set(inputs.data.filter(split="train").labels)),

@@ -62,7 +62,7 @@ def check(
         problems = erasure_problems(store)
         beside = side_file_problems(store, erased=report.erasure == "done")
         lost = [
-            f"{store.path}/attempts does not know of the attempt that generation {number} was "
+            f"{store.name}/attempts does not know of the attempt that generation {number} was "
             f"deployed by: {_COUNTED_AGAIN}"
             for number, *_ in missing_attempts(store)
         ]

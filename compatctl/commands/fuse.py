@@ -15,7 +15,7 @@ from compatctl.core.gallery_pass import GalleryPass
 from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery_pass import checked_ids, gallery_pass
-from compatctl.deployment.project import find_store, open_store, require_old_model
+from compatctl.deployment.project import find_store, require_old_model
 from compatctl.deployment.record_files import find_record, write_model
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder, check_steady
@@ -200,7 +200,8 @@ def _record(
 
 def _is_foreign(project: Project, sha256: str) -> bool:
     """Whether there is a store, and the model is not one of its models."""
-    if not (project.store / "manifest.json").exists():
+    store = find_store(project)
+    if store is None:
         return False
-    manifest = open_store(project).manifest
+    manifest = store.manifest
     return sha256 not in {manifest.query_model, *(share.sha256 for share in manifest.models)}

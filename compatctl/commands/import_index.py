@@ -41,7 +41,7 @@ from compatctl.manifest import Catalog, Operation
 from compatctl.migration.first_store import write_first_project
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
-from compatctl.store import Store
+from compatctl.store import Store, shown_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +196,7 @@ def _result(
     written: _Written,
 ) -> ImportResult:
     return ImportResult(
-        store=str(project.store),
+        store=shown_path(project.store),
         generation=written.generation,
         query_model=encoder.sha256,
         index_sha256=source.sha256,
@@ -306,7 +306,8 @@ def _adopted_store(
         return None
     if store.manifest.index.sha256 != sha256 or store.catalog().ids != catalog.ids:
         raise InputError(
-            f"{project.store} is already a store, of another index", tip="name another folder"
+            f"{shown_path(project.store)} is already a store, of another index",
+            tip="name another folder",
         )
     refuse_other_registry(store, artifacts)
     return store

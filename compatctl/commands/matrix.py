@@ -14,7 +14,7 @@ from compatctl.core.resampling import half_samples
 from compatctl.data import Dataset, Judgments
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import DeployedGallery
-from compatctl.deployment.project import open_store
+from compatctl.deployment.project import find_store, open_store
 from compatctl.encoder import Encoder, check_steady, embed_together
 from compatctl.errors import InputError
 from compatctl.evaluation.embedding import prefixed
@@ -258,8 +258,8 @@ def matrix(
 
 
 def _gallery(project: Project) -> DeployedGallery | None:
-    exists = (project.store / "manifest.json").exists()
-    return DeployedGallery.open(open_store(project)) if exists else None
+    store = find_store(project)
+    return DeployedGallery.open(store) if store else None
 
 
 def _versions(store: Store) -> tuple[list[Path], tuple[str, ...]]:
@@ -269,7 +269,7 @@ def _versions(store: Store) -> tuple[list[Path], tuple[str, ...]]:
     for state, space in zip(store.history(), spaces, strict=True):
         if space != spaces[-1]:
             continue
-        path = store.blob_path("models", state.query_model)
+        path = store.local_path("models", state.query_model)
         if path.exists():
             files[path] = None
         else:

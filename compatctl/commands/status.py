@@ -10,7 +10,7 @@ from compatctl.deployment.query_model_pass import QueryModelPass
 from compatctl.deployment.rescoring_limit import RescoringLimit
 from compatctl.manifest import Manifest, Rescoring
 from compatctl.recipe import Project
-from compatctl.store import manifest_digest, side_size
+from compatctl.store import manifest_digest, shown_path, side_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ def status(project: Project) -> Status:
     passed = QueryModelPass.of(opened, manifest)
     return Status(
         gallery_pass=passed,
-        store=str(project.store),
+        store=shown_path(project.store),
         generation=manifest.generation,
         operation=manifest.operation,
         created_at=manifest.created_at,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +69,7 @@ from compatctl.report import (
     refusal,
     sign_report,
 )
+from compatctl.store import lies_at, shown_path
 
 
 def verify(
@@ -126,9 +126,9 @@ def verify(
 
 def _deployed_model(project: Project) -> Path:
     """The file of the store's query model."""
-    if not os.path.lexists(project.store):
+    if not lies_at(project.store):
         raise UsageError(
-            f"no old model is given, and there is no store at {project.store}",
+            f"no old model is given, and there is no store at {shown_path(project.store)}",
             tip="compatctl verify OLD NEW compares two models; or name the --store",
         )
     return DeployedGallery.open(open_store(project)).model_path

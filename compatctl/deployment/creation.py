@@ -16,7 +16,7 @@ from compatctl.errors import ConflictError, InputError
 from compatctl.files import sha256_bytes
 from compatctl.index import HnswParams
 from compatctl.manifest import Catalog, IndexInfo, Manifest, Operation, unknown_digests
-from compatctl.store import Store
+from compatctl.store import Store, store_exists
 
 
 def create_store(
@@ -68,7 +68,7 @@ def existing_store(path: Path, operation: str, model: str) -> Store | None:
         InputError: another operation or model created the store, or it has later generations.
         DamagedError: the store's manifest is damaged.
     """
-    if not (path / "manifest.json").exists():
+    if not store_exists(path):
         return None
     store = Store.open(path)
     manifest = store.manifest
@@ -76,7 +76,7 @@ def existing_store(path: Path, operation: str, model: str) -> Store | None:
     first = manifest.generation == 1 or operation == Operation.IMPORT
     if not first or (manifest.operation, manifest.query_model) != (operation, model):
         raise InputError(
-            f"{path} is already a store, at generation {manifest.generation} "
+            f"{store.name} is already a store, at generation {manifest.generation} "
             f"({manifest.operation})",
             tip="name another folder; compatctl add indexes more items in this one",
         )

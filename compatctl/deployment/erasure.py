@@ -63,7 +63,7 @@ def erasure_problems(store: Store) -> list[str]:
     problems = []
     for manifest in _galleries(store):
         info = manifest.index
-        path = store.blob_path("indexes", info.sha256)
+        path = store.local_path("indexes", info.sha256)
         keys = np.sort(read_keys(path, index_params(info), info.count))
         if not np.array_equal(keys, np.sort(store.catalog(manifest).keys)):
             problems.append(

@@ -74,8 +74,8 @@ class DeployedGallery:
 
     @property
     def model_path(self) -> Path:
-        """The query model's file."""
-        return self.store.blob_path("models", self.manifest.query_model)
+        """The query model's file; of a store in a bucket it is fetched."""
+        return self.store.local_path("models", self.manifest.query_model)
 
     @cached_property
     def encoder(self) -> Encoder:

@@ -11,7 +11,7 @@ from typing import Any
 
 from compatctl.errors import InputError, UsageError
 from compatctl.recipe import PROJECT_FILE, Project
-from compatctl.store import Store
+from compatctl.store import Store, store_exists, store_path
 
 
 def project_for(
@@ -22,6 +22,8 @@ def project_for(
     **flags: Any,
 ) -> Project:
     """The project of ``file`` (default: ./compatctl.yaml, if it exists). Flags override it.
+
+    The store of a bucket becomes this machine's copy of it, a folder.
 
     ``columns`` are of the form NAME=COLUMN, and override the project's of the same name.
     ``vectors`` are of the form SPACE=FILE, or FILE, whose space is the file's name; they take the
@@ -40,6 +42,7 @@ def project_for(
     if vectors:
         given["vectors"] = named_tables(vectors)
     project = replace(project, columns=named, **given)
+    project = replace(project, store=store_path(project.store))
     try:
         str(project.store).encode()
     except UnicodeEncodeError:
@@ -122,7 +125,7 @@ def open_store(project: Project) -> Store:
 
 def find_store(project: Project) -> Store | None:
     """The project's store, if it exists."""
-    return open_store(project) if (project.store / "manifest.json").exists() else None
+    return open_store(project) if store_exists(project.store) else None
 
 
 REPORT_KEY = "COMPATCTL_REPORT_KEY"

@@ -21,7 +21,7 @@ from compatctl.errors import CompatError, InputError, UsageError
 from compatctl.manifest import Catalog, Rescoring
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
-from compatctl.store import Store, side_bytes
+from compatctl.store import Store, is_in_bucket, side_bytes
 from compatctl.store.side_file import SideFile
 
 VECTORS_A_ROW = 2
@@ -126,8 +126,8 @@ class _Room:
 
     def __call__(self) -> int:
         """The number; errors as ``Store.open`` and ``PassedRows.of``."""
-        if not self.side.writable:
-            return 0
+        if not self.side.writable or is_in_bucket(self.side.store):
+            return 0  # of a store in a bucket, what other machines keep is not known here
         store = Store.open(self.gallery.store.path)
         if store.manifest.generation != self.gallery.manifest.generation:
             self.gallery, self.passed = DeployedGallery.open(store), None

@@ -8,7 +8,7 @@ from typing import Self
 from compatctl.deployment.query_model_pass import RESCORED, QueryModelPass, model_report
 from compatctl.manifest import Manifest
 from compatctl.recipe import PROJECT_FILE, Project
-from compatctl.store import Store
+from compatctl.store import Store, is_in_bucket
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,8 @@ class RescoringLimit:
         rows_passed: so many passed, at most.
         exact: whether ``rows_passed`` is that number and no bound; an item with free vectors of two
             images counts twice.
+        in_bucket: whether the store lies in a bucket: then nothing more may pass while ``share`` is
+            below 1, because each machine keeps free vectors of its own and counts only those.
     """
 
     share: float
@@ -29,6 +31,7 @@ class RescoringLimit:
     rows_allowed: int
     rows_passed: int
     exact: bool
+    in_bucket: bool = False
 
     @classmethod
     def of(
@@ -50,12 +53,19 @@ class RescoringLimit:
             judged_share=float(judged) if isinstance(judged, int | float) else None,
             rows_allowed=project.allowed_rows(rows),
             rows_passed=known,
+            in_bucket=is_in_bucket(store.path),
             exact=passed.passed is not None and (passed.exact or not passed.by.keys() - {RESCORED}),
         )
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """That the limit was lowered since re-scoring was judged, and that it is reached."""
+        if self.in_bucket and self.share < 1.0:
+            return (
+                f"re-scoring embeds no images: max_gallery_pass is {self.share:g} in "
+                f"{PROJECT_FILE}, and machines that share a store in a bucket cannot count "
+                "together what passed; with 1.0 there is nothing to count",
+            )
         reached = self.rows_passed >= self.rows_allowed and self.share < 1.0
         lowered = self.judged_share is not None and self.share < self.judged_share
         if not reached and not lowered:

@@ -22,6 +22,7 @@ from compatctl.errors import InputError
 from compatctl.processes import ALONE, Processes
 from compatctl.progress import Progress
 from compatctl.recipe import Augmentation, Project, Recipe
+from compatctl.store import shown_path
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,7 +54,8 @@ def load_inputs(project: Project, base: Path, seed: int | None) -> TrainingInput
     needs_no_store = frames <= {"free", "simplex"}
     if needs_no_store and "simplex" in frames and recipe.objective.dim is None and store is None:
         raise InputError(
-            f"there is no store at {project.store}, and the recipe has no objective.dim",
+            f"there is no store at {shown_path(project.store)}, and the recipe has no "
+            "objective.dim",
             tip="a first model on a simplex needs dim: 128, for example; every other one needs a "
             "gallery: name the --store, or create one with compatctl init",
         )
@@ -85,7 +87,7 @@ def load_first_inputs(
     store = find_store(project)
     if store is not None and (store.manifest.generation > 1 or store.manifest.registry is None):
         raise InputError(
-            f"{project.store} is already a store, at generation {store.manifest.generation}",
+            f"{store.name} is already a store, at generation {store.manifest.generation}",
             tip="compatctl finetune trains its next model; name another --store to begin one",
         )
     data = load_data(project)

@@ -172,8 +172,9 @@ def missing_attempts(
         judged = state.operation == Operation.DEPLOY and state.forced_reason is None
         if not judged or state.report is None or candidate not in (None, state.query_model):
             continue
+        path = store.local_path("reports", state.report)
         try:
-            report = read_report(store.blob_path("reports", state.report), earlier=True).report
+            report = read_report(path, earlier=True).report
         except CompatError:  # deleted by gc; check finds damage by the digest
             continue
         inputs = VerifyInputs.of(report)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from compatctl.evaluation.protocol import QueryGroup, group_rows, require_roles,
 from compatctl.evaluation.self_test import self_test_rows
 from compatctl.progress import Progress
 from compatctl.recipe import Project
+from compatctl.store import lies_at
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -212,7 +212,7 @@ def open_deployed(project: Project, old: Encoder) -> DeployedGallery | None:
         InputError: another query model, or something that is no store: a store that lost its
             manifest, an empty folder. Searching no store then would go unnoticed.
     """
-    if not os.path.lexists(project.store):
+    if not lies_at(project.store):
         return None
     gallery = DeployedGallery.open(open_store(project))
     serving = gallery.manifest.query_model

@@ -6,11 +6,12 @@ one, and at most a temporary file whose name starts with ``.new-``. Only ``files
 
 from __future__ import annotations
 
-from compatctl.files._digest_cache import has_digest, is_remembered, remember
+from compatctl.files._digest_cache import cache_folder, has_digest, is_remembered, remember
 from compatctl.files._errors import os_errors
 from compatctl.files._json import canonical_json, json_safe, parse_json, read_json
 from compatctl.files._lock import Lock
 from compatctl.files._pointers import MAX_POINTER_BYTES, absence, other_kind, refuse_pointer
+from compatctl.files._url import store_url
 from compatctl.files._write import (
     DIGEST_BYTES,
     FOLDER_MODE,
@@ -36,6 +37,7 @@ __all__ = [
     "TensorFile",
     "TensorShape",
     "absence",
+    "cache_folder",
     "canonical_json",
     "copy",
     "describe_tensors",
@@ -51,6 +53,7 @@ __all__ = [
     "remember",
     "sha256_bytes",
     "sha256_file",
+    "store_url",
     "sync",
     "write_atomic",
     "write_blob",

@@ -69,7 +69,8 @@ def remember(path: Path, sha256: str, fact: str) -> None:
         _write(path, state, _Known(sha256=sha256, facts=facts))
 
 
-def _folder() -> Path | None:
+def cache_folder() -> Path | None:
+    """COMPATCTL_CACHE, XDG_CACHE_HOME/compatctl or ~/.cache/compatctl; None without a home."""
     for name, below in (("COMPATCTL_CACHE", ""), ("XDG_CACHE_HOME", "compatctl")):
         if value := os.environ.get(name):
             return Path(value) / below
@@ -92,7 +93,7 @@ def _state(path: Path) -> list[int] | None:
 
 
 def _entry(state: list[int]) -> Path | None:
-    folder = _folder()
+    folder = cache_folder()
     return None if folder is None else folder / f"{state[0]:x}-{state[1]:x}.json"
 
 

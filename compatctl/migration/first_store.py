@@ -27,7 +27,7 @@ from compatctl.index import HnswIndex, HnswParams, require_hnswlib
 from compatctl.manifest import Catalog, Operation
 from compatctl.progress import Progress, silent
 from compatctl.recipe import PROJECT_FILE, Project
-from compatctl.store import Store
+from compatctl.store import Store, is_in_bucket, shown_path
 
 SCAFFOLD = """\
 # Every entry has a flag and an environment variable (COMPATCTL_STORE ...) that override it.
@@ -144,7 +144,7 @@ def _existing_result(
         or (bad and not skip_bad)
     ):
         raise InputError(
-            f"{project.store} is already a store, of other items or another index",
+            f"{shown_path(project.store)} is already a store, of other items or another index",
             tip="name another folder; compatctl add indexes more items in this one",
         )
     Changes.of(gallery, *indexed_rows(gallery, catalog), catalog).refuse()
@@ -161,7 +161,7 @@ def _result(
     written: bool,
 ) -> InitResult:
     return InitResult(
-        store=str(project.store),
+        store=shown_path(project.store),
         generation=1,
         query_model=catalog.models[0],
         index_sha256=index_sha256,
@@ -174,8 +174,9 @@ def _result(
 
 
 def write_first_project(project: Project) -> None:
-    """Write a first compatctl.yaml beside the store, if there is none."""
-    path = project.store.parent / PROJECT_FILE
+    """Write a first compatctl.yaml beside the store, if there is none; here for one in a bucket."""
+    remote = is_in_bucket(project.store)
+    path = (Path() if remote else project.store.parent) / PROJECT_FILE
     if path.exists() or Path(PROJECT_FILE).exists():
         return
     folder = path.parent.resolve()
@@ -189,7 +190,8 @@ def write_first_project(project: Project) -> None:
         for key, names in mappings.items()
         if names
     )
-    text = SCAFFOLD.format(store=project.store.name, data=data, columns=names)
+    store = shown_path(project.store) if remote else project.store.name
+    text = SCAFFOLD.format(store=store, data=data, columns=names)
     write_atomic(path, text.encode())
 
 

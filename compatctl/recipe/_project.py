@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compatctl.errors import InputError
+from compatctl.files import store_url
 from compatctl.notices import notice
 from compatctl.recipe._recipe import FACTORIES
 from compatctl.recipe._typed import between, build, load_yaml
@@ -61,6 +62,7 @@ class Gate:
 class Project:
     """Content of ``compatctl.yaml``, with paths resolved relative to the file.
 
+    ``store`` is a folder or, as a path spells it, ``s3://BUCKET/PREFIX``.
     ``data_root`` is a second folder that may hold the images of the data; ``policy`` is the name of
     a shipped policy or a path. ``columns`` (id, path, text, label, split or role -> column) says
     which columns of the data have other names. ``vectors`` (space -> file) are tables of ids and
@@ -148,11 +150,12 @@ class Project:
 
 
 def _paths(entries: Project | Gate, folder: Path) -> dict[str, Any]:
-    """Every path among the entries, relative ones taken from ``folder``."""
+    """Every path among the entries, relative ones taken from ``folder``; the URL of a store stays
+    as it is."""
     return {
-        entry.name: folder / getattr(entries, entry.name)
+        entry.name: folder / value if entry.name != "store" or not store_url(value) else value
         for entry in fields(entries)
-        if isinstance(getattr(entries, entry.name), Path)
+        if isinstance(value := getattr(entries, entry.name), Path)
     }
 
 

@@ -20,9 +20,13 @@ are unreferenced. Reading writes nothing, except that verify counts itself and t
 search keeps free vectors. numpy is loaded only to read a catalogue, erasures or a side file, and no
 index is ever opened here.
 
-Modules, lowest first: _layout (paths, strict reading), _transaction (commits), _store (readers),
-_lineage (how a state came about), _written_rows, _rollback, _transitions, _check, _gc. _attempts is
-independent.
+A store in a bucket (``s3://BUCKET/PREFIX``) has the same files there; see _remote. This machine has
+a copy of it in its cache, which every module here works on.
+
+Modules, lowest first: _layout (paths, strict reading), _bucket (obstore), _copy (a bucket's
+copy here), _remote (commits to a bucket), _remote_check, _transaction (commits), _store (readers),
+_lineage (how a state came about), _written_rows, _rollback, _transitions, _check, _gc. _attempts
+needs only _remote.
 side_file (with _side_records) is imported by name, because it loads numpy.
 """
 
@@ -38,6 +42,7 @@ from compatctl.store._lineage import (
     embedding_spaces,
     rolled_back_models,
 )
+from compatctl.store._remote import is_in_bucket, lies_at, shown_path, store_exists, store_path
 from compatctl.store._rollback import RollbackPlan, restore, rollback_plan
 from compatctl.store._side_layout import (
     SideFileSize,
@@ -67,6 +72,8 @@ __all__ = [
     "embedding_space",
     "embedding_spaces",
     "gc",
+    "is_in_bucket",
+    "lies_at",
     "made_side_lock",
     "manifest_digest",
     "read_attempts",
@@ -74,9 +81,12 @@ __all__ = [
     "restore",
     "rollback_plan",
     "rolled_back_models",
+    "shown_path",
     "side_bytes",
     "side_path",
     "side_size",
+    "store_exists",
+    "store_path",
     "sweep",
     "written_rows",
 ]

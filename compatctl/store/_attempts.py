@@ -7,6 +7,7 @@ belong to no generation: gc keeps them, and a rollback does not undo them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -26,10 +27,13 @@ from compatctl.files import (
 )
 from compatctl.manifest import is_digest, refuse_other_format
 from compatctl.store._layout import ATTEMPTS, LOCK, is_regular_file, refuse_links
+from compatctl.store._remote import remote_of
 
 FORMAT = 2
 """The format of the files of attempts that this version reads and writes."""
 _MAX_BYTES = 64 << 20
+_MAX_RACES = 50
+"""How often machines that verify one candidate at once may come first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,8 @@ def read_attempts(root: Path, candidate: str, question: str) -> tuple[Attempt, .
         DamagedError: the file is not what this program wrote.
     """
     path = _path(root, candidate, question)
+    if remote := remote_of(root):
+        remote.mirror(f"{ATTEMPTS}/{path.name}")
     return _read(path, candidate, question) if os.path.lexists(path) else ()
 
 
@@ -67,13 +73,37 @@ def record_attempt(
     with os_errors("writing into", root / ATTEMPTS):
         make_folder(root / ATTEMPTS)
     with Lock(root / ATTEMPTS / LOCK, timeout_s, "verify"):
-        attempts = read_attempts(root, candidate, question)
-        keys = [known.key for known in attempts]
         _sweep(root)
-        if attempt.key in keys:
-            return attempts[: keys.index(attempt.key) + 1]
-        attempts = (*attempts, attempt)
-        write_atomic(_path(root, candidate, question), _bytes(candidate, question, attempts))
+        for _ in range(_MAX_RACES):
+            with contextlib.suppress(_Beaten):
+                return _record(root, candidate, question, attempt)
+    raise ConflictError(
+        "other machines verify this candidate on these data all the time",
+        tip="run the command again",
+    )
+
+
+class _Beaten(Exception):  # noqa: N818
+    """Another machine wrote the file first."""
+
+
+def _record(root: Path, candidate: str, question: str, attempt: Attempt) -> tuple[Attempt, ...]:
+    """Record an attempt under the lock; in a bucket on condition that no other came first."""
+    path, remote = _path(root, candidate, question), remote_of(root)
+    e_tag = remote.mirror(f"{ATTEMPTS}/{path.name}") if remote else None
+    attempts = _read(path, candidate, question) if os.path.lexists(path) else ()
+    keys = [known.key for known in attempts]
+    if attempt.key in keys:
+        return attempts[: keys.index(attempt.key) + 1]
+    attempts = (*attempts, attempt)
+    data = _bytes(candidate, question, attempts)
+    if remote:
+        remote.refuse_careless_server()
+        try:
+            remote.bucket.swap(f"{ATTEMPTS}/{path.name}", data, e_tag)
+        except ConflictError:
+            raise _Beaten from None
+    write_atomic(path, data)
     return attempts
 
 

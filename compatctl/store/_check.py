@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from compatctl.errors import CompatError, UsageError
-from compatctl.files import TEMPORARY, sha256_file
+from compatctl.files import sha256_file
 from compatctl.manifest import Manifest, Operation
 from compatctl.progress import Progress, silent
 from compatctl.store._attempts import attempts_problems, unfinished_attempts
@@ -19,12 +18,12 @@ from compatctl.store._layout import (
     KINDS,
     MANIFEST,
     SIDE,
-    SIDE_SUFFIX,
     blob_path,
     catalog_problems,
     changed_bytes,
     erasure_problems,
     generation_path,
+    is_own_name,
     is_regular_file,
     manifest_digest,
     older_manifest_problems,
@@ -32,6 +31,8 @@ from compatctl.store._layout import (
     read_manifest,
     retained_blobs,
 )
+from compatctl.store._remote import pull, remote_of, shown_path
+from compatctl.store._remote_check import BucketFiles, erased_names
 from compatctl.store._rollback import rollback_plan
 from compatctl.store._side_layout import side_path
 from compatctl.store._store import Store
@@ -91,11 +92,16 @@ def check(
         DamagedError: manifest.json cannot be read.
     """
     for _ in range(_MAX_CHECKS):
+        pull(root)
         current = read_manifest(root)
         report = _check_once(root, current, deep=deep, keep=keep, head=head, progress=progress)
+        pull(root)
         if report.ok or read_manifest(root) == current:
             break
-    return report
+    if remote_of(root) is None:
+        return report
+    problems = (text.replace(str(root), shown_path(root)) for text in report.problems)
+    return replace(report, problems=tuple(problems))
 
 
 def _check_once(
@@ -107,36 +113,37 @@ def _check_once(
     head: str | None,
     progress: Progress,
 ) -> CheckReport:
+    remote = remote_of(root)
+    files = BucketFiles.of(remote) if remote else None
     generations, problems = _history(root, current)
+    problems += files.history_problems(generations) if files else []
     problems += transition_problems(generations[::-1])
     problems += older_manifest_problems(root, current)
     if head is not None and head not in {manifest_digest(state) for state in generations}:
         problems.append(
-            f"no generation of {root} has the digest {head}: its history was rewritten, or it is "
-            "another store"
+            f"no generation of {shown_path(root)} has the digest {head}: its history was "
+            "rewritten, or it is another store"
         )
     oldest = current.oldest_restorable
     if keep is not None and not problems:
         oldest = oldest_kept(Store(root, current), keep)
     kept = [state for state in generations if state.generation >= current.oldest_restorable]
-    problems += _file_problems(root, _all_blobs(kept, current), deep=deep, progress=progress)
+    blobs = all_blobs(kept, current)
+    problems += _file_problems(root, files, blobs, deep=deep, progress=progress)
     if deep:
-        problems += catalog_problems(root, current)
-        problems += _erased_row_problems(root, kept, current)
-        problems += attempts_problems(root)
-    needed = _all_blobs([state for state in kept if state.generation >= oldest], current)
-    paths = [blob_path(root, *blob) for blob in needed]
-    unfinished = current.erasures and erased_files(root, generations, current)
+        problems += _content_problems(root, files, kept, current)
+    needed = all_blobs([state for state in kept if state.generation >= oldest], current)
+    present = _present(root, files, generations, current, needed)
     return CheckReport(
         ok=not problems,
         head=manifest_digest(current),
         generations=current.generation,
         oldest_restorable=oldest,
         files=len(needed),
-        bytes=sum(path.lstat().st_size for path in paths if is_regular_file(path)),
+        bytes=present.bytes,
         problems=tuple(problems),
-        unreferenced=_unreferenced(root, current, [*paths, *_side_files(root, needed)]),
-        erasure="none" if not current.erasures else "unfinished" if unfinished else "done",
+        unreferenced=present.unreferenced,
+        erasure="none" if not current.erasures else "unfinished" if present.erased else "done",
     )
 
 
@@ -176,7 +183,7 @@ def _history(root: Path, current: Manifest) -> tuple[list[Manifest], list[str]]:
     return generations, problems
 
 
-def _all_blobs(generations: Iterable[Manifest], current: Manifest) -> list[tuple[str, str]]:
+def all_blobs(generations: Iterable[Manifest], current: Manifest) -> list[tuple[str, str]]:
     """(kind, sha256) of every file kept for these generations and the current one, each once."""
     blobs = {blob for state in generations for blob in retained_blobs(state, current)}
     return sorted(blobs | set(current.blobs()))
@@ -186,8 +193,53 @@ def erased_files(root: Path, generations: Iterable[Manifest], current: Manifest)
     """Existing files of generations before the last erasure that no kept generation needs."""
     before = [state for state in generations if state.generation < current.oldest_gallery]
     blobs = {blob for state in before for blob in state.blobs()}
-    blobs -= set(_all_blobs(generations, current))
+    blobs -= set(all_blobs(generations, current))
     return {path for path in (blob_path(root, *blob) for blob in blobs) if path.exists()}
+
+
+def _content_problems(
+    root: Path, files: BucketFiles | None, kept: list[Manifest], current: Manifest
+) -> list[str]:
+    """What catalogues, lists of erasures and files of attempts say, which are read."""
+    if files:
+        blobs = all_blobs(kept, current)
+        files.fetch(blob for blob in blobs if blob[0] in {"catalogs", "erasures"})
+        files.fetch_attempts()
+    problems = catalog_problems(root, current)
+    problems += _erased_row_problems(root, kept, current)
+    return [*problems, *attempts_problems(root)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Present:
+    """The size of the needed files in bytes, the names of those that nothing needs, and whether
+    any holds what was erased."""
+
+    bytes: int
+    unreferenced: tuple[str, ...]
+    erased: bool
+
+
+def _present(
+    root: Path,
+    files: BucketFiles | None,
+    generations: list[Manifest],
+    current: Manifest,
+    needed: list[tuple[str, str]],
+) -> _Present:
+    if files:
+        gone = erased_names(generations, current, tuple(all_blobs(generations, current)))
+        return _Present(
+            bytes=files.bytes(tuple(needed)),
+            unreferenced=files.unreferenced(current, tuple(needed)),
+            erased=bool(gone & files.sizes.keys()),
+        )
+    paths = [blob_path(root, *blob) for blob in needed]
+    return _Present(
+        bytes=sum(path.lstat().st_size for path in paths if is_regular_file(path)),
+        unreferenced=_unreferenced(root, current, [*paths, *_side_files(root, needed)]),
+        erased=bool(erased_files(root, generations, current)),
+    )
 
 
 def _erased_row_problems(root: Path, kept: list[Manifest], current: Manifest) -> list[str]:
@@ -201,8 +253,15 @@ def _erased_row_problems(root: Path, kept: list[Manifest], current: Manifest) ->
 
 
 def _file_problems(
-    root: Path, needed: list[tuple[str, str]], *, deep: bool, progress: Progress
+    root: Path,
+    files: BucketFiles | None,
+    needed: list[tuple[str, str]],
+    *,
+    deep: bool,
+    progress: Progress,
 ) -> list[str]:
+    if files:
+        return files.problems(tuple(needed), deep=deep, progress=progress)
     problems = []
     for checked, (kind, digest) in enumerate(needed):
         progress("checking files", checked, len(needed))
@@ -227,17 +286,14 @@ def _side_files(root: Path, needed: list[tuple[str, str]]) -> list[Path]:
 
 def _unreferenced(root: Path, current: Manifest, needed: list[Path]) -> tuple[str, ...]:
     keep = {*needed, *(generation_path(root, n + 1) for n in range(current.generation))}
-    paths = [path for path in _own_files(root) if path not in keep]
+    paths = [path for path in own_files(root) if path not in keep]
     return tuple(str(path.relative_to(root)) for path in sorted(paths + unfinished_attempts(root)))
 
 
-def _own_files(root: Path) -> Iterable[Path]:
+def own_files(root: Path) -> Iterable[Path]:
     """Every file with a name that only this program gives; others are never touched."""
-    patterns = {"": "", HISTORY: r"\d{6,}\.json", SIDE: r"[0-9a-f]{64}" + re.escape(SIDE_SUFFIX)}
-    patterns |= {kind: r"[0-9a-f]{64}" + re.escape(suffix) for kind, suffix in KINDS.items()}
-    for name, pattern in patterns.items():
+    for name in ("", HISTORY, SIDE, *KINDS):
         folder = root / name
         for path in folder.iterdir() if folder.is_dir() else ():
-            own = path.name.startswith(TEMPORARY) or re.fullmatch(pattern, path.name)
-            if own and is_regular_file(path):
+            if is_own_name(name, path.name) and is_regular_file(path):
                 yield path

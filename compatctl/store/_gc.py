@@ -9,9 +9,18 @@ from compatctl.files import os_errors, sync
 from compatctl.manifest import Operation
 from compatctl.progress import Progress, silent
 from compatctl.store._attempts import sweep_attempts
-from compatctl.store._check import CheckReport, check, erased_files, oldest_kept
-from compatctl.store._layout import ATTEMPTS, HISTORY, SIDE
-from compatctl.store._side_layout import sweep_side
+from compatctl.store._check import (
+    CheckReport,
+    all_blobs,
+    check,
+    erased_files,
+    oldest_kept,
+    own_files,
+)
+from compatctl.store._layout import ATTEMPTS, HISTORY, SIDE, blob_path
+from compatctl.store._remote import Remote, remote_of
+from compatctl.store._remote_check import BucketFiles, delete_objects, erased_names
+from compatctl.store._side_layout import side_path, sweep_side
 from compatctl.store._store import Store
 
 
@@ -61,6 +70,8 @@ def sweep(root: Path) -> CheckReport:
     report = check(root, deep=False)
     if not report.ok:
         return _nothing_deleted(report)
+    if remote := remote_of(root):
+        return _sweep_bucket(remote, report)
     attempts, freed = sweep_attempts(root)  # under their own lock
     side, freed_beside = sweep_side(root, report.unreferenced)  # under their own lock
     freed += freed_beside
@@ -82,6 +93,35 @@ def sweep(root: Path) -> CheckReport:
         deleted=tuple(sorted(str(path.relative_to(root)) for path in (*paths, *attempts, *side))),
         freed_bytes=freed,
         erasure="none" if store.manifest.erasures is None else "done",
+    )
+
+
+def _sweep_bucket(remote: Remote, report: CheckReport) -> CheckReport:
+    """``sweep`` of a store in a bucket; what its copy on this machine no longer needs goes too."""
+    store = Store.open(remote.root)
+    manifest, history = store.manifest, store.history()
+    kept = tuple(all_blobs(history, manifest))
+    last = erased_names(history, manifest, kept)
+    files = BucketFiles.of(remote)
+    names, freed = delete_objects(files, manifest, files.unreferenced(manifest, kept), last)
+    own = {blob_path(remote.root, *blob) for blob in kept}
+    own |= {side_path(remote.root, sha256) for kind, sha256 in kept if kind == "models"}
+    copies = [path for path in own_files(remote.root) if path not in own]
+    here = (SIDE, HISTORY)
+    _delete([path for path in copies if path.parent.name not in here])
+    sweep_side(remote.root, [f"{SIDE}/{p.name}" for p in copies if p.parent.name == SIDE])
+    sweep_attempts(remote.root)
+    left = BucketFiles.of(remote)
+    return replace(
+        report,
+        unreferenced=left.unreferenced(manifest, kept),
+        deleted=names,
+        freed_bytes=freed,
+        erasure="none"
+        if manifest.erasures is None
+        else "unfinished"
+        if last & left.sizes.keys()
+        else "done",
     )
 
 

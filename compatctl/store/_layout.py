@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from pathlib import Path
 
 from compatctl.errors import CompatError, DamagedError, InputError
-from compatctl.files import canonical_json, os_errors, parse_json, sha256_bytes, sha256_file
+from compatctl.files import (
+    TEMPORARY,
+    canonical_json,
+    os_errors,
+    parse_json,
+    sha256_bytes,
+    sha256_file,
+)
 from compatctl.manifest import Catalog, Erasures, Manifest
 
 KINDS = {
@@ -157,6 +165,17 @@ def is_regular_file(path: Path) -> bool:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
         return False
+
+
+def is_own_name(folder: str, name: str) -> bool:
+    """Whether only this program gives such a name to a file in ``folder`` of a store ("": the store
+    itself); others are never touched. Files of attempts are not among them."""
+    suffix = {**KINDS, SIDE: SIDE_SUFFIX}.get(folder)
+    if folder not in {"", HISTORY, SIDE, *KINDS}:
+        return False
+    pattern = r"\d{6,}\.json" if folder == HISTORY else rf"[0-9a-f]{{64}}{re.escape(suffix or '')}"
+    named = bool(folder) and re.fullmatch(pattern, name) is not None
+    return named or name.startswith(TEMPORARY)
 
 
 def refuse_links(root: Path) -> None:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from compatctl.errors import DamagedError, UsageError
 from compatctl.manifest import Manifest, Operation
-from compatctl.store._layout import require_blobs
+from compatctl.store._layout import RESTORE_TIP, Blobs, require_blobs
 from compatctl.store._lineage import GALLERY_FIELDS, MODEL_FIELDS, lineage
+from compatctl.store._remote import remote_of
 from compatctl.store._store import Store
 
 
@@ -53,7 +54,7 @@ def rollback_plan(store: Store, *, to: int | None = None) -> RollbackPlan:
             tip="compatctl history lists the generations; another model: compatctl deploy",
         )
     try:
-        require_blobs(store.path, target, None if gallery else target.model_blobs())
+        _require_kept(store, target, target.blobs() if gallery else target.model_blobs())
     except DamagedError:
         store.raise_if_collected()
         if dropped:
@@ -86,6 +87,21 @@ def restore(store: Store, target: Manifest, *, created_at: str) -> Manifest:
             restores=target.generation,
             **restored,
         )
+
+
+def _require_kept(store: Store, target: Manifest, blobs: Blobs) -> None:
+    """``require_blobs``, of a store in a bucket without fetching one."""
+    remote = remote_of(store.path)
+    if remote is None:
+        require_blobs(store.path, target, blobs)
+        return
+    for blob in blobs:
+        if not remote.holds(*blob):
+            raise DamagedError(
+                f"{remote.blob(*blob)}, which generation {target.generation} needs, is missing or "
+                "empty",
+                tip=RESTORE_TIP,
+            )
 
 
 def _restored_by_rollback(store: Store) -> Manifest | None:

@@ -18,7 +18,9 @@ from compatctl.store._layout import (
     manifest_digest,
     read_current,
     read_generation,
+    read_manifest,
 )
+from compatctl.store._remote import pull, remote_of, shown_path, store_path
 from compatctl.store._transaction import Transaction
 
 
@@ -40,17 +42,38 @@ class Store:
             InputError: on entering, ``path`` is a store already or holds something else.
             ConflictError: on entering, another process is creating it.
         """
-        return Transaction(Path(path), None, operation=operation)
+        return Transaction(store_path(path), None, operation=operation)
 
     @classmethod
     def open(cls, path: Path) -> Self:
         """The store at its current generation; manifest.json and its copy in history/ are read.
 
+        ``path``: its folder, or ``s3://BUCKET/PREFIX``, whose copy on this machine is brought to
+        the bucket's generation.
+
         Raises:
             InputError: there is no store at ``path``, or it is of another format.
             DamagedError: its manifest is not what was written.
         """
-        return cls(Path(path), read_current(Path(path)))
+        root = store_path(path)
+        pull(root)
+        return cls(root, read_current(root))
+
+    @property
+    def name(self) -> str:
+        """The store's URL or folder, for people."""
+        return shown_path(self.path)
+
+    def has_moved(self) -> bool:
+        """Whether there is a newer generation than ``manifest``: one small read, or of a store in a
+        bucket one conditional request, which also brings this machine's copy up to date.
+
+        Raises:
+            DamagedError: manifest.json is not what was written.
+            CompatError: the bucket does not answer.
+        """
+        pull(self.path)
+        return read_manifest(self.path) != self.manifest
 
     def generation(self, number: int) -> Manifest:
         """This generation or an older one; the chain of parents down to it is verified.
@@ -65,6 +88,8 @@ class Store:
             )
         while self._chain[-1].generation > number:
             child = self._chain[-1]
+            if remote := remote_of(self.path):
+                remote.generation(child.generation - 1, child.parent or "")
             before = read_generation(self.path, child.generation - 1)
             if child.parent != manifest_digest(before):
                 raise DamagedError(
@@ -90,7 +115,21 @@ class Store:
         return tuple(reversed(self._chain))
 
     def blob_path(self, kind: str, sha256: str) -> Path:
-        """The path of a file of this kind (models, indexes, ...) and digest; it is not opened."""
+        """The path of a file of this kind (models, indexes, ...) and digest; it is not opened, and
+        of a store in a bucket it need not be on this machine: see ``local_path``."""
+        return blob_path(self.path, kind, sha256)
+
+    def local_path(self, kind: str, sha256: str) -> Path:
+        """``blob_path``, of a store in a bucket fetched if this machine lacks the file.
+
+        It need not exist, as after gc.
+
+        Raises:
+            DamagedError: the file in the bucket is damaged.
+            CompatError: the bucket does not answer.
+        """
+        if remote := remote_of(self.path):
+            remote.fetch(kind, sha256)
         return blob_path(self.path, kind, sha256)
 
     def verified_path(self, kind: str, sha256: str, *, fresh: bool = False) -> Path:
@@ -104,16 +143,18 @@ class Store:
             InputError: it is a pointer of Git LFS or git-annex.
             ConflictError: gc deleted it, because this generation is no longer kept.
         """
-        path = blob_path(self.path, kind, sha256)
+        path, remote = self.local_path(kind, sha256), remote_of(self.path)
         try:
-            if is_regular_file(path) and (
-                sha256_file(path) == sha256 if fresh else has_digest(path, sha256)
-            ):
+            if _is_intact(path, sha256, fresh=fresh):
+                return path
+            if remote and remote.fetch(kind, sha256, again=True) and _is_intact(path, sha256):
                 return path
         except InputError:
             if is_regular_file(path):
                 raise
         self.raise_if_collected()
+        if remote:
+            raise DamagedError(f"{remote.blob(kind, sha256)} is missing", tip=RESTORE_TIP)
         if is_regular_file(path):
             with path.open("rb") as file:
                 refuse_pointer(path, file.read(MAX_POINTER_BYTES))
@@ -122,13 +163,14 @@ class Store:
     def raise_if_collected(self) -> None:
         """Raise ConflictError if gc deleted files of a generation that was read through this store:
         a missing file is no damage then."""
+        pull(self.path)
         newest, read = read_current(self.path), self._chain[-1].generation
         oldest_now, oldest_then = (
             max(state.oldest_restorable, state.oldest_gallery) for state in (newest, self.manifest)
         )
         if oldest_now > max(read, oldest_then):
             raise ConflictError(
-                f"{self.path} moved on to generation {newest.generation} and deleted the files "
+                f"{self.name} moved on to generation {newest.generation} and deleted the files "
                 f"of generation {read}, which was being read",
                 tip="run the command again",
             )
@@ -166,3 +208,10 @@ class Store:
                 its current generation is another one.
         """
         return Transaction(self.path, expected, operation=operation, timeout_s=timeout_s)
+
+
+def _is_intact(path: Path, sha256: str, *, fresh: bool = True) -> bool:
+    """Whether a file is there and has this digest, as hashed now or, unless ``fresh``, before."""
+    if not is_regular_file(path):
+        return False
+    return sha256_file(path) == sha256 if fresh else has_digest(path, sha256)

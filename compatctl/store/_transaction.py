@@ -25,11 +25,14 @@ from compatctl.files import (
     write_blob,
 )
 from compatctl.manifest import FORMAT, Manifest
+from compatctl.store._copy import REMOTE
 from compatctl.store._layout import (
+    ATTEMPTS,
     HISTORY,
     KINDS,
     LOCK,
     MANIFEST,
+    SIDE,
     catalog_problems,
     erasure_problems,
     generation_path,
@@ -41,6 +44,7 @@ from compatctl.store._layout import (
     refuse_older_manifest,
     require_blobs,
 )
+from compatctl.store._remote import WRITING, pull, remote_of, shown_path
 
 
 class Transaction:
@@ -62,12 +66,15 @@ class Transaction:
         self._lock = Lock(root / LOCK, timeout_s, operation)
         self._stack = ExitStack()
         self._new_catalogs: set[str] = set()
+        self._remote = remote_of(root)
+        self._e_tag: str | None = None
 
     def __enter__(self) -> Self:
         if self._current is None:
             self._make_folder()
         with ExitStack() as entering:
             entering.enter_context(self._lock)
+            self._e_tag = self._remote.pull() if self._remote else None
             if self._current is None:
                 self._refuse_content()
             else:
@@ -110,23 +117,35 @@ class Transaction:
             InputError: the generation would contradict itself, or its catalogue contradicts it.
             DamagedError: a file that it names is missing.
             CompatError: no space, or no permission; the store is unchanged.
+            ConflictError: of a store in a bucket: another machine was first.
         """
         after = self._next(operation, created_at, changes)
         _refuse_problems(after.contradictions())
-        require_blobs(self._root, after)
+        if self._remote is None:
+            require_blobs(self._root, after)
         if after.catalog in self._new_catalogs:
             _refuse_problems(catalog_problems(self._root, after))
         if self._current is not None and after.catalog != self._current.catalog:
+            if self._remote and after.erasures is not None:
+                self._remote.fetch("catalogs", after.catalog)
+                self._remote.fetch("erasures", after.erasures)
             _refuse_problems(erasure_problems(self._root, after))
         data = manifest_bytes(after)
         path = generation_path(self._root, after.generation)
         Manifest.from_json(parse_json(data, path), "the new generation")
+        if self._remote:
+            self._e_tag = self._remote.publish(self._current, after, self._e_tag)
+        else:
+            self._write(path, data)
+        self._current = after
+        return after
+
+    def _write(self, path: Path, data: bytes) -> None:
+        """Write a generation's manifest into the folder: history first, then the commit."""
         with os_errors("creating", path.parent):
             make_folder(path.parent)
         write_atomic(path, data)
         write_atomic(self._root / MANIFEST, data)
-        self._current = after
-        return after
 
     def _next(self, operation: str, created_at: str, changes: dict[str, Any]) -> Manifest:
         changes = {"restores": None, "operation": operation, "created_at": created_at, **changes}
@@ -148,24 +167,31 @@ class Transaction:
         current = read_current(self._root)
         if manifest_bytes(current) != manifest_bytes(expected):
             raise ConflictError(
-                f"{self._root} moved on to generation {current.generation} ({current.operation}) "
-                f"while this was computed from generation {expected.generation}",
+                f"{shown_path(self._root)} moved on to generation {current.generation} "
+                f"({current.operation}) while this was computed from generation "
+                f"{expected.generation}",
                 tip="run the command again",
             )
         refuse_older_manifest(self._root, current)
 
     def _refuse_content(self) -> None:
         """Take over what a killed creation left; refuse any other content."""
+        pull(self._root)
         if (self._root / MANIFEST).exists():
-            raise InputError(f"{self._root} is already a store", tip="name another folder")
+            raise InputError(
+                f"{shown_path(self._root)} is already a store", tip="name another folder"
+            )
         refuse_links(self._root)
         refuse_missing_manifest(self._root)
-        own = {LOCK, HISTORY, *KINDS}
+        own = {LOCK, HISTORY, *KINDS} | ({REMOTE, ATTEMPTS, SIDE} if self._remote else set())
         with os_errors("reading", self._root):
             names = {path.name for path in self._root.iterdir()}
+        if self._remote:
+            names |= {name.partition("/")[0] for name in self._remote.bucket.sizes()} - {WRITING}
         if foreign := sorted(name for name in names - own if not name.startswith(TEMPORARY)):
             raise InputError(
-                f"{self._root} is not empty: it holds {foreign[0]}", tip="name a new, empty folder"
+                f"{shown_path(self._root)} is not empty: it holds {foreign[0]}",
+                tip="name a new, empty folder",
             )
 
     def _make_folder(self) -> None:

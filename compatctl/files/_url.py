@@ -1,0 +1,43 @@
+"""The URL of a store in a bucket, as a path spells it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from compatctl.errors import UsageError
+
+_SCHEME = re.compile(r"([a-z][a-z0-9+]+):/")
+_S3 = re.compile(r"s3:/{1,2}([^/]+)(?:/(.*))?")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_PREFIX = re.compile(r"[A-Za-z0-9_=+-][A-Za-z0-9._=+-]*(/[A-Za-z0-9_=+-][A-Za-z0-9._=+-]*)*")
+_OTHERS = {"abfs", "abfss", "adl", "az", "azure", "file", "gcs", "gs", "http", "https", "r2"}
+"""Schemes of places that no store can lie in."""
+
+
+def store_url(path: Path | str) -> str | None:
+    """``s3://BUCKET/PREFIX`` if that is what ``path`` spells; None for a folder.
+
+    A ``Path`` has one slash where the URL has two.
+
+    Raises:
+        UsageError: a URL of another scheme, or with a bucket or prefix that S3 does not name so.
+    """
+    text = str(path)
+    scheme = _SCHEME.match(text)
+    if scheme is None or scheme[1] not in {"s3", *_OTHERS}:
+        return None
+    if scheme[1] != "s3":
+        raise UsageError(
+            f"a store is a folder or s3://BUCKET/PREFIX, got {text!r}",
+            tip="other object stores that speak S3 are reached by AWS_ENDPOINT_URL; docs/stores.md",
+        )
+    match = _S3.fullmatch(text.rstrip("/"))
+    bucket, prefix = (match[1], match[2] or "") if match else ("", "")
+    if not _BUCKET.fullmatch(bucket) or (prefix and not _PREFIX.fullmatch(prefix)):
+        raise UsageError(
+            f"a store in a bucket is s3://BUCKET/PREFIX, got {text!r}",
+            tip="a bucket has 3 to 63 of a-z, 0-9, dot and hyphen, a prefix letters, digits and "
+            "._=+- between slashes; credentials come from the environment, never from the URL",
+        )
+    return f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
