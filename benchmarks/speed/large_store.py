@@ -66,7 +66,7 @@ def make(folder: Path, rows: int, dim: int, added: int) -> None:
     import numpy as np
 
     from compatctl.deployment.artifacts import ModelArtifacts
-    from compatctl.deployment.creation import create_store, first_catalog
+    from compatctl.deployment.creation import create_store, first_catalog, index_info
     from compatctl.deployment.model_file import ModelFile
     from compatctl.index import HnswIndex, HnswParams
 
@@ -89,7 +89,7 @@ def make(folder: Path, rows: int, dim: int, added: int) -> None:
         model=model,
         artifacts=ModelArtifacts(registry=None, memory=None),
         index=index.save,
-        params=params,
+        info=index_info(params),
         catalog=first_catalog(ids, labels, index.keys(), model.encoder.sha256),
         operation="init",
     )

@@ -116,10 +116,11 @@ def begin(
 @with_project("store", "data", "data_root")
 def import_(
     index: Annotated[
-        Path,
+        str,
         typer.Argument(
             help="A deployed index: hnswlib, FAISS, usearch, .npy, .npz, Parquet, or a folder of "
-            "LanceDB or Chroma."
+            "LanceDB or Chroma; or the URL of a table of PostgreSQL, "
+            "postgresql://USER@HOST:PORT/DATABASE/TABLE?id=COLUMN&vector=COLUMN."
         ),
     ],
     project: Project,

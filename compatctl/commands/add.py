@@ -16,10 +16,11 @@ from compatctl.data import Dataset, warn_of_near_known
 from compatctl.deployment.bulk_embedding import BulkEmbedding, release_memory
 from compatctl.deployment.changed_items import Changes
 from compatctl.deployment.data import load_data
+from compatctl.deployment.engine_gallery import require_own_rows
 from compatctl.deployment.gallery import index_params, indexed_rows, load_query_model, open_index
 from compatctl.deployment.project import open_store, utc_now
 from compatctl.evaluation.protocol import gallery_rows
-from compatctl.index import HnswIndex, build_with_replacements, require_hnswlib
+from compatctl.index import HnswIndex, build_with_replacements
 from compatctl.manifest import Catalog, Manifest, Operation
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
@@ -70,9 +71,9 @@ def add(
         InputError: bad data; or an item changed, without ``changed``.
         ConflictError: the store is locked, or changed meanwhile.
     """
-    require_hnswlib()
     store = open_store(project)
     manifest = store.manifest
+    require_own_rows(manifest, "add")
     work = _AddWork.of(store, load_data(project), project.source, progress)
     if not changed:
         work.changes.refuse()

@@ -20,6 +20,7 @@ from compatctl.core.policy import Policy
 from compatctl.data import Dataset
 from compatctl.deployment.bulk_embedding import BulkEmbedding, release_memory
 from compatctl.deployment.data import load_data
+from compatctl.deployment.engine_gallery import require_own_rows
 from compatctl.deployment.gallery import (
     DeployedGallery,
     index_params,
@@ -30,7 +31,7 @@ from compatctl.deployment.gallery_pass import ModelRows, gallery_pass, require_b
 from compatctl.deployment.project import open_store, utc_now
 from compatctl.errors import EvidenceError, UsageError
 from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
-from compatctl.index import HnswIndex, build_with_replacements, require_hnswlib
+from compatctl.index import HnswIndex, build_with_replacements
 from compatctl.manifest import Catalog, Manifest, Operation
 from compatctl.migration.backfill_forecast import (
     Forecast,
@@ -153,9 +154,9 @@ def backfill(
         DamagedError: a file of the store is missing or changed.
         ConflictError: the store is locked, or has changed in the meantime: run it again.
     """
-    require_hnswlib()
     options = options or BackfillOptions()
     store, policy = open_store(project), load_policy(project.policy)
+    require_own_rows(store.manifest, "backfill")
     catalog = store.catalog()
     target = _target(store, catalog, options)
     result = _unchanged(store.manifest, target, options)
@@ -216,15 +217,14 @@ def forecast_backfill(
     Of the options, order, traffic and skip_bad count.
 
     Raises:
-        UsageError: fewer than 2 passes, or more than the project allows; otherwise as
-            ``backfill``.
+        UsageError: fewer than 2 passes, or more than the project allows; or as ``backfill``.
         EvidenceError: no held-out query has a match in the sample, or the store re-scores.
     """
     options = options or BackfillOptions()
     if passes < 2:
         raise UsageError(f"--forecast needs at least 2 rows, got {passes}")
-    require_hnswlib()
     store, policy = open_store(project), load_policy(project.policy)
+    require_own_rows(store.manifest, "backfill")
     _refuse_rescored(store.manifest)
     catalog, data = store.catalog(), load_data(project)
     target = _target(store, catalog, options)

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from compatctl.deployment.engine_gallery import engine_problems
+from compatctl.deployment.engines import open_for_write
 from compatctl.deployment.erasure import erasure_problems
 from compatctl.deployment.free_vectors import delete_strangers, side_file_problems
 from compatctl.deployment.gallery import DeployedGallery
@@ -37,7 +39,8 @@ def check(
 ) -> CheckReport:
     """Hash every file, replay the history, open the index, the query model and the memory.
 
-    If items were erased, check also looks for them in every kept file.
+    If items were erased, check also looks for them in every kept file. Of a store whose rows are
+    in an engine, the row that the application reads and every row of the table are compared.
 
     Args:
         gc: delete files that no generation names.
@@ -50,6 +53,8 @@ def check(
         DamagedError: manifest.json cannot be read.
         ConflictError: ``gc`` needs the lock, and another process holds it.
     """
+    if gc:
+        open_for_write(project)
     report = check_files(project.store, keep=None if gc else keep, head=head, progress=progress)
     if not report.ok:
         return report
@@ -59,7 +64,7 @@ def check(
         same = np.array_equal(np.sort(gallery.keys()), np.sort(gallery.catalog.keys))
         _ = gallery.encoder
         stored_memory(store, store.manifest)
-        problems = erasure_problems(store)
+        problems = erasure_problems(store) + engine_problems(store, gallery.catalog, progress)
         beside = side_file_problems(store, erased=report.erasure == "done")
         lost = [
             f"{store.name}/attempts does not know of the attempt that generation {number} was "

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 from compatctl.deployment.artifacts import ModelArtifacts, find_artifacts
+from compatctl.deployment.engines import ANSWERS, open_for_write, refuse_engine
 from compatctl.deployment.gallery import matches_canary
 from compatctl.deployment.gallery_pass import require_rescoring_budget, rescored_rows
 from compatctl.deployment.model_file import ModelFile, refuse_fused
-from compatctl.deployment.project import REPORT_KEY, open_store, report_key, utc_now
+from compatctl.deployment.project import REPORT_KEY, report_key, utc_now
 from compatctl.deployment.provenance import as_proven, refuse_unproven
 from compatctl.deployment.rolled_back import refuse_rolled_back
 from compatctl.encoder import Encoder
@@ -101,14 +102,14 @@ def deploy(
         ConflictError: the store is locked, or changed meanwhile.
     """
     project = (rescoring or RescoringOptions()).within(project)
-    manifest = (store := open_store(project)).manifest
+    manifest = (store := open_for_write(project, dry_run=dry_run)).manifest
     has_report = forced_reason is None or project.report.is_file()
     verified = read_report(project.report) if has_report else None
     signature = _signature(project, verified, forced=forced_reason is not None)
     model_file = _candidate(project, model, verified)
     encoder = _of_dimension(model_file, manifest.index.dim)
     policy = policy_sha256(gate_policy(project))
-    settings = _rescoring(project, verified, encoder, forced=forced_reason is not None)
+    settings = _rescoring(project, manifest, verified, encoder, forced=forced_reason is not None)
     already = _is_deployed(store, model_file, verified, (forced_reason, again_reason), settings)
     if forced_reason is None and not already:
         assert verified is not None
@@ -181,12 +182,18 @@ def _calibration(
 
 
 def _rescoring(
-    project: Project, verified: VerifiedReport | None, encoder: Encoder, *, forced: bool
+    project: Project,
+    manifest: Manifest,
+    verified: VerifiedReport | None,
+    encoder: Encoder,
+    *,
+    forced: bool,
 ) -> Rescoring | None:
     """How answers are re-scored, by the rule that the report judged; None: they are not.
 
     Raises:
-        UsageError: a limit without re-scoring, or the project does not allow it.
+        UsageError: a limit without re-scoring, or the project or the store's engine does not allow
+            it.
         InputError: the encoder has no free vectors.
         GateError: the report judged something else, or another model.
     """
@@ -203,6 +210,7 @@ def _rescoring(
                 "verify without --rescore",
             )
         return None
+    refuse_engine(manifest, "re-scoring", ANSWERS)
     require_rescoring_budget(project)
     require_free(encoder)
     fits = verified is not None and verified.new_sha256 == encoder.sha256

@@ -6,6 +6,7 @@ The bytes of an hnswlib file of unit rows stay; the rows of other sources are in
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 from compatctl.data import KeyColumns, read_key_table, warn_of_near_equal, warn_of_near_known
 from compatctl.deployment.adopted_rows import TOP, Norms, write_norms
 from compatctl.deployment.adopted_source import AdoptedSource, SourceRequest, open_adopted
+from compatctl.deployment.adopted_table import TableRequest, open_adopted_table
 from compatctl.deployment.artifacts import ModelArtifacts, find_artifacts
 from compatctl.deployment.changed_items import image_digests
 from compatctl.deployment.creation import (
@@ -35,13 +37,14 @@ from compatctl.deployment.provenance import (
     is_proven,
 )
 from compatctl.encoder import Encoder, check_steady
+from compatctl.engines import TableLocation, is_engine_url, parse_url, require_psycopg
 from compatctl.errors import InputError, UsageError
 from compatctl.index import KeyLookup, require_hnswlib
 from compatctl.manifest import Catalog, Operation
 from compatctl.migration.first_store import write_first_project
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
-from compatctl.store import Store, shown_path
+from compatctl.store import Store, Switch, shown_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +97,7 @@ class ItemsTable:
 def import_index(
     project: Project,
     *,
-    index: Path,
+    index: Path | str,
     model: Path | None,
     items: Path | None,
     space: str | None = None,
@@ -110,11 +113,13 @@ def import_index(
 ) -> ImportResult:
     """Create a store with the rows of a deployed index.
 
-    An hnswlib file of unit rows is adopted byte for byte. Rows of another engine, of a table, or of
-    other norms are indexed again; nothing is embedded. If the project has data, a few items are
+    An hnswlib file of unit rows is adopted byte for byte, and a table of PostgreSQL where it is.
+    Rows of another engine, of a table of vectors, or of other norms are indexed again; nothing is
+    embedded. If the project has data, a few items are
     embedded to check that this model made these vectors; otherwise the store is marked as unproven.
 
     Args:
+        index: a file or folder, or the URL of a table.
         items: a table (key, id, label) that names the item of each key. Without it, the file's ids
             or the keys' digits are the ids.
         space: what the index ranks by: ip, l2 or cosine. Default: what the file says, or ip.
@@ -129,14 +134,18 @@ def import_index(
             not name exactly its keys; or the vectors are another model's.
         UsageError: an option that does nothing for this file.
         DamagedError: the file is damaged, or has rows marked deleted.
+        ConflictError: another store switches the table of PostgreSQL.
     """
-    require_hnswlib()
+    named = {} if columns is None else columns
+    flags = ("--items", "--items-table", "--items-column", "--table", "--norms", "--drop-deleted")
+    given = (items, items_table, named, table, norms, drop_deleted)
+    location = _location(index, dict(zip(flags, given, strict=True)))
     model_file = ModelFile.deployed(project, model, preprocessing)
     encoder = model_file.encoder
-    named = {} if columns is None else columns
     own = {"id", "vector", "label"} if items is None else {"vector"}
+    names = _items_table(items, named, items_table)
     request = SourceRequest(
-        path=index,
+        path=Path(index),
         dim=encoder.dim,
         space=space,
         ef_search=ef_search,
@@ -145,8 +154,7 @@ def import_index(
         norms=norms,
         table=table,
     )
-    names = _items_table(items, named, items_table)
-    with open_adopted(request, progress) as source:
+    with _open(request, location, project.store, progress) as source:
         catalog = _catalog(source, names, encoder.sha256)
         catalog, agreement = _compared(project, encoder, source, catalog, progress)
         artifacts = find_artifacts(project, model_file.path, encoder)
@@ -161,15 +169,42 @@ def import_index(
             proven=agreement is not None,
             dry_run=dry_run,
         )
-        result = _result(project, encoder, source, agreement, written)
+        kept = norms if source.norms is not None else None
+        result = _result(project, encoder, source, agreement, written, norms=kept)
     if not dry_run and (project.data is not None or project.vectors):
         write_first_project(project)
-    kept = norms is not None and source.norms is not None
-    return replace(
-        result,
-        index_sha256="" if dry_run else result.index_sha256,
-        norms=str(norms) if kept else None,
+    return replace(result, index_sha256="") if dry_run else result
+
+
+def _open(
+    request: SourceRequest, location: TableLocation | None, store: Path, progress: Progress
+) -> AbstractContextManager[AdoptedSource]:
+    """The file of the request, or the table at ``location``."""
+    if location is None:
+        return open_adopted(request, progress)
+    table = TableRequest(
+        location=location,
+        store=store,
+        dim=request.dim,
+        space=request.space,
+        ef_search=request.ef_search,
     )
+    return open_adopted_table(table, progress)
+
+
+def _location(index: Path | str, options: Mapping[str, object]) -> TableLocation | None:
+    """The table of a URL, or None for a path; refuses options that only a file has."""
+    if not isinstance(index, str) or not is_engine_url(index):
+        require_hnswlib()
+        return None
+    useless = next((name for name, value in options.items() if value), None)
+    if useless is not None:
+        raise UsageError(
+            f"{useless} is for files, and a table of PostgreSQL names its own columns",
+            tip="?id=COLUMN&vector=COLUMN&label=COLUMN in the URL",
+        )
+    require_psycopg()
+    return parse_url(index)
 
 
 def _items_table(
@@ -194,6 +229,8 @@ def _result(
     source: AdoptedSource,
     agreement: Agreement | None,
     written: _Written,
+    *,
+    norms: Path | None,
 ) -> ImportResult:
     return ImportResult(
         store=shown_path(project.store),
@@ -204,7 +241,7 @@ def _result(
         kind=source.kind,
         rebuilt=source.rebuilt,
         lossy=source.lossy or None,
-        norms=None,
+        norms=None if norms is None else str(norms),
         rows=len(source.index),
         dropped=len(source.dropped),
         dim=encoder.dim,
@@ -272,22 +309,24 @@ def _write(
             artifacts=artifacts,
             index=source.path,
             sha256=source.sha256,
-            params=source.index.params,
+            info=source.info,
             catalog=catalog,
             operation=Operation.IMPORT,
             proven=proven,
+            switch=source.switch,
         )
         return _Written(generation=1, proven=proven, written=True)
     known = is_proven(store.manifest)
     if known or not proven:
         return _Written(generation=store.manifest.generation, proven=known, written=False)
-    return _Written(generation=_mark_proven(store, catalog), proven=True, written=True)
+    generation = _mark_proven(store, catalog, source.switch)
+    return _Written(generation=generation, proven=True, written=True)
 
 
-def _mark_proven(store: Store, catalog: Catalog) -> int:
+def _mark_proven(store: Store, catalog: Catalog, switch: Switch | None) -> int:
     """Mark all rows as proven, and return the new generation."""
     manifest = store.manifest
-    with store.transaction(manifest, operation=Operation.IMPORT) as tx:
+    with store.transaction(manifest, operation=Operation.IMPORT, switch=switch) as tx:
         after = tx.commit(
             operation=Operation.IMPORT,
             created_at=utc_now(),

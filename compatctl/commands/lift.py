@@ -16,6 +16,7 @@ from compatctl.core.policy import Policy
 from compatctl.data import Dataset
 from compatctl.deployment.bulk_embedding import release_memory
 from compatctl.deployment.data import load_data
+from compatctl.deployment.engine_gallery import require_own_rows
 from compatctl.deployment.gallery import DeployedGallery, index_params
 from compatctl.deployment.gallery_pass import ModelRows, gallery_pass
 from compatctl.deployment.model_file import ModelFile
@@ -26,7 +27,7 @@ from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import check_steady
 from compatctl.errors import EvidenceError, UsageError
 from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
-from compatctl.index import HnswIndex, build_mapped, require_hnswlib
+from compatctl.index import HnswIndex, build_mapped
 from compatctl.manifest import Manifest, Operation
 from compatctl.migration.adapters import AUTO, check_adapter_options, fit_adapter
 from compatctl.migration.alignment import (
@@ -132,8 +133,8 @@ def lift(
         DamagedError: a file of the store is missing or changed.
         ConflictError: the store is locked, or has changed in the meantime: run it again.
     """
-    require_hnswlib()
     options = options or LiftOptions()
+    require_own_rows(open_store(project).manifest, "lift")
     check_adapter_options(options.kind, pair_share(project, options.share))
     store, policy, model = (
         open_store(project),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from compatctl.deployment.engines import refuse_engine
 from compatctl.deployment.project import open_store
 from compatctl.deployment.removal import Removal, RemovalResult
 from compatctl.errors import UsageError
@@ -40,10 +41,16 @@ def remove(
     """
     if not ids:
         raise UsageError("no id to remove", tip="name them, or pass --ids FILE (- for stdin)")
-    require_hnswlib()
-    removal = Removal(
-        project=project, store=open_store(project), ids=frozenset(ids), missing_ok=missing_ok
+    store = open_store(project)
+    refuse_engine(
+        store.manifest,
+        "remove",
+        "the application deletes rows of its table, and this cannot prove that its backups and "
+        "replicas lost them",
+        tip="delete the rows there; compatctl add --changed then drops them from the catalogue",
     )
+    require_hnswlib()
+    removal = Removal(project=project, store=store, ids=frozenset(ids), missing_ok=missing_ok)
     removal.refuse()
     result = removal.planned(dry_run=dry_run)
     if dry_run:

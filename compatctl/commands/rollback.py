@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compatctl.deployment.project import open_store, utc_now
-from compatctl.errors import UsageError
+from compatctl.deployment.engines import in_engine, open_for_write
+from compatctl.deployment.project import utc_now
+from compatctl.errors import ConflictError, UsageError
 from compatctl.manifest import Manifest
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
@@ -67,13 +68,15 @@ def rollback(
         ConflictError: the project's data lacks items to re-embed; or the store is locked.
         DamagedError: a file that the generation needs is missing.
     """
-    store = open_store(project)
+    store = open_for_write(project, dry_run=dry_run)
     before = store.manifest
     plan = rollback_plan(store, to=to)
     outcome = _Outcome(after=before)
     if not plan.already_restored:
         if not plan.gallery:
             outcome = _roll_back_model(store, plan.target, added, dry_run=dry_run)
+        elif in_engine(before) and plan.target.index.sha256 != before.index.sha256:
+            outcome = _roll_back_in_engine(store, plan.target, added, dry_run=dry_run)
         elif plan.target.catalog == before.catalog:
             after = before if dry_run else restore(store, plan.target, created_at=utc_now())
             outcome = _Outcome(after=after)
@@ -114,6 +117,29 @@ def _roll_back_model(
 
     after, foreign = rollback_after_erasure(store, target, policy, dry_run=dry_run)
     return _Outcome(after=after, kept=foreign)
+
+
+def _roll_back_in_engine(
+    store: Store, target: Manifest, policy: AddedItemsPolicy, *, dry_run: bool
+) -> _Outcome:
+    """Restore the query model over the rows of an application's table, which stay as they are."""
+    from compatctl.deployment.carry_over import rollback_query_model
+
+    if policy == "drop":
+        raise UsageError(
+            "--added drop would delete rows of a table that the application owns",
+            tip="--added keep restores the query model and leaves every row as it is",
+        )
+    known = {model.sha256 for model in target.models}
+    foreign = sum(model.rows for model in store.manifest.models if model.sha256 not in known)
+    if foreign and policy != "keep":
+        raise ConflictError(
+            f"{foreign} rows of the table are of models that generation {target.generation} does "
+            "not have, and were never verified against its query model",
+            tip="--added keep restores the query model and leaves every row as it is",
+        )
+    after = store.manifest if dry_run else rollback_query_model(store, target)
+    return _Outcome(after=after, kept=max(0, store.manifest.index.count - target.index.count))
 
 
 def _roll_back_gallery(

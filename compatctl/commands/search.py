@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from compatctl.deployment.project import named_tables, open_store
 from compatctl.deployment.rescoring import RescoredSearch, rescorer_of
 from compatctl.deployment.searching import Hit, hits_of, nearest_rows
 from compatctl.encoder import Encoder
+from compatctl.engines import StaleEpochError
 from compatctl.errors import InputError, UsageError
 from compatctl.evaluation.clusters import columns_of
 from compatctl.files import sha256_file
@@ -114,14 +117,59 @@ def search(
     out, whatever their label. ``norms``: the file that ``import --norms`` wrote; hits are ranked
     and scored as the index before the import did, for queries of length 1.
 
+    Where an application's table is searched, a query that was embedded while the row was switched
+    is embedded again.
+
     Raises:
+        ConflictError: the row of an engine and the store stay apart.
         UsageError: ``norms`` with a store that re-scores answers or calibrates scores.
         InputError: there is no query; an image does not decode; a text is empty, or the path of a
             file; texts are given, and the query model takes images; ``model`` is not the store's
             query model; the query model fails its canary; or no item has a column.
         DamagedError: the index or the model differs from the manifest's digest.
     """
-    gallery = DeployedGallery.open(open_store(project))
+    waited = 0.0
+    while True:
+        gallery = DeployedGallery.open(open_store(project))
+        try:
+            return _search(
+                project,
+                gallery,
+                _Asked(queries, texts, model),
+                k,
+                ignore_same=ignore_same,
+                norms=norms,
+            )
+        except StaleEpochError:
+            if waited > _PATIENCE_S and open_store(project).manifest == gallery.manifest:
+                raise
+        time.sleep(_PAUSE_S)
+        waited += _PAUSE_S
+
+
+_PAUSE_S, _PATIENCE_S = 0.05, 1.0
+"""Seconds between two searches where a switch was under way, and after which it is given up."""
+
+
+class _Asked(NamedTuple):
+    """The queries of a search, and the model that they expect."""
+
+    queries: Sequence[str]
+    texts: Path | None
+    model: Path | None
+
+
+def _search(
+    project: Project,
+    gallery: DeployedGallery,
+    given: _Asked,
+    k: int,
+    *,
+    ignore_same: Sequence[tuple[str, str]],
+    norms: Path | None,
+) -> SearchResult:
+    """``search`` of one generation; StaleEpochError if an engine's row was switched meanwhile."""
+    queries, texts, model = given
     manifest = gallery.manifest
     if model is not None and sha256_file(model) != manifest.query_model:
         raise InputError(

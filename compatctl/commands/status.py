@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from compatctl.deployment.engines import EngineStatus, engine_status
 from compatctl.deployment.project import open_store
 from compatctl.deployment.promotion_advice import promotion_advice
 from compatctl.deployment.query_model_pass import QueryModelPass
@@ -43,6 +44,7 @@ class Status:
         oldest_restorable: the first generation that can be restored.
         free_vectors: how many free vectors the query model's side file has, their share of the
             gallery's rows, and the bytes of the file; None without one.
+        engine: the table that has the rows, as it is now; None where a file of the store has them.
         oldest_gallery: the first generation whose gallery can be restored. Items were erased after
             the generations before it.
     """
@@ -71,6 +73,7 @@ class Status:
     oldest_restorable: int
     oldest_gallery: int
     free_vectors: FreeVectors | None
+    engine: EngineStatus | None
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -80,7 +83,8 @@ class Status:
             "compares them"
         )
         limited = self.rescoring_limit.warnings if self.rescoring_limit else ()
-        return (*(unproven,) * (not self.proven), *limited)
+        engine = self.engine.warnings if self.engine else ()
+        return (*(unproven,) * (not self.proven), *limited, *engine)
 
 
 def status(project: Project) -> Status:
@@ -119,6 +123,7 @@ def status(project: Project) -> Status:
         oldest_restorable=manifest.oldest_restorable,
         oldest_gallery=manifest.oldest_gallery,
         free_vectors=_free_vectors(project, manifest),
+        engine=engine_status(opened),
     )
 
 

@@ -13,6 +13,7 @@ from compatctl.core.measurements import ChainEvidence
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
+from compatctl.deployment.engines import ANSWERS, refuse_engine
 from compatctl.deployment.gallery import DeployedGallery, score_map
 from compatctl.deployment.gallery_pass import (
     ModelRows,
@@ -21,7 +22,7 @@ from compatctl.deployment.gallery_pass import (
     require_rescoring_budget,
 )
 from compatctl.deployment.model_file import refuse_fused
-from compatctl.deployment.project import open_store, report_key
+from compatctl.deployment.project import find_store, open_store, report_key
 from compatctl.deployment.provenance import prove, unproven
 from compatctl.deployment.record_files import find_record
 from compatctl.deployment.training_record import TrainingRecord
@@ -109,7 +110,7 @@ def verify(
     else:
         options.check_models()
         if options.rescore is not None:
-            require_rescoring_budget(project)
+            _require_rescoring(project)
         refuse_fused(project, new)
         try:
             report = _verify_models(project, policy, old, new, options, progress)
@@ -122,6 +123,14 @@ def verify(
     if not options.dry_run:
         write_report(report, project.report, options.outputs)
     return report
+
+
+def _require_rescoring(project: Project) -> None:
+    """Refuse re-scoring where the project or the store's engine does not allow it."""
+    require_rescoring_budget(project)
+    store = find_store(project)
+    if store is not None:
+        refuse_engine(store.manifest, "re-scoring", ANSWERS)
 
 
 def _deployed_model(project: Project) -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 from compatctl.core.arrays import Bools, Floats, Rows, as_rows
 from compatctl.data import Dataset, read_traffic_log
 from compatctl.deployment.data import load_data
+from compatctl.deployment.engines import ANSWERS, refuse_engine
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.gallery_pass import require_rescoring_budget, rescored_rows
 from compatctl.deployment.project import open_store
@@ -94,7 +95,9 @@ def warm(
             cannot be kept.
     """
     require_rescoring_budget(project)
-    gallery, data = DeployedGallery.open(open_store(project)), load_data(project)
+    store = open_store(project)
+    refuse_engine(store.manifest, "warm", ANSWERS)
+    gallery, data = DeployedGallery.open(store), load_data(project)
     rescorer = rescorer_of(project, gallery, data)
     log = _Log.of(read_traffic_log(traffic), gallery, data)
     rows, touches = log.touched(gallery, data, progress)

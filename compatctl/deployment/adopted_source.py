@@ -13,6 +13,7 @@ import numpy as np
 from compatctl.core.arrays import Keys
 from compatctl.core.similarity import Similarity
 from compatctl.deployment.adopted_rows import Norms, build_index, measure_norms, refuse_norms
+from compatctl.deployment.creation import index_info
 from compatctl.errors import InputError, UsageError
 from compatctl.files import sha256_file
 from compatctl.index import (
@@ -22,6 +23,7 @@ from compatctl.index import (
     HnswIndex,
     HnswParams,
     NotUnitError,
+    VectorIndex,
     build_without_deleted,
     count_deleted,
     form_of,
@@ -30,8 +32,10 @@ from compatctl.index import (
     read_faiss_header,
     read_header,
 )
+from compatctl.manifest import IndexInfo
 from compatctl.notices import notice
 from compatctl.progress import Progress
+from compatctl.store import Switch
 
 SIMILARITY_OF: dict[str, Similarity] = {"ip": "dot", "l2": "l2", "cosine": "cosine"}
 
@@ -64,18 +68,20 @@ class AdoptedSource:
 
     Attributes:
         path, sha256: its file, and the digest.
-        index: its N rows.
+        index: its N rows. ``info``: the manifest's entry for it.
         engine, kind: what wrote the file that was named, and its structure.
         rebuilt: the graph is new: the file was of another engine, or its rows had to change.
         lossy: why the rows are not those that were indexed; "" if they are.
         ids, labels: N each, if the file names its items itself.
         norms: of the rows before; None if they were of unit length.
         dropped: keys (n,) that are left out.
+        switch: of the engine that has the rows; None where the file has them.
     """
 
     path: Path
     sha256: str
-    index: HnswIndex
+    index: VectorIndex
+    info: IndexInfo
     engine: str
     kind: str
     rebuilt: bool
@@ -84,6 +90,7 @@ class AdoptedSource:
     ids: tuple[str, ...] | None = None
     labels: tuple[str, ...] | None = None
     norms: Norms | None = None
+    switch: Switch | None = None
 
 
 @contextmanager
@@ -187,6 +194,7 @@ def _hnswlib(
         path=adopted,
         sha256=sha256,
         index=index,
+        info=index_info(params, sha256, len(index)),
         engine="hnswlib",
         kind=space,
         rebuilt=adopted != path,
@@ -216,10 +224,12 @@ def _rebuilt(
     built = scratch / "built.bin"
     index = build_index(source, keys, norms, params, progress)
     index.save(built)
+    sha256 = sha256_file(built)
     return AdoptedSource(
         path=built,
-        sha256=sha256_file(built),
+        sha256=sha256,
         index=index,
+        info=index_info(params, sha256, len(index)),
         engine=source.engine,
         kind=source.kind,
         rebuilt=True,

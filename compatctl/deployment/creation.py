@@ -16,7 +16,7 @@ from compatctl.errors import ConflictError, InputError
 from compatctl.files import sha256_bytes
 from compatctl.index import HnswParams
 from compatctl.manifest import Catalog, IndexInfo, Manifest, Operation, unknown_digests
-from compatctl.store import Store, store_exists
+from compatctl.store import Store, Switch, store_exists
 
 
 def create_store(
@@ -26,10 +26,11 @@ def create_store(
     artifacts: ModelArtifacts,
     index: Path | Callable[[Path], None],
     sha256: str | None = None,
-    params: HnswParams,
+    info: IndexInfo,
     catalog: Catalog,
     operation: str,
     proven: bool = True,
+    switch: Switch | None = None,
 ) -> Manifest:
     """Write generation 1.
 
@@ -37,14 +38,16 @@ def create_store(
         index: a file to copy byte for byte, or a function that writes one.
         sha256: the digest that the file had when it was checked.
         artifacts: the registry and memory that finetune wrote with the model, where it did.
+        info: of the index, whose digest and number of rows are filled in.
         proven: whether the model is known to have embedded the rows.
+        switch: of the engine that has the rows.
 
     Raises:
         InputError: the folder is in use, or the file changed since it was checked.
         CompatError: no space or no permission; there is no store then.
     """
-    with Store.create(path, operation=operation) as tx:
-        written = tx.put("indexes", index)
+    with Store.create(path, operation=operation, switch=switch) as tx:
+        written = tx.put(info.kind, index)
         if sha256 is not None and written != sha256:
             raise InputError(f"{index} changed while it was read", tip="run it again")
         share = replace(model.put(tx, rows=len(catalog)), proven=proven)
@@ -52,7 +55,7 @@ def create_store(
             operation=operation,
             created_at=utc_now(),
             query_model=share.sha256,
-            index=index_info(params, written, len(catalog)),
+            index=replace(info, sha256=written, count=len(catalog)),
             catalog=tx.put("catalogs", catalog.write),
             models=(share,),
             **artifacts.put(tx, None),
@@ -125,6 +128,6 @@ def first_catalog(
     )
 
 
-def index_info(params: HnswParams, sha256: str, count: int) -> IndexInfo:
-    """The manifest's entry for an index."""
+def index_info(params: HnswParams, sha256: str = "", count: int = 0) -> IndexInfo:
+    """The manifest's entry for an hnswlib index."""
     return IndexInfo(engine="hnswlib", count=count, sha256=sha256, **asdict(params))

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from compatctl.core.arrays import Keys, Rows, Vectors, as_rows
 from compatctl.core.calibration import ScoreMap
 from compatctl.data import Dataset
+from compatctl.deployment.engine_gallery import open_table, require_library, stored_table_rows
+from compatctl.deployment.engines import in_engine, refuse_engine
 from compatctl.encoder import CANARY_LIMIT, Canary, Encoder
 from compatctl.errors import DamagedError
 from compatctl.files import is_remembered, remember
-from compatctl.index import HnswIndex, HnswParams, read_all, read_keys, require_hnswlib
+from compatctl.index import HnswIndex, HnswParams, VectorIndex, read_all, read_keys
 from compatctl.manifest import Catalog, IndexInfo, Manifest
 from compatctl.store import Store
 
@@ -55,9 +57,9 @@ class DeployedGallery:
         """The store's current generation, for a command that needs its index.
 
         Raises:
-            InputError: hnswlib is not installed.
+            InputError: the engine's library, such as hnswlib, is not installed.
         """
-        require_hnswlib()
+        require_library(store.manifest)
         return cls(store=store, manifest=store.manifest)
 
     def take_from(self, other: DeployedGallery) -> None:
@@ -93,14 +95,17 @@ class DeployedGallery:
         return self.store.catalog()
 
     @cached_property
-    def index(self) -> HnswIndex:
+    def index(self) -> VectorIndex:
         """The index, checked by its digest.
 
-        A large file is hashed and checked once, and again only when it changed.
+        A large file is hashed and checked once, and again only when it changed. Rows in an engine
+        stay there: a search is one of the engine's.
 
         Raises:
             DamagedError: the file is missing, or differs from the manifest's digest.
         """
+        if in_engine(self.manifest):
+            return open_table(self.store, self.manifest, self.catalog)
         return open_index(self.store, self.manifest)
 
     def vectors(self, extra_capacity: int = 0) -> Vectors:
@@ -108,7 +113,12 @@ class DeployedGallery:
         return stored_rows(self.store, self.manifest, self.catalog, extra_capacity=extra_capacity)
 
     def keys(self) -> Keys:
-        """Every key (N,) of the index file, checked as ``index`` is, without hnswlib."""
+        """Every key (N,) of the index file, checked as ``index`` is, without hnswlib.
+
+        Of rows in an engine the keys are the catalogue's.
+        """
+        if in_engine(self.manifest):
+            return self.catalog.keys
         path = self.store.verified_path("indexes", self.manifest.index.sha256)
         with _layout_check(path, self.manifest.index.sha256) as prevalidated:
             return read_keys(
@@ -164,7 +174,9 @@ def open_index(
 
     Raises:
         DamagedError: the file is missing, differs from the manifest's digest, or is corrupt.
+        UsageError: the rows are in an engine, so there is no file.
     """
+    refuse_engine(manifest, "this", "there is no index file")
     info = manifest.index
     path = store.verified_path("indexes", info.sha256, fresh=fresh)
     with _layout_check(path, info.sha256, fresh=fresh) as prevalidated:
@@ -193,8 +205,10 @@ def stored_rows(
 
     The last ``extra_capacity`` rows are empty. The index itself is not loaded.
 
-    Raises as ``open_index``.
+    Raises as ``open_index``; of rows in an engine as ``stored_table_rows``.
     """
+    if in_engine(manifest):
+        return stored_table_rows(store, manifest, catalog, extra_capacity=extra_capacity)
     info = manifest.index
     path = store.verified_path("indexes", info.sha256)
     with _layout_check(path, info.sha256) as prevalidated:

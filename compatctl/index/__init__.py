@@ -18,8 +18,10 @@ from compatctl.index.hnswlib.rebuilding import (
     build_without,
     build_without_deleted,
 )
+from compatctl.index.pgvector.index import PgVectorIndex
+from compatctl.index.pgvector.reading import TableChanges, compare_table
 from compatctl.index.protocol import VectorIndex
-from compatctl.index.rows import KeyLookup, NotUnitError
+from compatctl.index.rows import KeyLookup, NotUnitError, row_checksums
 from compatctl.index.sources import (
     DATABASES,
     ForeignRows,
@@ -42,12 +44,15 @@ __all__ = [
     "HnswParams",
     "KeyLookup",
     "NotUnitError",
+    "PgVectorIndex",
+    "TableChanges",
     "VectorIndex",
     "build_mapped",
     "build_replaced",
     "build_with_replacements",
     "build_without",
     "build_without_deleted",
+    "compare_table",
     "count_deleted",
     "database_of",
     "form_of",
@@ -60,6 +65,7 @@ __all__ = [
     "read_keys",
     "recall_per_query",
     "require_hnswlib",
+    "row_checksums",
     "tables_of",
     "tune_ef",
 ]

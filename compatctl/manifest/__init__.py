@@ -8,6 +8,7 @@ from __future__ import annotations
 from compatctl.manifest._catalog import Catalog, unknown_digests
 from compatctl.manifest._erasures import Erasures
 from compatctl.manifest._manifest import (
+    ENGINES,
     FORMAT,
     IndexInfo,
     Manifest,
@@ -19,6 +20,7 @@ from compatctl.manifest._manifest import (
 )
 
 __all__ = [
+    "ENGINES",
     "FORMAT",
     "Catalog",
     "Erasures",

@@ -18,6 +18,9 @@ FORMAT = 4
 _EMPTY: dict[str, Any] = {"erased_models": [], "stand_ins": []}
 """Entries of format 4 that are always empty: nothing uses them any more."""
 
+ENGINES = {"hnswlib": "indexes", "pgvector": "tables"}
+"""An engine -> the folder of its files in a store."""
+
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
@@ -41,8 +44,10 @@ class Operation(StrEnum):
 class IndexInfo:
     """An ANN index: the parameters needed to open its file.
 
+    ``engine`` is hnswlib, or pgvector: then the file only names a table, which holds the rows.
     ``dim`` is the dimension of a row, ``count`` the number of rows, ``sha256`` the file's digest.
-    M, ef_construction, ef_search (the size of the candidate list) and seed are hnswlib's.
+    M, ef_construction, ef_search (the size of the candidate list) and seed are hnswlib's; the first
+    three are pgvector's too.
     """
 
     engine: str
@@ -54,6 +59,11 @@ class IndexInfo:
     count: int
     sha256: str
     seed: int
+
+    @property
+    def kind(self) -> str:
+        """The folder of its file in a store."""
+        return ENGINES[self.engine]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +214,7 @@ class Manifest:
         return _present(
             *(("models", share.sha256) for share in self.models),
             *(("canaries", share.canary) for share in self.models),
-            ("indexes", self.index.sha256),
+            (self.index.kind, self.index.sha256),
             ("catalogs", self.catalog),
             ("registries", self.registry),
             ("memories", self.memory),
@@ -281,7 +291,7 @@ _MODEL: dict[str, _Rule] = {
     "proven": ("true or false", lambda value: type(value) is bool),
 }
 _INDEX: dict[str, _Rule] = {
-    "engine": ("'hnswlib'", lambda value: value == "hnswlib"),
+    "engine": ("'hnswlib' or 'pgvector'", lambda value: value in list(ENGINES)),
     "space": ("'ip', 'cosine' or 'l2'", lambda value: value in ("ip", "cosine", "l2")),
     **dict.fromkeys(("dim", "ef_construction", "ef_search", "count"), _whole(1)),
     "M": _whole(2),

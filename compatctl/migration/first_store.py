@@ -14,6 +14,7 @@ from compatctl.deployment.creation import (
     create_store,
     existing_store,
     first_catalog,
+    index_info,
     refuse_other_registry,
 )
 from compatctl.deployment.data import load_data
@@ -116,7 +117,7 @@ def embed_first_gallery(
             model=model_file,
             artifacts=artifacts,
             index=index.save,
-            params=params,
+            info=index_info(params),
             catalog=catalog,
             operation=Operation.INIT,
         )

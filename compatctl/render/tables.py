@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from compatctl.commands.backfill import Backfilled, BackfillForecast
     from compatctl.commands.bridge import Bridged
     from compatctl.commands.demo import DemoResult
+    from compatctl.commands.doctor import Diagnosis
     from compatctl.commands.finetune import FinetunePlan
     from compatctl.commands.fuse import Fused
     from compatctl.commands.history import History
@@ -113,6 +114,21 @@ def status_table(console: Console, status: Status) -> None:
     _pass_line(console, status.gallery_pass)
     fields = json_safe(status)
     fields_table(console, {key: entry for key, entry in fields.items() if key != "gallery_pass"})
+
+
+def doctor_table(console: Console, diagnosis: Diagnosis) -> None:
+    """A line for each finding, and what to do."""
+    rows = [
+        (
+            item.name,
+            item.status,
+            item.found,
+            "; next: ".join(filter(None, (item.problem, item.tip))),
+        )
+        for item in diagnosis.findings
+    ]
+    print_table(console, ("what", "status", "found", "problem"), rows)
+    console.print(f"{diagnosis.url} can{'' if diagnosis.usable else 'not'} be adopted")
 
 
 def search_table(console: Console, result: SearchResult) -> None:

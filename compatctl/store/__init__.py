@@ -6,6 +6,7 @@
       models/<sha256>.onnx       one self-contained file for each model
       canaries/<sha256>.npz      a few images and a model's embeddings of them, to compare later
       indexes/<sha256>.hnsw
+      tables/<sha256>.table      in the place of an index: the table of another engine
       catalogs/<sha256>.npz      row -> item id, class, key in the index, which model embedded it
       reports/<sha256>.json
       registries/<sha256>.json
@@ -16,7 +17,8 @@
       LOCK                       held by the writer
 
 Replacing manifest.json is the commit. A process killed before it changed nothing; the files it left
-are unreferenced. Reading writes nothing, except that verify counts itself and that a re-scored
+are unreferenced. Where the rows are in an engine, its row is switched before that (_switch).
+Reading writes nothing, except that verify counts itself and that a re-scored
 search keeps free vectors. numpy is loaded only to read a catalogue, erasures or a side file, and no
 index is ever opened here.
 
@@ -24,7 +26,8 @@ A store in a bucket (``s3://BUCKET/PREFIX``) has the same files there; see _remo
 a copy of it in its cache, which every module here works on.
 
 Modules, lowest first: _layout (paths, strict reading), _bucket (obstore), _copy (a bucket's
-copy here), _remote (commits to a bucket), _remote_check, _transaction (commits), _store (readers),
+copy here), _remote (commits to a bucket), _remote_check, _switch (an engine's
+row), _transaction (commits), _store (readers),
 _lineage (how a state came about), _written_rows, _rollback, _transitions, _check, _gc. _attempts
 needs only _remote.
 side_file (with _side_records) is imported by name, because it loads numpy.
@@ -53,6 +56,14 @@ from compatctl.store._side_layout import (
     side_size,
 )
 from compatctl.store._store import Store
+from compatctl.store._switch import (
+    Switch,
+    engine_switch,
+    finish_creation,
+    recover,
+    row_problems,
+    table_file,
+)
 from compatctl.store._transaction import Transaction
 from compatctl.store._written_rows import NOTHING, WrittenRows, written_rows
 
@@ -65,12 +76,15 @@ __all__ = [
     "RollbackPlan",
     "SideFileSize",
     "Store",
+    "Switch",
     "Transaction",
     "WrittenRows",
     "check",
     "delete_damaged_side_file",
     "embedding_space",
     "embedding_spaces",
+    "engine_switch",
+    "finish_creation",
     "gc",
     "is_in_bucket",
     "lies_at",
@@ -78,9 +92,11 @@ __all__ = [
     "manifest_digest",
     "read_attempts",
     "record_attempt",
+    "recover",
     "restore",
     "rollback_plan",
     "rolled_back_models",
+    "row_problems",
     "shown_path",
     "side_bytes",
     "side_path",
@@ -88,5 +104,6 @@ __all__ = [
     "store_exists",
     "store_path",
     "sweep",
+    "table_file",
     "written_rows",
 ]

@@ -21,6 +21,7 @@ KINDS = {
     "models": ".onnx",
     "canaries": ".npz",
     "indexes": ".hnsw",
+    "tables": ".table",
     "catalogs": ".npz",
     "reports": ".json",
     "registries": ".json",

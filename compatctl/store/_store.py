@@ -21,6 +21,7 @@ from compatctl.store._layout import (
     read_manifest,
 )
 from compatctl.store._remote import pull, remote_of, shown_path, store_path
+from compatctl.store._switch import Switch
 from compatctl.store._transaction import Transaction
 
 
@@ -32,8 +33,12 @@ class Store:
     manifest: Manifest
 
     @classmethod
-    def create(cls, path: Path, *, operation: str = "init") -> Transaction:
+    def create(
+        cls, path: Path, *, operation: str = "init", switch: Switch | None = None
+    ) -> Transaction:
         """Begin a store: a transaction whose ``commit`` makes generation 1.
+
+        ``switch``: of the engine that has the rows.
 
         ``path`` must be new, empty, or left by a killed creation. An unfinished store does not
         open: only the commit writes manifest.json.
@@ -42,7 +47,7 @@ class Store:
             InputError: on entering, ``path`` is a store already or holds something else.
             ConflictError: on entering, another process is creating it.
         """
-        return Transaction(store_path(path), None, operation=operation)
+        return Transaction(store_path(path), None, operation=operation, switch=switch)
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -199,15 +204,24 @@ class Store:
         return None if digest is None else Erasures.read(self.verified_path("erasures", digest))
 
     def transaction(
-        self, expected: Manifest, *, operation: str = "", timeout_s: float = 10.0
+        self,
+        expected: Manifest,
+        *,
+        operation: str = "",
+        timeout_s: float = 10.0,
+        switch: Switch | None = None,
     ) -> Transaction:
         """Begin a write that was computed from the generation ``expected``.
+
+        ``switch``: of the engine that has the rows; default: reached as the environment says.
 
         Raises:
             ConflictError: on entering, the store is locked longer than ``timeout_s`` seconds, or
                 its current generation is another one.
         """
-        return Transaction(self.path, expected, operation=operation, timeout_s=timeout_s)
+        return Transaction(
+            self.path, expected, operation=operation, timeout_s=timeout_s, switch=switch
+        )
 
 
 def _is_intact(path: Path, sha256: str, *, fresh: bool = True) -> bool:

@@ -45,6 +45,7 @@ from compatctl.store._layout import (
     require_blobs,
 )
 from compatctl.store._remote import WRITING, pull, remote_of, shown_path
+from compatctl.store._switch import Switch, engine_switch
 
 
 class Transaction:
@@ -53,16 +54,26 @@ class Transaction:
     A context manager. Leaving it without ``commit`` changes nothing: files stored by ``put`` are
     unreferenced, and gc deletes them.
 
+    Of a store whose rows are in an engine, the engine's row is switched with each commit.
+
     Raises:
-        ConflictError: on entering, the store is locked, or its generation is not the expected one.
+        ConflictError: on entering, the store is locked, its generation is not the expected one, or
+            the engine's row is of another one.
         InputError: on entering a creation, the folder holds something else.
     """
 
     def __init__(
-        self, root: Path, expected: Manifest | None, *, operation: str, timeout_s: float = 10.0
+        self,
+        root: Path,
+        expected: Manifest | None,
+        *,
+        operation: str,
+        timeout_s: float = 10.0,
+        switch: Switch | None = None,
     ) -> None:
         self._root = root
         self._current = expected
+        self._switch = switch
         self._lock = Lock(root / LOCK, timeout_s, operation)
         self._stack = ExitStack()
         self._new_catalogs: set[str] = set()
@@ -135,17 +146,25 @@ class Transaction:
         Manifest.from_json(parse_json(data, path), "the new generation")
         if self._remote:
             self._e_tag = self._remote.publish(self._current, after, self._e_tag)
+            self._switch_to(after)
         else:
-            self._write(path, data)
+            self._write(path, data, after)
         self._current = after
         return after
 
-    def _write(self, path: Path, data: bytes) -> None:
-        """Write a generation's manifest into the folder: history first, then the commit."""
+    def _write(self, path: Path, data: bytes, after: Manifest) -> None:
+        """Write a generation's manifest into the folder: history first, an engine's row, then the
+        commit."""
         with os_errors("creating", path.parent):
             make_folder(path.parent)
         write_atomic(path, data)
+        self._switch_to(after)
         write_atomic(self._root / MANIFEST, data)
+
+    def _switch_to(self, after: Manifest) -> None:
+        """Switch an engine's row, where the rows are in one."""
+        if self._switch is not None:
+            self._switch.switch(self._current, after)
 
     def _next(self, operation: str, created_at: str, changes: dict[str, Any]) -> Manifest:
         changes = {"restores": None, "operation": operation, "created_at": created_at, **changes}
@@ -165,6 +184,9 @@ class Transaction:
 
     def _refuse_stale(self, expected: Manifest) -> None:
         current = read_current(self._root)
+        self._switch = self._switch or engine_switch(self._root, current)
+        if self._switch is not None:
+            current = self._switch.roll_forward(self._root, current)
         if manifest_bytes(current) != manifest_bytes(expected):
             raise ConflictError(
                 f"{shown_path(self._root)} moved on to generation {current.generation} "

@@ -1,0 +1,27 @@
+"""Commands on engines outside a store."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from compatctl.cli.app import Outcome, command
+
+
+@command
+def doctor(
+    url: Annotated[
+        str,
+        typer.Argument(
+            help="A table of PostgreSQL: "
+            "postgresql://USER@HOST:PORT/DATABASE/TABLE?id=COLUMN&vector=COLUMN."
+        ),
+    ],
+) -> Outcome[Any]:
+    """Check whether a table can be adopted: versions, columns, indexes, permissions, the row."""
+    from compatctl.commands.doctor import doctor
+    from compatctl.render.tables import doctor_table
+
+    result = doctor(url)
+    return Outcome(result=result, table=doctor_table, exit_code=0 if result.usable else 5)

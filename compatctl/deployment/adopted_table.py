@@ -1,0 +1,277 @@
+"""A table of PostgreSQL to adopt: every row is read once, nothing is copied."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from compatctl.core.arrays import NORM_TOLERANCE, Checksums
+from compatctl.deployment.adopted_source import AdoptedSource
+from compatctl.engines import (
+    PGVECTOR,
+    DeploymentTable,
+    ServerFacts,
+    TableFacts,
+    TableFile,
+    TableLocation,
+    TableRows,
+    VectorIndexFacts,
+    connect,
+    read_facts,
+    table_problems,
+)
+from compatctl.engines.facts import OPERATORS
+from compatctl.errors import ConflictError, InputError, UsageError
+from compatctl.files import sha256_file
+from compatctl.index import PgVectorIndex, row_checksums
+from compatctl.manifest import IndexInfo
+from compatctl.notices import notice
+from compatctl.printable import listed
+from compatctl.progress import Progress
+from compatctl.store import Switch, finish_creation, store_exists
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRequest:
+    """The table to adopt.
+
+    Attributes:
+        store: where the store will be, or is.
+        dim: the model's dimension.
+        space: ip, l2 or cosine; None: what the table's index says, or cosine without one.
+    """
+
+    location: TableLocation
+    store: Path
+    dim: int
+    space: str | None = None
+    ef_search: int = 64
+
+
+@contextmanager
+def open_adopted_table(request: TableRequest, progress: Progress) -> Iterator[AdoptedSource]:
+    """Read the table, and describe it for a store.
+
+    Raises:
+        InputError: the table, its columns or its rows cannot be a gallery of this model.
+        UsageError: the space is not that of the table's index.
+        ConflictError: another store switches the table.
+        CompatError: the server cannot be reached.
+    """
+    with connect(request.location) as connection:
+        server, facts, location = read_facts(connection, request.location)
+        _refuse_table(request.location, server, facts, request.dim)
+        index = _chosen_index(request, facts)
+        space = request.space or (index.space if index else "cosine")
+        rows = TableRows(
+            location=location,
+            id_type=facts.id_type or "",
+            vector_type=facts.vector_type or "",
+            dim=request.dim,
+        )
+        adopted = _read(rows, connection, progress)
+        without = rows.count(connection)[1]
+    adopted.refuse(location.url, space)
+    _tell(location.url, facts, index, without, request.dim)
+    file = TableFile(
+        location=location,
+        id_type=rows.id_type,
+        vector_type=rows.vector_type,
+        operator=OPERATORS[space],
+        iterative_scan=server.iterative_scan,
+        rows=len(adopted.ids),
+        unit=adopted.is_unit,
+    )
+    switch = Switch(file=file)
+    finish_creation(request.store, switch)
+    _refuse_other_store(request.store, switch)
+    with tempfile.TemporaryDirectory() as folder:
+        yield _source(request, file, adopted, index, space, Path(folder))
+
+
+def _source(  # noqa: PLR0917
+    request: TableRequest,
+    file: TableFile,
+    adopted: _AdoptedRows,
+    index: VectorIndexFacts | None,
+    space: str,
+    folder: Path,
+) -> AdoptedSource:
+    order = adopted.order(file.id_type)
+    ids = tuple(adopted.ids[row] for row in order.tolist())
+    path = folder / "adopted.table"
+    file.write(path, np.concatenate(adopted.checksums)[order])
+    sha256 = sha256_file(path)
+    keys = np.arange(len(ids), dtype=np.uint64)
+    info = IndexInfo(
+        engine=PGVECTOR,
+        space=space,
+        dim=request.dim,
+        M=index.m if index else 16,
+        ef_construction=index.ef_construction if index else 64,
+        ef_search=request.ef_search,
+        count=len(ids),
+        sha256=sha256,
+        seed=0,
+    )
+    labels = adopted.labels
+    return AdoptedSource(
+        path=path,
+        sha256=sha256,
+        index=PgVectorIndex(
+            file,
+            ids=ids,
+            row_of={item: row for row, item in enumerate(ids)},
+            keys=keys,
+            dim=request.dim,
+            epoch=None,
+            ef_search=request.ef_search,
+        ),
+        info=info,
+        engine=PGVECTOR,
+        kind=f"{file.vector_type} {index.method if index else 'without index'} {space}",
+        rebuilt=False,
+        dropped=np.zeros(0, np.uint64),
+        ids=ids,
+        labels=tuple(labels[row] for row in order.tolist()) if labels else None,
+        switch=Switch(file=file),
+    )
+
+
+@dataclass(kw_only=True, eq=False)
+class _AdoptedRows:
+    """What is kept of each row: id, label, checksum; and the norms' range."""
+
+    ids: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    checksums: list[Checksums] = field(default_factory=list)
+    zero: list[str] = field(default_factory=list)
+    least: float = np.inf
+    most: float = 0.0
+
+    @property
+    def is_unit(self) -> bool:
+        """Whether every row has the norm 1, as far as half precision can."""
+        return max(abs(self.least - 1.0), abs(self.most - 1.0)) <= NORM_TOLERANCE
+
+    def order(self, id_type: str) -> np.ndarray:
+        """The order (N,) of the ids: whole numbers by value, others as texts."""
+        ids = np.array(self.ids, np.int64) if id_type in _WHOLE else np.array(self.ids, object)
+        return np.argsort(ids, kind="stable")
+
+    def refuse(self, url: str, space: str) -> None:
+        """Refuse rows that are no gallery.
+
+        Raises:
+            InputError: no rows, an id twice, a zero vector, or norms that are part of the ranking.
+        """
+        if not self.ids:
+            raise InputError(f"{url}: no row has a vector", tip="adopt the table once it is filled")
+        if len(set(self.ids)) < len(self.ids):
+            seen = set[str]()
+            twice = [item for item in self.ids if item in seen or seen.add(item)]  # type: ignore[func-returns-value]
+            raise InputError(
+                f"{url}: {len(twice)} ids are there twice: {listed(twice)}",
+                tip="name a column that is a key of the table: ?id=COLUMN",
+            )
+        if self.zero:
+            raise InputError(
+                f"{url}: {len(self.zero)} rows have a zero vector, which no direction has: "
+                f"{listed(self.zero)}",
+                tip="set them to NULL, or embed these items again",
+            )
+        if space != "cosine" and not self.is_unit:
+            ranked = "inner product" if space == "ip" else "L2 distance"
+            raise InputError(
+                f"{url}: its rows have norms from {self.least:.4g} to {self.most:.4g} and are "
+                f"ranked by {ranked}, so that norms are part of the ranking",
+                tip="store unit rows, or an index with vector_cosine_ops; compatctl verify old.npz "
+                "new.npz --similarity dot (or l2) compares two models as the table ranks",
+            )
+
+
+_WHOLE = ("smallint", "integer", "bigint")
+
+
+def _read(rows: TableRows, connection: object, progress: Progress) -> _AdoptedRows:
+    found = _AdoptedRows()
+    for block in rows.blocks(connection):
+        found.ids += block.ids
+        found.labels += block.labels or ()
+        found.checksums.append(row_checksums(block.vectors))
+        norms = np.sqrt(np.einsum("nd,nd->n", block.vectors, block.vectors, dtype=np.float64))
+        found.zero += [block.ids[row] for row in np.flatnonzero(norms == 0.0).tolist()]
+        found.least = min(found.least, float(norms.min()))
+        found.most = max(found.most, float(norms.max()))
+        progress("reading the table", len(found.ids), len(found.ids) + 1)
+    progress("reading the table", 1, 1)
+    return found
+
+
+def _refuse_table(
+    location: TableLocation, server: ServerFacts, facts: TableFacts, dim: int
+) -> None:
+    problems = [check for check in table_problems(location, server, facts, dim=dim) if check.fatal]
+    if problems:
+        raise InputError(
+            f"{location.url}: {'; '.join(check.problem for check in problems)}",
+            tip=problems[0].tip or "compatctl doctor URL lists what is missing",
+        )
+
+
+def _chosen_index(request: TableRequest, facts: TableFacts) -> VectorIndexFacts | None:
+    """The index that a search uses, hnsw before ivfflat; it must be of the space that is asked."""
+    if request.space not in {None, *OPERATORS}:
+        raise UsageError(f"the space must be ip, cosine or l2, got {request.space!r}")
+    usable = sorted(facts.usable, key=lambda index: index.method != "hnsw")
+    spaces = sorted({index.space for index in usable})
+    if request.space is None and len(spaces) > 1:
+        raise UsageError(
+            f"{request.location.url} has indexes that rank by {' and by '.join(spaces)}",
+            tip="--space says by which the application searches",
+        )
+    fits = [index for index in usable if request.space in {None, index.space}]
+    if usable and not fits:
+        raise UsageError(
+            f"the index {usable[0].name} ranks by {usable[0].space}; --space says {request.space}",
+            tip="leave --space out: the index says it",
+        )
+    return fits[0] if fits else None
+
+
+def _tell(
+    url: str, facts: TableFacts, index: VectorIndexFacts | None, without: int, dim: int
+) -> None:
+    """Notices of what is there and is not used."""
+    if without:
+        notice("null-vectors", url, "rows without a vector", ["NULL"],
+               "they are not part of the gallery; compatctl add takes them in later",
+               count=without)  # fmt: skip
+    if index is None:
+        limit = 2000 if facts.vector_type == "vector" else 4000
+        beyond = f": hnsw takes at most {limit} dimensions of {facts.vector_type}"
+        unused = [f"{other.name} ({other.defect})" for other in facts.indexes if other.defect]
+        notice("no-index", url, "indexes that a search of the column can use", unused or ["none"],
+               f"every search reads the whole table{beyond * (dim > limit)}", count=0)  # fmt: skip
+    elif index.method != "hnsw":
+        notice("ivfflat", url, "indexes of another kind than hnsw", [index.name],
+               "ef_search has no effect: ivfflat.probes decides")  # fmt: skip
+
+
+def _refuse_other_store(store: Path, switch: Switch) -> None:
+    """Refuse a table that another store switches, before anything is written."""
+    if store_exists(store):
+        return
+    row = DeploymentTable(location=switch.file.location).read()
+    if row is not None:
+        raise ConflictError(
+            f"another store switches this table: the row {switch.file.location.name!r} of "
+            f"compatctl_deployment is at epoch {row.epoch}",
+            tip="go on with that store; &name=OTHER in the URL makes a second row, which the "
+            "application then has to read",
+        )

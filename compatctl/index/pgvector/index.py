@@ -1,0 +1,182 @@
+"""The pgvector engine: search in the application's own table, fenced by the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+import numpy as np
+
+from compatctl.core.arrays import Keys, Scores, Vectors
+from compatctl.engines import Connection, FencedSearch, TableFile
+from compatctl.engines.connection import open_connection, postgres_errors
+from compatctl.errors import ConflictError, InputError
+from compatctl.index.pgvector.reading import table_rows, unit_directions
+from compatctl.index.rows import KeyLookup, check_unit
+from compatctl.notices import notice
+from compatctl.progress import Progress, silent
+
+_CHANGED = "compatctl check lists what changed; compatctl add takes new rows in"
+
+
+class PgVectorIndex:
+    """The adopted rows of a table, under their keys; one connection, opened with the first search.
+
+    Args:
+        ids: of the adopted rows (N,), ``row_of``: id -> its row, ``keys`` (N,): theirs.
+        epoch: of the row that a search requires; None: it is not fenced, as before an import.
+
+    Not thread-safe.
+    """
+
+    def __init__(
+        self,
+        file: TableFile,
+        *,
+        ids: Sequence[str],
+        row_of: Mapping[str, int],
+        keys: Keys,
+        dim: int,
+        epoch: int | None,
+        ef_search: int,
+    ) -> None:
+        self.file = file
+        self._ids, self._row_of, self._keys = ids, row_of, keys
+        self._dim, self._ef = dim, ef_search
+        self._rows = table_rows(file, dim)
+        self._location = self._rows.location
+        self._lookup = KeyLookup(np.asarray(keys, np.uint64))
+        self._search = FencedSearch(
+            self._location, file.vector_type, file.operator, epoch, file.iterative_scan
+        )
+        self._opened: Connection | None = None
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def close(self) -> None:
+        """Close the connection; the next search opens another one."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_opened", None) is not None:
+            self.close()
+
+    def add(self, vectors: Vectors, keys: Keys, progress: Progress = silent) -> NoReturn:
+        """Refuse: the application writes the rows of its table.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            f"{self._location.url}: the rows are the application's, which inserts them itself",
+            tip="compatctl add takes in rows that it inserted",
+        )
+
+    def keys(self) -> Keys:
+        """Every key (N,) uint64 of the adopted rows."""
+        return np.asarray(self._keys, np.uint64)
+
+    def vectors(self, keys: Keys | None = None) -> Vectors:
+        """The rows (n, D) float32 of ``keys`` (n,), or all, as the engine ranks them.
+
+        Raises:
+            InputError: there is no row of a key.
+            ConflictError: the table has lost one of the rows.
+        """
+        if keys is None:
+            keys = self.keys()
+        positions = self._lookup.find(np.asarray(keys, np.uint64))
+        if (positions < 0).any():
+            missing = int(np.asarray(keys)[positions < 0][0])
+            raise InputError(f"the index has no row under the key {missing}")
+        ids = [self._ids[row] for row in positions.tolist()]
+        vectors = np.empty((len(ids), self._dim), np.float32)
+        places = {item: place for place, item in enumerate(ids)}  # the last place of each id
+        seen = np.zeros(len(ids), bool)
+        with postgres_errors(self._location):
+            for block in self._rows.find(self._connection(), list(places)):
+                at = np.fromiter((places[item] for item in block.ids), np.int64)
+                vectors[at], seen[at] = unit_directions(self.file, block.vectors), True
+        first = np.fromiter((places[item] for item in ids), np.int64, len(ids))
+        if not seen[first].all():
+            self._refuse_lost(ids[int(np.argmin(seen[first]))])
+        return vectors[first]
+
+    def search(self, queries: Vectors, k: int, ef: int | None = None) -> tuple[Keys, Scores]:
+        """Keys and cosines (Q, min(k, N)) of approximately the nearest rows, nearest first.
+
+        ``ef`` is hnsw.ef_search, at most 1,000 and at least k. Where the scan finds fewer adopted
+        rows than it should, the search is exact. Rows that were not adopted are left out, with a
+        notice.
+
+        Raises:
+            StaleEpochError: the row was switched since.
+            InputError: k < 1, or bad queries.
+            ConflictError: the table has lost rows.
+        """
+        queries = np.array(queries, np.float32, order="C")
+        if queries.ndim != 2 or queries.shape[1] != self._dim:
+            raise InputError(f"queries must be (n, {self._dim}), got {queries.shape}")
+        check_unit(queries, "query")
+        if k < 1:
+            raise InputError(f"k must be at least 1, got {k}")
+        k = min(k, len(self))
+        rows = np.full((len(queries), k), -1, np.int64)
+        distances = np.zeros((len(queries), k), np.float64)
+        self._fill(queries, np.arange(len(queries)), k, ef or self._ef, rows, distances)
+        short = np.flatnonzero((rows < 0).any(axis=1)) if k else np.zeros(0, np.int64)
+        limit = k
+        while len(short):
+            limit = 2 * limit
+            ended = self._fill(queries, short, limit, 0, rows, distances, exact=True)
+            short = np.flatnonzero((rows < 0).any(axis=1))
+            if len(short) and ended:
+                self._refuse_lost()
+        return self.keys()[rows], self._scores(distances)
+
+    def _fill(  # noqa: PLR0917
+        self,
+        queries: Vectors,
+        chosen: np.ndarray,
+        limit: int,
+        ef: int,
+        rows: np.ndarray,
+        distances: np.ndarray,
+        exact: bool = False,
+    ) -> bool:
+        """Search ``chosen`` queries, and write their adopted rows; whether the table ended."""
+        k, unknown, ended = rows.shape[1], dict[str, None](), True
+        with postgres_errors(self._location):
+            answers = self._search.search(self._connection(), queries[chosen], limit, ef, exact)
+        for query, answer in zip(chosen.tolist(), answers, strict=True):
+            ended &= len(answer) < limit
+            places = [(self._row_of.get(item, -1), distance) for item, distance in answer]
+            known = [place for place in places if place[0] >= 0][:k]
+            if len(known) < len(places):
+                unknown |= dict.fromkeys(item for item, _ in answer if item not in self._row_of)
+            for place, (row, distance) in enumerate(known):
+                rows[query, place], distances[query, place] = row, distance
+        if unknown:
+            notice("new-rows", self._location.url, "rows that were not adopted", list(unknown),
+                   "they are left out of the answers; compatctl add takes them in")  # fmt: skip
+        return ended
+
+    def _scores(self, distances: np.ndarray) -> Scores:
+        if self.file.operator == "<#>":
+            return (-distances).astype(np.float32)
+        half = distances**2 / 2 if self.file.operator == "<->" else distances
+        return (1.0 - half).astype(np.float32)
+
+    def _connection(self) -> Connection:
+        if self._opened is None or self._opened.closed:
+            self._opened = open_connection(self._location)
+        return self._opened
+
+    def _refuse_lost(self, item: str = "") -> NoReturn:
+        what = f"the row {item!r}" if item else "rows"
+        raise ConflictError(
+            f"{self._location.url}: the table has lost {what} that the store adopted", tip=_CHANGED
+        )

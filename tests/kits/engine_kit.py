@@ -1,0 +1,56 @@
+"""A project whose rows are in an engine."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from postgres_kit import Table
+from shop_kit import Result, Shop
+
+from compatctl.deployment.gallery import DeployedGallery
+from compatctl.store import Store
+
+
+@dataclass(frozen=True)
+class EngineShop:
+    """A project whose store has its rows in an engine. ``table`` is None for the folder."""
+
+    engine: str
+    shop: Shop
+    table: Table | None
+
+    def run(self, command: str, *arguments: object) -> Result:
+        """Run a command in the project with ``--json``."""
+        return self.shop.run(command, *arguments)
+
+    def done(self, command: str, *arguments: object) -> Result:
+        """Run a command that must end well."""
+        result = self.run(command, *arguments)
+        assert result.code == 0, result.stderr + result.stdout
+        return result
+
+    def path(self, name: str) -> Path:
+        """A file of the project."""
+        return self.shop.path(name)
+
+    def gallery(self) -> DeployedGallery:
+        """The deployed gallery."""
+        return DeployedGallery.open(Store.open(self.path("store")))
+
+
+def fill(table: Table, shop: Shop, **options: object) -> None:
+    """A table of the rows of the project's store, as an application would have made it."""
+    gallery = DeployedGallery.open(Store.open(shop.path("store")))
+    catalog = gallery.catalog
+    table.create(catalog.ids, gallery.vectors(), catalog.labels, **options)  # type: ignore[arg-type]
+
+
+def adopt(shop: Shop, table: Table) -> EngineShop:
+    """Fill the table with the store's rows, and make a store of the table."""
+    fill(table, shop)
+    shutil.rmtree(shop.path("store"))
+    made = EngineShop(engine="pgvector", shop=shop, table=table)
+    made.done("import", table.url, "--model", shop.path("old.onnx"))
+    return made
