@@ -37,6 +37,7 @@ LEVELS = {
     "deployment": 4,
     "evaluation": 5,
     "migration": 6,
+    "serving": 6,
     "commands": 7,
     "render": 8,
     "cli": 9,
@@ -71,6 +72,9 @@ HOMES = {
     "transformers": {"train"},
     "peft": {"train"},
     "tokenizers": {"encoder"},
+    "fastapi": {"serving"},
+    "uvicorn": {"serving"},
+    "prometheus_client": {"serving"},
 }
 MAX_MODULE_LINES = 500
 MAX_FUNCTION_LINES = 40

@@ -28,6 +28,7 @@ from compatctl.data._pixels import (
     from_array,
     look_of,
     prepare,
+    thumbnail,
 )
 from compatctl.data._qrels import Judgments, read_qrels
 from compatctl.data._reference import Origin, Reference, born_on_simplex, class_means
@@ -107,6 +108,7 @@ __all__ = [
     "read_vector_columns",
     "refused_ids",
     "sample_per_class",
+    "thumbnail",
     "unpack",
     "warn_of_equal_rows",
     "warn_of_near_equal",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, BinaryIO, Literal, Self, get_args
@@ -261,6 +262,15 @@ def _reason(error: Exception, file: BinaryIO) -> tuple[str, str]:
         return f"it is {known}, which is not read", "convert it to JPEG or PNG"
     kind = other_kind(head)
     return (f"it is {kind[0]}", kind[1]) if kind else ("unknown format", BAD_IMAGE_TIP)
+
+
+def thumbnail(image: Image.Image, side: int = 256) -> bytes:
+    """A JPEG of an RGB image, of at most ``side`` pixels a side."""
+    small = image.copy()
+    small.thumbnail((side, side))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=85)
+    return file.getvalue()
 
 
 def from_array(pixels: Pixels) -> Image.Image:

@@ -70,9 +70,13 @@ class DeployedGallery:
             vars(self)["catalog"] = other.catalog
         if replace(own.index, ef_search=others.index.ef_search) == others.index:
             vars(self).update({"index": other.index} if "index" in loaded else {})
-        same_canary = own.query_share.canary == others.query_share.canary
-        if own.query_model == others.query_model and same_canary and "encoder" in loaded:
-            vars(self)["encoder"] = other.encoder
+        same_model = own.query_model == others.query_model
+        if same_model and own.query_share.canary == others.query_share.canary:
+            vars(self).update({"encoder": other.encoder} if "encoder" in loaded else {})
+
+    def use_encoder(self, encoder: Encoder) -> None:
+        """Embed queries with this encoder, which is not in the store: a candidate."""
+        vars(self)["encoder"] = encoder
 
     @property
     def model_path(self) -> Path:

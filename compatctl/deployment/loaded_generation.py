@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
@@ -125,6 +125,27 @@ class LoadedGeneration:
         if before is None or gallery.index is not before.gallery.index:
             _probe(gallery, catalog)
         return loaded
+
+    def with_model(self, encoder: Encoder) -> LoadedGeneration:
+        """The same index and catalogue with another query model, which is tried before a deploy.
+
+        Nothing is re-scored, and scores are not mapped: both are set up by a deploy.
+
+        Raises:
+            InputError: the model has another dimension than the gallery.
+        """
+        manifest = self.manifest
+        if encoder.dim != manifest.index.dim:
+            raise InputError(
+                f"{encoder.name} has {encoder.dim} dimensions; the gallery has "
+                f"{manifest.index.dim}",
+                tip="compatctl finetune makes an encoder of the gallery's dimension",
+            )
+        changed = replace(manifest, query_model=encoder.sha256, rescoring=None, calibration=None)
+        gallery = DeployedGallery(store=self.gallery.store, manifest=changed)
+        gallery.take_from(self.gallery)
+        gallery.use_encoder(encoder)
+        return LoadedGeneration(gallery=gallery, scale=None, rescorer=None)
 
     @property
     def manifest(self) -> Manifest:

@@ -1,0 +1,204 @@
+"""serve: answer queries over HTTP from the store, through every deploy and rollback."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from compatctl.data import Dataset
+from compatctl.deployment.data import load_data
+from compatctl.deployment.project import open_store
+from compatctl.deployment.searcher import Searcher
+from compatctl.encoder import Encoder
+from compatctl.errors import InputError, UsageError
+from compatctl.evaluation.report_match import require_matching_report
+from compatctl.evaluation.verified_candidate import refuse_unverified
+from compatctl.recipe import Project, gate_policy
+from compatctl.report import policy_sha256, read_report
+from compatctl.serving.answer_log import AnswerLog, LogLine
+from compatctl.serving.candidate import CandidateModel, Shadow, Traffic
+from compatctl.serving.http import Access, make_app
+from compatctl.serving.metrics import Metrics
+from compatctl.serving.server import is_loopback, listen, run
+from compatctl.serving.service import Limits, SearchService
+
+TOKEN = "COMPATCTL_TOKEN"
+SHORTEST_TOKEN = 16
+"""Characters."""
+
+FOLLOW_S = 0.25
+"""Seconds between two looks at the store: a rollback reaches the service within a second."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A candidate's file, and the share of queries that it answers, in (0, 1]."""
+
+    model: Path
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """Options of ``serve``.
+
+    Attributes:
+        host, port: the address; port 0 is any free one.
+        shadow: a candidate that answers too, for the log alone.
+        traffic: a candidate that answers a share of the queries.
+        allow_unverified: the candidate of the traffic needs no passing report.
+        log: JSON lines of answers.
+        limits: of a request.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    shadow: Trial | None = None
+    traffic: Trial | None = None
+    allow_unverified: bool = False
+    log: Path | None = None
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeResult:
+    """What was served until the end.
+
+    Attributes:
+        generation: the last one.
+        answered: queries.
+        switches: times that a newer generation took over.
+        logged: lines of the log.
+        unlogged: lines that were dropped.
+    """
+
+    generation: int
+    answered: int
+    switches: int
+    logged: int
+    unlogged: int
+
+
+def serve(
+    project: Project, options: ServeOptions, *, announce: Callable[[str], None]
+) -> ServeResult:
+    """Answer queries until SIGTERM or Ctrl-C; running requests end first.
+
+    ``announce`` gets the address once queries are answered.
+
+    Raises:
+        UsageError: an address that other machines reach, without a token in the environment; or a
+            candidate for the traffic of a store that re-scores answers or calibrates scores.
+        InputError: the port is in use; there is no store; a model does not load, or has another
+            dimension than the gallery.
+        GateError, EvidenceError: no passing report of the candidate of the traffic.
+        DamagedError: the store is damaged.
+    """
+    access = _access(options.host)
+    traffic = _traffic(project, options)
+    shadow_model = None if options.shadow is None else _encoder(options.shadow.model)
+    log = None if options.log is None else AnswerLog(options.log)
+    data = _data(project)
+    listener = listen(options.host, options.port)
+    searcher = Searcher.open(project.store, project=project, data=data, follow_s=FOLLOW_S)
+    shadow = None
+    if options.shadow is not None and shadow_model is not None:
+        shadow = Shadow(shadow_model, share=options.shadow.share, write=_writer(log))
+    service = SearchService(
+        searcher=searcher,
+        limits=options.limits,
+        metrics=Metrics(),
+        log=log,
+        shadow=shadow,
+        traffic=traffic,
+        data=data,
+    )
+    if service.candidate is not None:
+        service.candidate.on(searcher.current)
+    manifest = searcher.manifest
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    address = f"http://{host}:{listener.getsockname()[1]}"
+    text = f"generation {manifest.generation} of {project.store} is served on {address}"
+    try:
+        run(make_app(service, access), listener, started=lambda: announce(text))
+    finally:
+        manifest, switches = searcher.manifest, searcher.switches
+        service.close()
+    return ServeResult(
+        generation=manifest.generation,
+        answered=service.answered,
+        switches=switches,
+        logged=0 if log is None else log.written,
+        unlogged=0 if log is None else log.dropped,
+    )
+
+
+def _access(host: str) -> Access:
+    """Who may ask: on an address that others reach, who has the token."""
+    token = os.environ.get(TOKEN, "").strip() or None
+    if token is not None and len(token) < SHORTEST_TOKEN:
+        raise UsageError(
+            f"{TOKEN} holds {len(token)} characters; a token has at least {SHORTEST_TOKEN}",
+            tip=f"export {TOKEN}=$(openssl rand -hex 32)",
+        )
+    local = is_loopback(host)
+    if token is None and not local:
+        raise UsageError(
+            f"other machines reach {host}, and {TOKEN} is not set",
+            tip=f"export {TOKEN}=$(openssl rand -hex 32), which callers then send; or serve "
+            "127.0.0.1",
+        )
+    return Access(token=token, local=local)
+
+
+def _encoder(path: Path) -> CandidateModel:
+    """A candidate. One thread computes it, so that it takes little from the query model."""
+    return CandidateModel(encoder=Encoder.load(path, threads=1))
+
+
+def _writer(log: AnswerLog | None) -> Callable[[LogLine], None]:
+    return (lambda _: None) if log is None else log.add
+
+
+def _data(project: Project) -> Dataset | None:
+    """The project's data, for free vectors and the page; None: there are none here."""
+    has_data = project.source is not None and project.source.exists()
+    return load_data(project, labelled=False) if has_data else None
+
+
+def _traffic(project: Project, options: ServeOptions) -> Traffic | None:
+    """The candidate that gets a share of the traffic, if it may."""
+    trial = options.traffic
+    if trial is None:
+        return None
+    manifest = open_store(project).manifest
+    for what, settings in (
+        ("re-scores answers", manifest.rescoring),
+        ("calibrates scores", manifest.calibration),
+    ):
+        if settings is not None:
+            raise UsageError(
+                f"the store {what}, and a candidate on the traffic does not",
+                tip="try the candidate with --shadow, or deploy it and roll back",
+            )
+    candidate = _encoder(trial.model)
+    if not options.allow_unverified:
+        _require_verified(project, candidate.encoder)
+    return Traffic(candidate, share=trial.share)
+
+
+def _require_verified(project: Project, encoder: Encoder) -> None:
+    """Refuse a candidate for real queries that deploy would refuse."""
+    store = open_store(project)
+    verified = read_report(project.report)
+    policy = policy_sha256(gate_policy(project))
+    refuse_unverified(verified, store.manifest, encoder.sha256, policy)
+    require_matching_report(verified.report, project)
+    if verified.report.rescoring is not None or verified.report.calibration is not None:
+        raise InputError(
+            "the report judged the candidate with re-scored answers or calibrated scores, and on "
+            "the traffic it has neither",
+            tip="verify it without --rescore and --calibrate, or try it with --shadow",
+        )

@@ -1,0 +1,136 @@
+"""The log of answers: JSON lines, one a query, written by a thread that no request waits for."""
+
+from __future__ import annotations
+
+import json
+import queue
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from compatctl.deployment.searching import Hit
+from compatctl.errors import InputError
+from compatctl.serving.batching import Answer
+
+MAX_WAITING = 10_000
+"""Lines that wait to be written; more are dropped and counted."""
+
+FLUSH_S = 0.5
+"""Seconds after which lines are on the disk's way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogLine:
+    """One query and its answers. The query itself is not logged.
+
+    Attributes:
+        query: the id that the caller gave, or the sha256 of its content.
+        side: which model's answer the caller got: ``current`` or ``candidate``.
+        answer: that answer.
+        other: the answer of the candidate that runs in the shadow; None: there is none.
+        other_error: why it has none.
+    """
+
+    query: str
+    side: str
+    answer: Answer
+    other: Answer | None = None
+    other_error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The line's entries."""
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "query": self.query,
+            "side": self.side,
+            **_described(self.answer),
+        }
+        if self.other is not None:
+            line["candidate"] = _described(self.other)
+        elif self.other_error is not None:
+            line["candidate"] = {"error": self.other_error}
+        return line
+
+
+def _described(answer: Answer) -> dict[str, Any]:
+    return {
+        "generation": answer.generation,
+        "query_model": answer.query_model,
+        "hits": described_hits(answer.hits),
+    }
+
+
+def described_hits(hits: Sequence[Hit]) -> list[dict[str, Any]]:
+    """Hits as the log has them."""
+    return [
+        {"id": hit.id, "score": round(hit.score, 6), "model": hit.model}
+        | ({"rescored": True} if hit.rescored else {})
+        for hit in hits
+    ]
+
+
+class AnswerLog:
+    """Appends lines to a file; what cannot be written is counted, and fails no request.
+
+    Raises:
+        InputError: the file cannot be opened for appending.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                f"the log {path} cannot be written: {error.strerror or error}",
+                tip="name a file in a folder that exists and may be written",
+            ) from error
+        self._queue: queue.Queue[LogLine | None] = queue.Queue(MAX_WAITING)
+        self.written = 0
+        self.dropped = 0
+        self._thread = Thread(target=self._run, name="compatctl-log", daemon=True)
+        self._thread.start()
+
+    def add(self, line: LogLine) -> None:
+        """Write a line later, or drop it if too many wait."""
+        try:
+            self._queue.put_nowait(line)
+        except queue.Full:
+            self.dropped += 1
+
+    def close(self) -> None:
+        """Write what waits, and close the file."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                line = self._queue.get(timeout=FLUSH_S)
+            except queue.Empty:
+                self._flush()
+                continue
+            if line is None:
+                break
+            self._write(line)
+        self._flush()
+        try:
+            self._file.close()
+        except OSError:
+            self.dropped += 1
+
+    def _write(self, line: LogLine) -> None:
+        try:
+            self._file.write(json.dumps(line.to_json(), ensure_ascii=False) + "\n")
+        except (OSError, ValueError):
+            self.dropped += 1
+        else:
+            self.written += 1
+
+    def _flush(self) -> None:
+        try:
+            self._file.flush()
+        except (OSError, ValueError):
+            self.dropped += 1

@@ -1,0 +1,160 @@
+"""What the service counts and measures, in the text format of Prometheus."""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from compatctl.core.score_drift import ScoreDrift
+from compatctl.deployment.searcher import Searcher
+from compatctl.serving.batching import Answer
+
+if TYPE_CHECKING:
+    from compatctl.serving.candidate import Shadow, Traffic
+
+SHORT = 12
+"""Characters of a model's digest in a label."""
+
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_COSINES = tuple(round(0.05 * step, 2) for step in range(1, 20))
+
+_GAUGES: dict[str, tuple[str, ...]] = {
+    "generation": ("The generation that serves.",),
+    "switches": ("Times that a newer generation took over.",),
+    "newest_does_not_serve": (
+        "1 if the store's newest generation could not be loaded or failed a check.",
+    ),
+    "query_model": ("1 for the query model.", "model", "name"),
+    "gallery_share": ("Share of the gallery by model.", "model", "name"),
+    "gallery_rows": ("Rows of the gallery.",),
+    "score_drift": (
+        "Kolmogorov-Smirnov distance of the last first answers' cosines from the first ones.",
+        "query_model",
+        "model",
+    ),
+    "score_drift_alarm": ("1 if that distance is above its limit.", "query_model", "model"),
+    "waiting": ("Queries that wait to be answered.",),
+    "batch_mean": ("Mean queries of a pass.",),
+    "shadow": ("Queries of the shadow by what became of them.", "result"),
+    "shadow_overlap": ("Mean share of the answers that both sides of the shadow have.",),
+    "traffic_share": ("Share of the traffic that the candidate answers.",),
+    "log": ("Lines of the log, written or dropped.", "result"),
+}
+"""Name -> what it is, and its labels."""
+
+
+class Metrics:
+    """The metrics of one service; any thread may count."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._lock = Lock()
+        self._drift: dict[tuple[str, str], ScoreDrift] = {}
+        own = self.registry
+        self.requests = Counter(
+            "compatctl_requests",
+            "Search requests by status and side.",
+            ["status", "side"],
+            registry=own,
+        )
+        self.seconds = Histogram(
+            "compatctl_search_seconds",
+            "Seconds from a request's body to its answer.",
+            ["side"],
+            buckets=_SECONDS,
+            registry=own,
+        )
+        self.passed = Counter(
+            "compatctl_gallery_passes",
+            "Gallery items that passed through the query model to re-score answers.",
+            registry=own,
+        )
+        self._cosine = Histogram(
+            "compatctl_top_cosine",
+            "Cosine of the first answer, by the models of the query and of the answer.",
+            ["query_model", "model"],
+            buckets=_COSINES,
+            registry=own,
+        )
+        self._gauges = {
+            name: Gauge(f"compatctl_{name}", text, labels, registry=own)
+            for name, (text, *labels) in _GAUGES.items()
+        }
+
+    def answered(self, side: str, answer: Answer, seconds: float) -> None:
+        """Count an answer."""
+        self.requests.labels("200", side).inc()
+        self.seconds.labels(side).observe(seconds)
+        if answer.passed:
+            self.passed.inc(answer.passed)
+        if answer.hits:
+            hit = answer.hits[0]
+            key = (answer.query_model[:SHORT], hit.model[:SHORT])
+            self._cosine.labels(*key).observe(hit.cosine)
+            with self._lock:
+                self._drift.setdefault(key, ScoreDrift()).add(hit.cosine)
+
+    def drifted(self, query_model: str) -> bool:
+        """Whether the scores of a query model's answers have drifted, for any model of answers."""
+        with self._lock:
+            own = [drift for key, drift in self._drift.items() if key[0] == query_model[:SHORT]]
+        return any(drift.has_drifted for drift in own)
+
+    def refused(self, status: int, side: str = "none") -> None:
+        """Count a request without an answer."""
+        self.requests.labels(str(status), side).inc()
+
+    def of_store(self, searcher: Searcher) -> None:
+        """Take the values of the generation that serves."""
+        manifest = searcher.manifest
+        self._gauges["generation"].set(manifest.generation)
+        self._gauges["switches"].set(searcher.switches)
+        self._gauges["newest_does_not_serve"].set(searcher.problem is not None)
+        self._gauges["gallery_rows"].set(manifest.index.count)
+        self._gauges["query_model"].clear()
+        self._gauges["gallery_share"].clear()
+        for share in manifest.models:
+            labels = (share.sha256[:SHORT], share.name)
+            self._gauges["gallery_share"].labels(*labels).set(share.rows / manifest.index.count)
+            if share.sha256 == manifest.query_model:
+                self._gauges["query_model"].labels(*labels).set(1)
+        self._show_drift()
+
+    def _show_drift(self) -> None:
+        """The drift of each pair of models."""
+        with self._lock:
+            drifts = list(self._drift.items())
+        self._gauges["score_drift"].clear()
+        self._gauges["score_drift_alarm"].clear()
+        for key, drift in drifts:
+            distance = drift.distance
+            if distance is not None:
+                self._gauges["score_drift"].labels(*key).set(distance)
+                self._gauges["score_drift_alarm"].labels(*key).set(drift.has_drifted)
+
+    def of_batches(self, waiting: int, batches: int, answered: int) -> None:
+        """Take the values of the micro-batches."""
+        self._gauges["waiting"].set(waiting)
+        self._gauges["batch_mean"].set(answered / batches if batches else 0)
+
+    def of_log(self, written: int, dropped: int) -> None:
+        """Take the counts of the log."""
+        self._gauges["log"].labels("written").set(written)
+        self._gauges["log"].labels("dropped").set(dropped)
+
+    def of_shadow(self, shadow: Shadow) -> None:
+        """Take the counts of the shadow."""
+        for result, count in shadow.counts.items():
+            self._gauges["shadow"].labels(result).set(count)
+        if shadow.overlap is not None:
+            self._gauges["shadow_overlap"].set(shadow.overlap)
+
+    def of_traffic(self, traffic: Traffic) -> None:
+        """Take the share of the traffic."""
+        self._gauges["traffic_share"].set(0.0 if traffic.stopped else traffic.share)
+
+    def text(self) -> bytes:
+        """All of it."""
+        return generate_latest(self.registry)

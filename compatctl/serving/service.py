@@ -1,0 +1,330 @@
+"""The service without HTTP: a query in, its answer out, by the query model or a candidate."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from compatctl.data import Dataset, ItemVectors, thumbnail
+from compatctl.deployment.loaded_generation import LoadedGeneration, QueryItem
+from compatctl.deployment.searcher import Searcher
+from compatctl.errors import InputError, UsageError
+from compatctl.manifest import Manifest
+from compatctl.serving.answer_log import AnswerLog, LogLine
+from compatctl.serving.batching import Answer, MicroBatcher, QueueFullError, answer_of
+from compatctl.serving.candidate import CandidateModel, Shadow, ShadowQuery, Traffic
+from compatctl.serving.metrics import Metrics
+
+T = TypeVar("T")
+
+SHOWN_TEXT = 2000
+"""Characters of a text that the page shows."""
+
+DRIFT_EVERY = 100
+"""Answers of a candidate between two looks at its drift."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a request may be.
+
+    Attributes:
+        body_bytes: bytes of a request's body.
+        pixels: width x height of an image.
+        text: characters of a text.
+        k: answers.
+        seconds: until the answer.
+        requests: at once.
+    """
+
+    body_bytes: int = 10 << 20
+    pixels: int = 50_000_000
+    text: int = 100_000
+    k: int = 1000
+    seconds: float = 10.0
+    requests: int = 64
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Query:
+    """A query of ``k`` answers.
+
+    Attributes:
+        id: the caller's id of it, or the sha256 of its content.
+        tenant: whose query it is; None: nobody's. It decides which side of the traffic answers.
+    """
+
+    item: QueryItem
+    k: int
+    id: str
+    tenant: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Served:
+    """An answer, the side that gave it, and whether the query's text was cut off."""
+
+    answer: Answer
+    side: str
+    cut: bool
+
+
+def content_id(item: QueryItem) -> str:
+    """The sha256 of a query's content, which stands for it where the caller gives no id."""
+    digest = hashlib.sha256()
+    if isinstance(item, str):
+        digest.update(item.encode("utf-8", "surrogatepass"))
+    elif isinstance(item, bytes):
+        digest.update(item)
+    elif isinstance(item, dict):
+        for space, vector in sorted(item.items()):
+            digest.update(f"{space}\n".encode() + np.asarray(vector, np.float32).tobytes())
+    elif isinstance(item, Path):
+        digest.update(item.read_bytes())
+    else:
+        digest.update(np.ascontiguousarray(item).tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(kw_only=True, eq=False)
+class SearchService:
+    """Answers queries of many requests at once.
+
+    ``shadow`` and ``traffic`` have a candidate, ``log`` gets a line for each answer, ``data`` has
+    what the page shows of gallery items.
+    """
+
+    searcher: Searcher
+    limits: Limits
+    metrics: Metrics
+    log: AnswerLog | None = None
+    shadow: Shadow | None = None
+    traffic: Traffic | None = None
+    data: Dataset | None = None
+    _batcher: MicroBatcher = field(init=False, repr=False)
+    _pool: ThreadPoolExecutor = field(init=False, repr=False)
+    _requests: int = 0
+    _candidate_answers: int = 0
+
+    def __post_init__(self) -> None:
+        self._batcher = MicroBatcher(max_waiting=2 * self.limits.requests)
+        workers = os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="compatctl-prepare")
+
+    @property
+    def candidate(self) -> CandidateModel | None:
+        """The candidate of the shadow or of the traffic."""
+        side = self.shadow or self.traffic
+        return None if side is None else side.candidate
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many requests run as may."""
+        return self._requests >= self.limits.requests
+
+    async def search(self, query: Query) -> Served:
+        """The answer of a query.
+
+        Raises:
+            QueueFullError: too many requests run.
+            TimeoutError: it took longer than ``limits.seconds``.
+            InputError: the query is not what the model takes.
+            UsageError: the searcher is closed.
+        """
+        if self.is_full:
+            raise QueueFullError
+        self._requests += 1
+        began = time.perf_counter()
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                served, current = await self._search(query)
+        finally:
+            self._requests -= 1
+        self.metrics.answered(served.side, served.answer, time.perf_counter() - began)
+        self._record(query, served, current)
+        return served
+
+    async def _search(self, query: Query) -> tuple[Served, LoadedGeneration]:
+        current = self.searcher.current
+        traffic = self.traffic
+        if traffic is None or not traffic.takes(query.tenant or query.id):
+            return await self._ask("current", current, query), current
+        try:
+            candidate = await self._in_pool(traffic.candidate.on, current)
+            if candidate is None:
+                traffic.stop("the candidate is the query model now")
+                return await self._ask("current", current, query), current
+            served = await self._ask("candidate", candidate, query)
+        except (QueueFullError, asyncio.CancelledError):
+            raise
+        except Exception:  # noqa: BLE001 - the caller gets the query model's answer
+            served = await self._ask("current", current, query)
+            traffic.count("candidate", failed=True)  # the query is good: the other model takes it
+            return served, current
+        self._look_for_drift(traffic, current)
+        return served, current
+
+    async def _ask(self, side: str, generation: LoadedGeneration, query: Query) -> Served:
+        """The answer of one generation, counted for its side of the traffic."""
+        prepared = await self._in_pool(
+            lambda: generation.prepare(query.item, max_pixels=self.limits.pixels)
+        )
+        future = self._batcher.submit(generation, prepared, query.k)
+        try:
+            answer = await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            if self.traffic is not None and side == "current":
+                self.traffic.count(side, failed=True)
+            raise
+        if self.traffic is not None:
+            self.traffic.count(side, failed=False)
+        return Served(answer=answer, side=side, cut=prepared.cut)
+
+    async def _in_pool(self, call: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call, *arguments)
+
+    def _look_for_drift(self, traffic: Traffic, current: LoadedGeneration) -> None:
+        self._candidate_answers += 1
+        if self._candidate_answers % DRIFT_EVERY:
+            return
+        drifted = self.metrics.drifted(traffic.candidate.encoder.sha256)
+        if drifted and not self.metrics.drifted(current.manifest.query_model):
+            traffic.stop("the scores of its answers drifted, and the query model's did not")
+
+    def _record(self, query: Query, served: Served, current: LoadedGeneration) -> None:
+        """Log the answer, after the shadow's if the query is in its sample."""
+        line = LogLine(query=query.id, side=served.side, answer=served.answer)
+        if self.shadow is not None and self.shadow.takes(query.id):
+            asked = ShadowQuery(item=query.item, k=query.k, current=current, line=line)
+            if self.shadow.offer(asked):
+                return
+        if self.log is not None:
+            self.log.add(line)
+
+    async def compare(self, query: Query) -> tuple[Answer, Answer | None]:
+        """The answers of the query model and of the candidate, None without one.
+
+        Raises:
+            as ``search``.
+        """
+        current = self.searcher.current
+        async with asyncio.timeout(self.limits.seconds):
+            first = await self._ask("current", current, query)
+            if self.candidate is None:
+                return first.answer, None
+            candidate = self.candidate
+            second = await self._in_pool(lambda: _asked(candidate, current, query, self.limits))
+        return first.answer, second
+
+    def state(self) -> dict[str, Any]:
+        """What decides whether queries are answered."""
+        try:
+            manifest = self.searcher.manifest
+        except UsageError:
+            return {"ready": False, "reason": "closing"}
+        return {
+            "ready": not self.is_full,
+            "generation": manifest.generation,
+            "query_model": manifest.query_model,
+            "newest_does_not_serve": self.searcher.problem is not None,
+        }
+
+    def status(self, generations: int) -> dict[str, Any]:
+        """What serves, what is tried beside it, and the last generations, newest first.
+
+        Raises:
+            UsageError: the searcher is closed.
+        """
+        gallery = self.searcher.current.gallery
+        manifest = gallery.manifest
+        first = max(1, manifest.generation - generations + 1)
+        numbers = range(manifest.generation, first - 1, -1)
+        return {
+            **self.state(),
+            "modality": gallery.encoder.modality,
+            "rows": manifest.index.count,
+            "models": [
+                {"sha256": share.sha256, "name": share.name, "rows": share.rows}
+                for share in manifest.models
+            ],
+            "has_items": self.data is not None,
+            "candidate": None if self.candidate is None else self.candidate.describe(),
+            "shadow": None if self.shadow is None else self.shadow.describe(),
+            "traffic": None if self.traffic is None else self.traffic.describe(),
+            "history": [_in_history(gallery.store.generation(number)) for number in numbers],
+        }
+
+    def item(self, item_id: str) -> tuple[bytes, str] | None:
+        """A gallery item's picture (JPEG) or text, and its media type; None: it is not here."""
+        if self.data is None or item_id not in self.searcher.current.gallery.catalog.row_of:
+            return None
+        row = self.data.row_of.get(item_id)
+        if row is None:
+            return None
+        try:
+            content = self.data.content(row)
+        except InputError:
+            return None
+        if isinstance(content, str):
+            return content[:SHOWN_TEXT].encode("utf-8", "replace"), "text/plain; charset=utf-8"
+        return None if isinstance(content, ItemVectors) else (thumbnail(content), "image/jpeg")
+
+    def refresh_metrics(self) -> None:
+        """Bring the metrics up to date."""
+        self.metrics.of_store(self.searcher)
+        self.metrics.of_batches(
+            self._batcher.waiting, self._batcher.batches, self._batcher.answered
+        )
+        if self.log is not None:
+            self.metrics.of_log(self.log.written, self.log.dropped)
+        if self.shadow is not None:
+            self.metrics.of_shadow(self.shadow)
+        if self.traffic is not None:
+            self.metrics.of_traffic(self.traffic)
+
+    @property
+    def answered(self) -> int:
+        """Queries that were answered."""
+        return self._batcher.answered
+
+    def close(self) -> None:
+        """Answer what waits, write the log, and end."""
+        self._batcher.close()
+        self._pool.shutdown(cancel_futures=True)
+        if self.shadow is not None:
+            self.shadow.close()
+        if self.log is not None:
+            self.log.close()
+        self.searcher.close()
+
+
+def _in_history(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "generation": manifest.generation,
+        "operation": str(manifest.operation),
+        "created_at": manifest.created_at,
+        "query_model": manifest.query_model,
+        "rows": manifest.index.count,
+        "restores": manifest.restores,
+    }
+
+
+def _asked(
+    candidate: CandidateModel, current: LoadedGeneration, query: Query, limits: Limits
+) -> Answer | None:
+    generation = candidate.on(current)
+    if generation is None:
+        return None
+    prepared = generation.prepare(query.item, max_pixels=limits.pixels)
+    return answer_of(generation.answer([prepared], query.k), 0, query.k)
