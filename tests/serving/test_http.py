@@ -1,0 +1,200 @@
+"""The service as a caller sees it: a real process, real requests."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from serve_kit import Server
+from shop_kit import Shop, run, turned
+from text_shop_kit import TextShop
+
+from compatctl.data import load
+
+K = 4
+LIMITS = ("--max-bytes", 200_000, "--max-pixels", 40_000, "--max-k", 50)
+
+
+@pytest.fixture(scope="module")
+def server(begun: Path) -> Iterator[Server]:
+    """A service of the images."""
+    with Server(begun, *LIMITS) as server:
+        yield server
+
+
+def _image(folder: Path, number: int = 0) -> bytes:
+    data = load(Shop(folder).data()).filter(split="test", role="query")
+    return Path(str(data.sources[number])).read_bytes()
+
+
+def test_an_image_is_answered_as_the_command_answers_it(server: Server, tmp_path: Path) -> None:
+    """As bytes and in JSON: the same ids and scores as search, and what made each of them."""
+    image = _image(server.folder)
+    (tmp_path / "query.png").write_bytes(image)
+    told = Shop(server.folder).run("search", tmp_path / "query.png", "-k", K).json
+    raw = server.ask(f"/v1/search?k={K}&query=mine", image).json
+    coded = {"image": base64.b64encode(image).decode(), "k": K, "query": "mine"}
+    assert server.ask("/v1/search", coded).json == raw
+    (wanted,) = told["queries"]
+    assert [hit["id"] for hit in raw["hits"]] == [hit["id"] for hit in wanted["hits"]]
+    scores = [[hit["score"] for hit in hits] for hits in (raw["hits"], wanted["hits"])]
+    np.testing.assert_allclose(*scores, atol=1e-5)
+    assert {hit["model"] for hit in raw["hits"]} == {told["query_model"]}
+    assert (raw["generation"], raw["query_model"]) == (told["generation"], told["query_model"])
+    assert (raw["query"], raw["side"], raw["cut"]) == ("mine", "current", False)
+
+
+def test_bad_requests_get_a_status_a_word_and_no_path(server: Server) -> None:
+    """Another kind, no image, no JSON, too much of anything; the service goes on."""
+    image = _image(server.folder)
+    large = io.BytesIO()
+    Image.new("RGB", (300, 300)).save(large, "PNG")
+    cases: list[tuple[str, object, int, str]] = [
+        ("/v1/search", "a text", 422, "takes images"),
+        ("/v1/search", b"junk", 422, "does not decode"),
+        ("/v1/search", b"", 400, "empty"),
+        ("/v1/search", {"image": "no base64!"}, 422, "base64"),
+        ("/v1/search", {"image": "", "text": "both"}, 422, "one of"),
+        ("/v1/search", {"vector": [1.0, "2"]}, 422, "finite numbers"),
+        ("/v1/search", {"vector": [1e400]}, 422, "finite numbers"),
+        ("/v1/search", {"vector": [1e39]}, 422, "finite numbers"),
+        ("/v1/search", {"text": "a", "other": 1}, 422, "unknown entry"),
+        ("/v1/search", {"text": "a", "k": 51}, 422, "k is 1 .. 50"),
+        ("/v1/search?k=0", image, 422, "greater than or equal to 1"),
+        ("/v1/search?query=" + "q" * 300, image, 422, "256 characters"),
+        ("/v1/search", large.getvalue(), 422, "at most 40000 are decoded"),
+        ("/v1/search", b"x" * 300_000, 413, "larger than"),
+        ("/v1/items/nothing", None, 404, "no such item"),
+    ]
+    for path, body, status, said in cases:
+        reply = server.ask(path, body)  # type: ignore[arg-type]
+        text = reply.body.decode()
+        assert reply.status == status, (path, text)
+        assert said in json.loads(text)["message"]
+        assert str(server.folder) not in text
+        assert "Traceback" not in text
+    assert server.ask("/v1/search", image).status == 200
+    assert "Traceback" not in server.said
+
+
+def test_a_body_without_a_stated_length_is_cut_off_too(server: Server) -> None:
+    """A chunked body that is too large gets 413, not the memory of the service."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as raw:
+        raw.sendall(
+            b"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        chunk = b"8000\r\n" + b"x" * 0x8000 + b"\r\n"
+        try:
+            for _ in range(50):
+                raw.sendall(chunk)
+        except OSError:
+            pass
+        assert raw.recv(64).startswith(b"HTTP/1.1 413")
+
+
+def test_pages_of_other_sites_and_other_names_are_refused(server: Server) -> None:
+    """A browser that another site drives sends its origin, or that site's name as the host."""
+    assert server.ask("/v1/status", Origin="http://elsewhere.example").status == 403
+    assert server.ask("/v1/status", Host="elsewhere.example").status == 400
+    own = f"http://127.0.0.1:{server.port}"
+    assert server.ask("/v1/status", Origin=own).status == 200
+
+
+def test_the_state_of_the_service_is_told(server: Server) -> None:
+    """Health, readiness, status with the history, metrics, the page, and the description of it."""
+    assert server.ask("/healthz").json == {"status": "ok"}
+    manifest = Shop(server.folder).manifest()
+    ready = server.ask("/readyz")
+    assert (ready.status, ready.json["query_model"]) == (200, manifest["query_model"])
+    status = server.status()
+    assert [one["operation"] for one in status["history"]] == ["init"]
+    assert (status["rows"], status["modality"]) == (manifest["index"]["count"], "image")
+    server.ask("/v1/search", _image(server.folder))
+    lines = server.ask("/metrics").body.decode().splitlines()
+    model = manifest["query_model"][:12]
+    assert "compatctl_generation 1.0" in lines
+    assert f'compatctl_gallery_share{{model="{model}",name="old.onnx"}} 1.0' in lines
+    counted = [line for line in lines if line.startswith("compatctl_top_cosine_count")]
+    assert counted
+    assert float(counted[0].split()[-1]) >= 1
+    paths = server.ask("/openapi.json").json["paths"]
+    assert {"/v1/search", "/v1/compare", "/v1/status", "/healthz", "/metrics"} <= set(paths)
+    page = server.ask("/")
+    assert b"<!doctype html>" in page.body
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_an_item_is_shown_as_a_small_picture_and_only_if_it_is_in_the_gallery(
+    server: Server,
+) -> None:
+    """A JPEG of at most 256 pixels; a query item of the data is not shown."""
+    hit = server.ask("/v1/search?k=1", _image(server.folder)).json["hits"][0]["id"]
+    reply = server.ask(f"/v1/items/{hit}")
+    assert reply.headers["content-type"] == "image/jpeg"
+    assert max(Image.open(io.BytesIO(reply.body)).size) <= 256
+    queries = load(Shop(server.folder).data()).filter(role="query")
+    assert server.ask(f"/v1/items/{queries.ids[0]}").status == 404
+
+
+def test_other_machines_need_a_token(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one in the environment nothing listens; with one, only who sends it is answered."""
+    refused = shop.run("serve", "--host", "0.0.0.0", "--port", 0)
+    assert (refused.code, "COMPATCTL_TOKEN" in refused.stderr) == (2, True)
+    token = "a-token-of-some-length"
+    with Server(shop.folder, "--host", "0.0.0.0", COMPATCTL_TOKEN=token) as server:
+        image = _image(shop.folder)
+        assert server.ask("/v1/search", image).status == 401
+        assert server.ask("/v1/search", image, Authorization="Bearer wrong").status == 401
+        assert server.ask("/v1/search", image, Authorization=f"Bearer {token}").status == 200
+        assert server.ask("/metrics").status == 401
+        assert server.ask("/healthz").status == 200
+        assert token not in server.said
+    monkeypatch.setenv("COMPATCTL_TOKEN", "short")
+    short = shop.run("serve", "--port", 0)
+    assert (short.code, "at least 16" in short.stderr) == (2, True)
+
+
+def test_a_store_of_texts_answers_texts(tmp_path: Path) -> None:
+    """The body is the text; the answer is that of the command, and items are shown as texts."""
+    shop = TextShop(tmp_path)
+    shop.done("init", "--model", shop.models["old"])
+    text = str(load(shop.data).content(0))
+    told = shop.done("search", text, "-k", K, "--json").json["queries"][0]["hits"]
+    with Server(tmp_path) as server:
+        answer = server.ask(f"/v1/search?k={K}", text).json
+        assert [hit["id"] for hit in answer["hits"]] == [hit["id"] for hit in told]
+        assert server.ask("/v1/search", {"text": text, "k": K}).json["hits"] == answer["hits"]
+        assert server.ask("/v1/search", {"text": "  "}).status == 422
+        assert server.ask("/v1/search", b"x" * 10).status == 422
+        assert server.ask("/v1/search", "x" * 100_001).status == 413
+        shown = server.ask(f"/v1/items/{told[0]['id']}")
+        assert shown.headers["content-type"].startswith("text/plain")
+        code, ended = server.stop()
+    assert (code, ended["answered"], ended["switches"]) == (0, 2, 0)
+
+
+def test_what_cannot_be_served_is_refused_before_it_listens(shop: Shop, tmp_path: Path) -> None:
+    """No store, a port in use, a candidate of another dimension, a share that is none."""
+    nowhere = run("serve", "--store", tmp_path / "nowhere", "--port", 0)
+    assert (nowhere.code, "no store" in nowhere.stderr) == (5, True)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        used = shop.run("serve", "--port", taken.getsockname()[1])
+    assert (used.code, "cannot listen" in used.stderr) == (5, True)
+    for given in ("new.onnx", "new.onnx=0", "new.onnx=150%", "=5%", "new.onnx=x"):
+        refused = shop.run("serve", "--port", 0, "--traffic", given)
+        assert (refused.code, "MODEL=SHARE" in refused.stderr) == (2, True)
+    turned(shop, "narrow.onnx", of="new.onnx", dim=16)
+    for flags in (("--shadow", "narrow.onnx"), ("--traffic", "narrow.onnx=1%")):
+        model = str(shop.path(flags[1]))
+        narrow = shop.run("serve", "--port", 0, flags[0], model, *_ALLOWED[flags[0]])
+        assert (narrow.code, "16 dimensions; the gallery has 32" in narrow.stderr) == (5, True)
+
+
+_ALLOWED: dict[str, tuple[str, ...]] = {"--shadow": (), "--traffic": ("--allow-unverified",)}

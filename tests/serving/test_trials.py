@@ -1,0 +1,164 @@
+"""A candidate in the shadow and on a share of the traffic, against real services."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, helper
+from serve_kit import Server, wait_for
+from shop_kit import DIM, SIDE, Shop, write_graph
+
+from compatctl.data import load
+
+K = 4
+
+
+def _queries(shop: Shop, count: int) -> list[bytes]:
+    data = load(shop.data()).filter(split="test", role="query")
+    return [Path(str(data.sources[row])).read_bytes() for row in range(min(count, len(data)))]
+
+
+def _odd_fails(path: Path) -> Path:
+    """An encoder that fails on an odd number of images: two are tried when it is loaded."""
+    size = SIDE * SIDE * 3
+    weights = {
+        "pairs": np.array([-1, 2 * size], np.int64),
+        "flat": np.array([-1, size], np.int64),
+        "project": np.random.default_rng(3).standard_normal((size, DIM)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["pixels", "pairs"], ["paired"]),
+        helper.make_node("Reshape", ["paired", "flat"], ["row"]),
+        helper.make_node("MatMul", ["row", "project"], ["raw"]),
+        helper.make_node("LpNormalization", ["raw"], ["embedding"], axis=-1, p=2),
+    ]
+    write_graph(path, nodes, weights, side=SIDE, dim=DIM)
+    return path
+
+
+def _log(shop: Shop) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in shop.path("answers.jsonl").read_text().splitlines()]
+
+
+def test_the_shadow_logs_both_answers_and_no_caller_sees_its_own(shop: Shop) -> None:
+    """Each line has the answer that the caller got and, beside it, what the candidate answers."""
+    queries = _queries(shop, 12)
+    with Server(shop.folder, "--shadow", "new.onnx", "--log", "answers.jsonl") as server:
+        got = [server.ask(f"/v1/search?k={K}&query=q{n}", q).json for n, q in enumerate(queries)]
+        wait_for(lambda: server.status()["shadow"]["answered"] == len(queries))
+        compared = server.ask(f"/v1/compare?k={K}", queries[3]).json
+        status = server.status()["shadow"]
+        code, ended = server.stop()
+    assert (code, ended["logged"], ended["unlogged"]) == (0, 12, 0)
+    lines = {line["query"]: line for line in _log(shop)}
+    assert len(lines) == len(queries)
+    assert {answer["side"] for answer in got} == {"current"}
+    for number, answer in enumerate(got):
+        line = lines[f"q{number}"]
+        assert [hit["id"] for hit in line["hits"]] == [hit["id"] for hit in answer["hits"]]
+        assert line["query_model"] == answer["query_model"]
+        assert line["candidate"]["query_model"] == compared["candidate_model"]
+        assert line["candidate"]["query_model"] != line["query_model"]
+    beside = [hit["id"] for hit in lines["q3"]["candidate"]["hits"]]
+    assert beside == [hit["id"] for hit in compared["candidate"]]
+    shares = [
+        len({hit["id"] for hit in line["hits"]} & {h["id"] for h in line["candidate"]["hits"]}) / K
+        for line in lines.values()
+    ]
+    assert abs(status["overlap"] - float(np.mean(shares))) < 1e-9
+
+
+def test_a_shadow_that_fails_stops_and_disturbs_nobody(shop: Shop) -> None:
+    """All requests are answered; the log says why the candidate has no answer."""
+    _odd_fails(shop.path("odd.onnx"))
+    queries = _queries(shop, 30)
+    with Server(shop.folder, "--shadow", "odd.onnx", "--log", "answers.jsonl") as server:
+        assert all(server.ask(f"/v1/search?k={K}", query).status == 200 for query in queries)
+        wait_for(lambda: server.status()["shadow"]["stopped"] is not None)
+        assert "20 failures in a row" in server.status()["shadow"]["stopped"]
+        server.stop()
+    lines = _log(shop)
+    assert len(lines) == len(queries)
+    assert any("error" in line.get("candidate", {}) for line in lines)
+
+
+def test_a_share_of_the_shadow_takes_the_same_queries_each_time(shop: Shop) -> None:
+    """By a hash of the query's id, so that a repeated query adds no other one."""
+    query = _queries(shop, 1)[0]
+    with Server(shop.folder, "--shadow", "new.onnx=40%", "--log", "answers.jsonl") as server:
+        for _ in range(2):
+            for number in range(40):
+                assert server.ask(f"/v1/search?k=1&query=q{number}", query).status == 200
+        server.stop()
+    shadowed = [line["query"] for line in _log(shop) if "candidate" in line]
+    assert len(shadowed) == 2 * len(set(shadowed))
+    assert 4 < len(set(shadowed)) < 30
+
+
+def test_the_traffic_needs_a_candidate_that_passed(shop: Shop) -> None:
+    """Without a passing report of this store and model, no caller gets its answers."""
+    refused = shop.run("serve", "--port", 0, "--traffic", "new.onnx=5%")
+    assert refused.code in {3, 5}, refused.stderr
+    verified = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"))
+    assert verified.code == 0, verified.stderr
+    other = shop.run("serve", "--port", 0, "--traffic", f"{shop.path('worse.onnx')}=5%")
+    assert (other.code, "another new model" in other.stderr) == (3, True)
+    with Server(shop.folder, "--traffic", "new.onnx=5%") as server:
+        assert server.status()["traffic"]["share"] == 0.05
+
+
+def test_a_tenant_stays_on_one_side_and_both_sides_are_told(shop: Shop) -> None:
+    """Half of the tenants get the candidate's answers, always; each answer names its model."""
+    query = _queries(shop, 1)[0]
+    options = ("--traffic", "new.onnx=50%", "--allow-unverified", "--log", "answers.jsonl")
+    sides: dict[str, set[tuple[str, str]]] = {}
+    with Server(shop.folder, *options) as server:
+        current = server.status()["query_model"]
+        for _ in range(2):
+            for number in range(40):
+                tenant = f"tenant{number}"
+                reply = server.ask(f"/v1/search?k={K}&tenant={tenant}", query).json
+                sides.setdefault(tenant, set()).add((reply["side"], reply["query_model"]))
+        traffic = server.status()["traffic"]
+        server.stop()
+    assert all(len(seen) == 1 for seen in sides.values())
+    one_each = [next(iter(seen)) for seen in sides.values()]
+    tried = [model for side, model in one_each if side == "candidate"]
+    assert 8 < len(tried) < 32
+    assert current not in tried
+    assert {model for side, model in one_each if side == "current"} == {current}
+    assert traffic["candidate"] == {"answered": 2 * len(tried), "failed": 0}
+    assert sum(line["side"] == "candidate" for line in _log(shop)) == 2 * len(tried)
+
+
+def test_a_candidate_that_fails_loses_the_traffic_and_no_caller_notices(shop: Shop) -> None:
+    """Each failure is answered by the query model; bad queries are nobody's failure."""
+    _odd_fails(shop.path("odd.onnx"))
+    queries = _queries(shop, 30)
+    with Server(shop.folder, "--traffic", "odd.onnx=100%", "--allow-unverified") as server:
+        for _ in range(30):
+            assert server.ask("/v1/search", b"no image").status == 422
+        assert server.status()["traffic"]["candidate"]["failed"] == 0
+        replies = [server.ask(f"/v1/search?k={K}", query) for query in queries]
+        traffic = server.status()["traffic"]
+    assert {reply.status for reply in replies} == {200}
+    assert {reply.json["side"] for reply in replies} == {"current"}
+    assert "of its answers failed" in traffic["stopped"]
+    assert traffic["candidate"]["failed"] < len(queries)
+
+
+def test_a_candidate_that_is_deployed_ends_its_own_trial(shop: Shop) -> None:
+    """The store's query model and the candidate are one then; every answer is the store's."""
+    query = _queries(shop, 1)[0]
+    with Server(shop.folder, "--traffic", "new.onnx=100%", "--allow-unverified") as server:
+        assert server.ask("/v1/search", query).json["side"] == "candidate"
+        given = ("--model", shop.path("new.onnx"), "--force", "--reason", "drill")
+        assert shop.run("deploy", *given).code == 0
+        wait_for(lambda: server.status()["generation"] == 2)
+        answer = server.ask("/v1/search", query).json
+        assert (answer["side"], answer["generation"]) == ("current", 2)
+        assert "is the query model now" in server.status()["traffic"]["stopped"]
