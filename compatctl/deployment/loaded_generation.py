@@ -92,6 +92,8 @@ class LoadedGeneration:
     gallery: DeployedGallery
     scale: ScoreMap | None
     rescorer: Rescorer | None
+    keys_are_rows: bool
+    """Whether each row's key in the index is its number, which was checked."""
     _rescoring: Lock = field(default_factory=Lock, repr=False)
 
     @classmethod
@@ -121,10 +123,14 @@ class LoadedGeneration:
         rescorer = None
         if gallery.manifest.rescoring is not None and encoder.has_free:
             rescorer = rescorer_of(project, gallery, data)
-        loaded = cls(gallery=gallery, scale=score_map(gallery), rescorer=rescorer)
         if before is None or gallery.index is not before.gallery.index:
             _probe(gallery, catalog)
-        return loaded
+        return cls(
+            gallery=gallery,
+            scale=score_map(gallery),
+            rescorer=rescorer,
+            keys_are_rows=_keys_are_rows(catalog),
+        )
 
     def with_model(self, encoder: Encoder) -> LoadedGeneration:
         """The same index and catalogue with another query model, which is tried before a deploy.
@@ -145,7 +151,9 @@ class LoadedGeneration:
         gallery = DeployedGallery(store=self.gallery.store, manifest=changed)
         gallery.take_from(self.gallery)
         gallery.use_encoder(encoder)
-        return LoadedGeneration(gallery=gallery, scale=None, rescorer=None)
+        return LoadedGeneration(
+            gallery=gallery, scale=None, rescorer=None, keys_are_rows=self.keys_are_rows
+        )
 
     @property
     def manifest(self) -> Manifest:
@@ -204,13 +212,13 @@ class LoadedGeneration:
             )
         count = k if manifest.rescoring is None else max(k, manifest.rescoring.candidates)
         keys, cosines = gallery.index.search(features, count, manifest.index.ef_search)
-        rows = gallery.catalog.rows_of(keys)
+        rows = keys.view(np.int64) if self.keys_are_rows else gallery.catalog.rows_of(keys)
         known, rescored = np.zeros(rows.shape, bool), None
         if self.rescorer is not None and free is not None:
             with self._rescoring:  # it keeps what it embeds, in one place
                 rescored = self.rescorer(Neighbours(rows=rows, scores=cosines), free)
-            rows, cosines, known = rescored.nearest.rows, rescored.nearest.scores, rescored.known
-        rows, cosines, known = rows[:, :k], cosines[:, :k], known[:, :k]
+            first = rescored.nearest
+            rows, cosines, known = first.rows[:, :k], first.scores[:, :k], rescored.known[:, :k]
         return Answers(
             generation=manifest.generation,
             query_model=manifest.query_model,
@@ -269,15 +277,22 @@ def _vector(row: Any) -> Vectors:
     return vector
 
 
+def _keys_are_rows(catalog: Catalog) -> bool:
+    return bool((catalog.keys == np.arange(len(catalog), dtype=np.uint64)).all())
+
+
 def _probe(gallery: DeployedGallery, catalog: Catalog) -> None:
-    """Search for a few stored rows, as queries will."""
+    """Compare the keys of index and catalogue, and search for a few stored rows as queries will."""
+    number = gallery.manifest.generation
+    tip = "compatctl rollback restores the generation before"
+    if not np.array_equal(np.sort(gallery.index.keys()), np.sort(catalog.keys)):
+        raise DamagedError(
+            f"the index of generation {number} has other keys than its catalogue", tip=tip
+        )
     chosen = np.unique(np.linspace(0, len(catalog) - 1, PROBES).astype(np.int64))
     rows = gallery.index.vectors(catalog.keys[chosen])
-    keys, cosines = gallery.index.search(rows, 1, gallery.manifest.index.ef_search)
-    catalog.rows_of(keys)
+    _, cosines = gallery.index.search(rows, 1, gallery.manifest.index.ef_search)
     if not np.isfinite(cosines).all():
         raise DamagedError(
-            f"the index of generation {gallery.manifest.generation} gives scores that are not "
-            "finite",
-            tip="compatctl rollback restores the generation before",
+            f"the index of generation {number} gives scores that are not finite", tip=tip
         )

@@ -87,9 +87,7 @@ class Catalog:
         """
         import numpy as np
 
-        order, ordered, identity = self._key_order
-        if identity and (not keys.size or int(keys.max()) < len(self)):
-            return keys.astype(np.int64)
+        order, ordered = self._key_order
         positions = np.minimum(np.searchsorted(ordered, keys), len(self) - 1)
         if (unknown := ordered[positions] != keys).any():
             raise DamagedError(
@@ -99,15 +97,14 @@ class Catalog:
         return positions if order is None else order[positions]
 
     @cached_property
-    def _key_order(self) -> tuple[NDArray[np.int64] | None, NDArray[np.uint64], bool]:
-        """The rows in the order of their keys, None if that is their own; the keys so; and whether
-        each row is its own key."""
+    def _key_order(self) -> tuple[NDArray[np.int64] | None, NDArray[np.uint64]]:
+        """The rows in the order of their keys, None if that is their own, and the keys so."""
         import numpy as np
 
         if bool((self.keys[1:] > self.keys[:-1]).all()):
-            return None, self.keys, self.next_key == len(self)
+            return None, self.keys
         order = np.argsort(self.keys, kind="stable")
-        return order, self.keys[order], False
+        return order, self.keys[order]
 
     @property
     def next_key(self) -> int:

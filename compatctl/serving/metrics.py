@@ -21,26 +21,30 @@ _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
 _COSINES = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 _GAUGES: dict[str, tuple[str, ...]] = {
-    "generation": ("The generation that serves.",),
-    "switches": ("Times that a newer generation took over.",),
-    "newest_does_not_serve": (
+    "compatctl_generation": ("The generation that serves.",),
+    "compatctl_switches": ("Times that a newer generation took over.",),
+    "compatctl_newest_does_not_serve": (
         "1 if the store's newest generation could not be loaded or failed a check.",
     ),
-    "query_model": ("1 for the query model.", "model", "name"),
-    "gallery_share": ("Share of the gallery by model.", "model", "name"),
-    "gallery_rows": ("Rows of the gallery.",),
-    "score_drift": (
+    "compatctl_query_model": ("1 for the query model.", "model", "name"),
+    "compatctl_gallery_share": ("Share of the gallery by model.", "model", "name"),
+    "compatctl_gallery_rows": ("Rows of the gallery.",),
+    "compatctl_score_drift": (
         "Kolmogorov-Smirnov distance of the last first answers' cosines from the first ones.",
         "query_model",
         "model",
     ),
-    "score_drift_alarm": ("1 if that distance is above its limit.", "query_model", "model"),
-    "waiting": ("Queries that wait to be answered.",),
-    "batch_mean": ("Mean queries of a pass.",),
-    "shadow": ("Queries of the shadow by what became of them.", "result"),
-    "shadow_overlap": ("Mean share of the answers that both sides of the shadow have.",),
-    "traffic_share": ("Share of the traffic that the candidate answers.",),
-    "log": ("Lines of the log, written or dropped.", "result"),
+    "compatctl_score_drift_alarm": (
+        "1 if that distance is above its limit.",
+        "query_model",
+        "model",
+    ),
+    "compatctl_waiting": ("Queries that wait to be answered.",),
+    "compatctl_batch_mean": ("Mean queries of a pass.",),
+    "compatctl_shadow": ("Queries of the shadow by what became of them.", "result"),
+    "compatctl_shadow_overlap": ("Mean share of the answers that both sides of the shadow have.",),
+    "compatctl_traffic_share": ("Share of the traffic that the candidate answers.",),
+    "compatctl_log": ("Lines of the log, written or dropped.", "result"),
 }
 """Name -> what it is, and its labels."""
 
@@ -79,7 +83,7 @@ class Metrics:
             registry=own,
         )
         self._gauges = {
-            name: Gauge(f"compatctl_{name}", text, labels, registry=own)
+            name: Gauge(name, text, labels, registry=own)
             for name, (text, *labels) in _GAUGES.items()
         }
 
@@ -109,51 +113,53 @@ class Metrics:
     def of_store(self, searcher: Searcher) -> None:
         """Take the values of the generation that serves."""
         manifest = searcher.manifest
-        self._gauges["generation"].set(manifest.generation)
-        self._gauges["switches"].set(searcher.switches)
-        self._gauges["newest_does_not_serve"].set(searcher.problem is not None)
-        self._gauges["gallery_rows"].set(manifest.index.count)
-        self._gauges["query_model"].clear()
-        self._gauges["gallery_share"].clear()
+        self._gauges["compatctl_generation"].set(manifest.generation)
+        self._gauges["compatctl_switches"].set(searcher.switches)
+        self._gauges["compatctl_newest_does_not_serve"].set(searcher.problem is not None)
+        self._gauges["compatctl_gallery_rows"].set(manifest.index.count)
+        self._gauges["compatctl_query_model"].clear()
+        self._gauges["compatctl_gallery_share"].clear()
         for share in manifest.models:
             labels = (share.sha256[:SHORT], share.name)
-            self._gauges["gallery_share"].labels(*labels).set(share.rows / manifest.index.count)
+            self._gauges["compatctl_gallery_share"].labels(*labels).set(
+                share.rows / manifest.index.count
+            )
             if share.sha256 == manifest.query_model:
-                self._gauges["query_model"].labels(*labels).set(1)
+                self._gauges["compatctl_query_model"].labels(*labels).set(1)
         self._show_drift()
 
     def _show_drift(self) -> None:
         """The drift of each pair of models."""
         with self._lock:
             drifts = list(self._drift.items())
-        self._gauges["score_drift"].clear()
-        self._gauges["score_drift_alarm"].clear()
+        self._gauges["compatctl_score_drift"].clear()
+        self._gauges["compatctl_score_drift_alarm"].clear()
         for key, drift in drifts:
             distance = drift.distance
             if distance is not None:
-                self._gauges["score_drift"].labels(*key).set(distance)
-                self._gauges["score_drift_alarm"].labels(*key).set(drift.has_drifted)
+                self._gauges["compatctl_score_drift"].labels(*key).set(distance)
+                self._gauges["compatctl_score_drift_alarm"].labels(*key).set(drift.has_drifted)
 
     def of_batches(self, waiting: int, batches: int, answered: int) -> None:
         """Take the values of the micro-batches."""
-        self._gauges["waiting"].set(waiting)
-        self._gauges["batch_mean"].set(answered / batches if batches else 0)
+        self._gauges["compatctl_waiting"].set(waiting)
+        self._gauges["compatctl_batch_mean"].set(answered / batches if batches else 0)
 
     def of_log(self, written: int, dropped: int) -> None:
         """Take the counts of the log."""
-        self._gauges["log"].labels("written").set(written)
-        self._gauges["log"].labels("dropped").set(dropped)
+        self._gauges["compatctl_log"].labels("written").set(written)
+        self._gauges["compatctl_log"].labels("dropped").set(dropped)
 
     def of_shadow(self, shadow: Shadow) -> None:
         """Take the counts of the shadow."""
         for result, count in shadow.counts.items():
-            self._gauges["shadow"].labels(result).set(count)
+            self._gauges["compatctl_shadow"].labels(result).set(count)
         if shadow.overlap is not None:
-            self._gauges["shadow_overlap"].set(shadow.overlap)
+            self._gauges["compatctl_shadow_overlap"].set(shadow.overlap)
 
     def of_traffic(self, traffic: Traffic) -> None:
         """Take the share of the traffic."""
-        self._gauges["traffic_share"].set(0.0 if traffic.stopped else traffic.share)
+        self._gauges["compatctl_traffic_share"].set(0.0 if traffic.stopped else traffic.share)
 
     def text(self) -> bytes:
         """All of it."""

@@ -203,7 +203,7 @@ class HnswIndex:
             InputError: k < 1, a wrong dimension, or a query that is not finite or not of unit
                 length, by its number.
         """
-        queries = _copy(self._checked_shape(queries, "query"))
+        queries = np.asarray(self._checked_shape(queries, "query"), np.float32, order="C")
         check_unit(queries, "query")
         if k < 1:
             raise InputError(f"k must be at least 1, got {k}")

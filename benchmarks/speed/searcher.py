@@ -1,0 +1,217 @@
+"""Queries a second: ``Searcher`` against bare hnswlib, and HTTP against the encoder alone.
+
+    python -m benchmarks.speed.searcher [--rows 100000] [--dim 128] [--ef 64] [--seconds 20]
+
+The index has rows around 2,000 centres, M 16 and ef_construction 100. Both sides search the same
+index object with the same ef, k 10, in turns of 200 queries one by one and of one batch of 4,000. A
+bare answer is hnswlib's keys and distances; the other one has gallery rows and cosines, of queries
+that were checked.
+
+For HTTP, a service of EfficientNet-lite0 at 128 px answers 16 clients (PNG files of emoji). Before
+and after it the encoder alone embeds the same files in batches of 32, reading and decoding
+included, with the same processors. The store has the shipped emoji.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+TURNS = 12
+SINGLE = 200
+CLIENTS = 16
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    unit: np.ndarray = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return unit
+
+
+def _store(folder: Path, rows: int, dim: int, ef: int) -> np.ndarray:
+    """A store of rows around centres; 4,000 queries around the same ones."""
+    from benchmarks.speed.large_store import write_encoder
+    from compatctl.deployment.artifacts import ModelArtifacts
+    from compatctl.deployment.creation import create_store, first_catalog
+    from compatctl.deployment.model_file import ModelFile
+    from compatctl.index import HnswIndex, HnswParams
+
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((2000, dim))
+
+    def near(n: int) -> np.ndarray:
+        return _unit(centres[rng.integers(0, 2000, n)] + 0.6 * rng.standard_normal((n, dim)))
+
+    params = HnswParams(dim=dim, M=16, ef_construction=100, ef_search=ef)
+    index = HnswIndex.create(params, rows)
+    index.add(near(rows), np.arange(rows, dtype=np.uint64), threads=os.cpu_count() or 1)
+    write_encoder(folder / "model.onnx", dim, 0)
+    model = ModelFile.read(folder / "model.onnx")
+    ids = tuple(f"item-{row:09d}" for row in range(rows))
+    create_store(
+        folder / "store",
+        model=model,
+        artifacts=ModelArtifacts(registry=None, memory=None),
+        index=index.save,
+        params=params,
+        catalog=first_catalog(ids, ids, index.keys(), model.encoder.sha256),
+        operation="init",
+    )
+    return near(4000)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def searching(rows: int, dim: int, ef: int) -> None:
+    """Print both sides' queries a second, and the ratio."""
+    from compatctl import Searcher
+
+    with tempfile.TemporaryDirectory() as name:
+        queries = _store(Path(name), rows, dim, ef)
+        with Searcher.open(Path(name) / "store") as searcher:
+            bare = searcher.current.gallery.index._engine
+            bare.set_ef(ef)
+            one_by_one = [queries[row : row + 1] for row in range(SINGLE)]
+
+            def bare_single() -> None:
+                for query in one_by_one:
+                    bare.knn_query(query, 10)
+
+            def own_single() -> None:
+                for query in one_by_one:
+                    searcher.search_vectors(query, 10)
+
+            sides = {
+                "one by one": (bare_single, own_single, SINGLE),
+                "a batch of 4,000": (
+                    lambda: bare.knn_query(queries, 10),
+                    lambda: searcher.search_vectors(queries, 10),
+                    len(queries),
+                ),
+            }
+            for what, (first, second, count) in sides.items():
+                pairs = [(_seconds(first), _seconds(second)) for _ in range(TURNS + 1)][1:]
+                ratio = statistics.median(a / b for a, b in pairs)
+                speeds = [count / statistics.median(side) for side in zip(*pairs, strict=True)]
+                print(
+                    f"{what}: hnswlib {speeds[0]:,.0f} queries/s, Searcher {speeds[1]:,.0f}; "
+                    f"ratio {ratio:.2f} (target .90)"
+                )
+
+
+def _project(folder: Path) -> list[Path]:
+    """A project of the shipped emoji with EfficientNet-lite0; the files of its queries."""
+    from benchmarks.speed.encoder_throughput import Network, exported
+    from compatctl.data import load
+    from compatctl.samples import emoji_source, unpack_emoji
+
+    table = unpack_emoji(emoji_source(), folder)
+    (folder / "compatctl.yaml").write_text(f"format: 1\nstore: store\ndata: {table}\n")
+    exported(Network().eval(), folder, os.cpu_count() or 1)
+    _run(folder, "init", "--model", "model.onnx")
+    data = load(table).filter(split="test", role="query")
+    return [Path(str(source)) for source in data.sources]
+
+
+def _run(folder: Path, *arguments: str) -> None:
+    command = [sys.executable, "-m", "compatctl", *arguments]
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+
+
+def _encoder_alone(folder: Path, files: list[Path]) -> float:
+    """Files a second."""
+    from compatctl.data import from_files
+    from compatctl.encoder import Encoder
+
+    encoder = Encoder.load(folder / "model.onnx")
+    data = from_files(files[:400])
+    encoder.embed(from_files(files[:64]))
+    return len(data) / _seconds(lambda: encoder.embed(data, batch_size=32))
+
+
+def _clients(port: int, bodies: list[bytes], seconds: float) -> tuple[float, list[float]]:
+    """Answers a second of 16 clients, and the seconds of each."""
+    stop = time.monotonic() + seconds
+    taken: list[float] = []
+
+    def run(number: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        turn = number
+        while time.monotonic() < stop:
+            began = time.perf_counter()
+            connection.request("POST", "/v1/search?k=10", bodies[turn % len(bodies)])
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status == 200
+            taken.append(time.perf_counter() - began)
+            turn += CLIENTS
+
+    began = time.perf_counter()
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return len(taken) / (time.perf_counter() - began), taken
+
+
+def serving(seconds: float) -> None:
+    """Print answers a second by HTTP, the encoder's alone, and the ratio; and the p99 at rest and
+    with deploys and rollbacks."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = _project(folder)
+        bodies = [path.read_bytes() for path in files]
+        before = _encoder_alone(folder, files)
+        service = subprocess.Popen(
+            [sys.executable, "-m", "compatctl", "serve", "--port", "0"],
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert service.stderr is not None
+        port = int(service.stderr.readline().rpartition(":")[2])
+        try:
+            _clients(port, bodies, 3)
+            speed, taken = _clients(port, bodies, seconds)
+            after = _encoder_alone(folder, files)
+        finally:
+            service.terminate()
+            service.wait()
+        alone = (before + after) / 2
+        p50, p99 = np.percentile(taken, [50, 99]) * 1000
+        print(
+            f"HTTP, {CLIENTS} clients: {speed:.0f} answers/s (p50 {p50:.0f} ms, p99 {p99:.0f} ms), "
+            f"the encoder alone {alone:.0f} items/s; ratio {speed / alone:.2f} (target .50)"
+        )
+
+
+def main() -> None:
+    """Print both comparisons."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--ef", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    given = parser.parse_args()
+    searching(given.rows, given.dim, given.ef)
+    serving(given.seconds)
+
+
+if __name__ == "__main__":
+    main()
