@@ -136,6 +136,23 @@ def backfill(
             "every share, and write nothing.",
         ),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            help="Work in steps, and end when this much is spent: a time (2h, 90m, 30s), a number "
+            "of items (10000) or a share of the gallery (10%). The same command continues a run "
+            "that was interrupted.",
+        ),
+    ] = None,
+    step: Annotated[
+        str | None,
+        typer.Option(
+            "--step",
+            help="Work in steps of this size, in the units of --budget; each is one generation. "
+            "Default with --budget: ten minutes of embedding, more where the index takes long.",
+        ),
+    ] = None,
     force: ForceWrite = False,
     reason: Reason = None,
     skip_bad: SkipBad = False,
@@ -143,21 +160,25 @@ def backfill(
 ) -> Outcome[Any]:
     """Re-embed part of the gallery with the query model, if it passes a test on held-out
     queries."""
-    from compatctl.commands.backfill import BackfillOptions, backfill, forecast_backfill
+    from compatctl.commands.backfill import backfill, forecast_backfill
+    from compatctl.migration.backfill_budget import Amount
     from compatctl.migration.backfill_orders import named_order
-    from compatctl.render import progress
+    from compatctl.migration.backfill_result import BackfillOptions
+    from compatctl.render import announce, progress
     from compatctl.render.tables import backfill_table, forecast_table
 
     options = BackfillOptions(
         share=share,
         order=named_order(order),
         traffic=traffic,
+        budget=Amount.parse(budget, "--budget") if budget is not None else None,
+        step=Amount.parse(step, "--step") if step is not None else None,
         forced_reason=_forced_reason(force, reason),
         skip_bad=skip_bad,
         dry_run=dry_run,
     )
     if forecast is not None:
-        unused = ("share", "force", "reason", "dry_run")
+        unused = ("share", "budget", "step", "force", "reason", "dry_run")
         refuse_given(context, unused, "--forecast shows every share and writes nothing")
         with progress() as report_progress:
             expected = forecast_backfill(
@@ -165,7 +186,7 @@ def backfill(
             )
         return Outcome(result=expected, table=forecast_table, warnings=expected.warnings)
     with progress() as report_progress:
-        result = backfill(project, options=options, progress=report_progress)
+        result = backfill(project, options=options, progress=report_progress, announce=announce)
     return Outcome(
         result=result, table=backfill_table, warnings=result.warnings, exit_code=result.exit_code
     )

@@ -19,12 +19,16 @@ from compatctl.deployment.data import load_data
 from compatctl.deployment.engine_gallery import require_own_rows
 from compatctl.deployment.gallery import index_params, indexed_rows, load_query_model, open_index
 from compatctl.deployment.project import open_store, utc_now
+from compatctl.errors import ConflictError
 from compatctl.evaluation.protocol import gallery_rows
 from compatctl.index import HnswIndex, build_with_replacements
 from compatctl.manifest import Catalog, Manifest, Operation
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 from compatctl.store import Store
+
+MAX_REBASES = 10
+"""How often items are added to a newer generation because a backfill wrote one meanwhile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +100,34 @@ def add(
         if not result.written:
             return result
         release_memory()
-        indexes = [plan.index(store, progress)] if len(embedded.rows) else []
-    after = _commit(store, indexes, plan)
-    return replace(result, generation=after.generation, index_sha256=after.index.sha256)
+        after = _written(project, store, plan, progress)
+    return replace(
+        result,
+        generation=after.generation,
+        rows=after.index.count,
+        index_sha256=after.index.sha256,
+    )
+
+
+def _written(project: Project, store: Store, plan: _AddPlan, progress: Progress) -> Manifest:
+    """Index and commit. Where a backfill alone wrote newer generations meanwhile, with the same
+    items under the same keys, the same is added to the newest; nothing is embedded again.
+
+    Raises:
+        ConflictError: the store is locked, or changed otherwise.
+    """
+    for _ in range(MAX_REBASES):
+        indexes = [plan.index(store, progress)] if len(plan.embedded.rows) else []
+        try:
+            return _commit(store, indexes, plan)
+        except ConflictError:
+            newest = open_store(project)
+            since = newest.history()[store.manifest.generation :]
+            moved = bool(since) and newest.manifest.query_model == store.manifest.query_model
+            if not moved or any(state.operation != Operation.BACKFILL for state in since):
+                raise
+            store = newest
+    return _commit(store, [plan.index(store, progress)], plan)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -20,13 +20,14 @@ from compatctl.core.arrays import Bools, Rows
 from compatctl.core.digest_prefixes import DigestPrefixes, name_prefix
 from compatctl.core.gallery_pass import GalleryPass
 from compatctl.data import Dataset
-from compatctl.deployment.query_model_pass import EARLIER, PAIRS, RESCORED, STORED
+from compatctl.deployment.query_model_pass import EARLIER, PAIRS, PENDING, RESCORED, STORED
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import parity_items, sampled_items
 from compatctl.errors import UsageError
 from compatctl.manifest import Catalog, Manifest
 from compatctl.recipe import PROJECT_FILE, Project
 from compatctl.store import NOTHING, Store, written_rows
+from compatctl.store.pending_rows import PendingRows
 from compatctl.store.side_file import SideFile
 
 
@@ -67,12 +68,14 @@ class ModelRows:
         stored: its vectors are in the gallery.
         earlier: others whose vectors were in the gallery of an earlier generation.
         rescored: its side file has their free vectors.
+        pending: others that an unfinished backfill embedded; None: none.
         unnamed: how many more, at most, it wrote in galleries that were deleted since.
     """
 
     stored: Bools
     earlier: Bools
     rescored: Bools
+    pending: Bools | None = None
     unnamed: int = 0
 
     @classmethod
@@ -85,18 +88,24 @@ class ModelRows:
         stored = rows_of_model(catalog, sha256)
         earlier, unnamed = _earlier_rows(store, catalog, sha256, stored)
         rescored = rescored_rows(store.path, catalog, sha256)
-        return cls(stored=stored, earlier=earlier, rescored=rescored, unnamed=unnamed)
+        kept = PendingRows.existing(store.path, sha256)
+        pending = None if kept is None else kept.holds(catalog.ids) & ~stored & ~earlier
+        return cls(
+            stored=stored, earlier=earlier, rescored=rescored, pending=pending, unnamed=unnamed
+        )
 
     def writing(self, rows: Rows) -> Self:
         """The same once it wrote rows (n,) too."""
         stored = self.stored.copy()
         stored[rows] = True
-        return replace(self, stored=stored, earlier=self.earlier & ~stored)
+        pending = None if self.pending is None else self.pending & ~stored
+        return replace(self, stored=stored, earlier=self.earlier & ~stored, pending=pending)
 
     @property
     def by_purpose(self) -> dict[str, Bools]:
         """Purpose -> (N,)."""
-        return {STORED: self.stored, EARLIER: self.earlier, RESCORED: self.rescored}
+        named = {STORED: self.stored, EARLIER: self.earlier, RESCORED: self.rescored}
+        return named if self.pending is None else {**named, PENDING: self.pending}
 
 
 def _earlier_rows(store: Store, catalog: Catalog, sha256: str, stored: Bools) -> tuple[Bools, int]:

@@ -14,9 +14,11 @@ from compatctl.manifest import Manifest
 from compatctl.store import NOTHING, Store, WrittenRows, side_size, written_rows
 
 PAIRS, STORED, EARLIER, RESCORED = "pairs", "stored", "earlier", "re-scored"
+PENDING = "pending"
 """Purposes of passed rows: pairs of an adapter and unlabelled images; vectors in the gallery that
 the model made; other rows whose vectors it made in an earlier generation, which a rollback or
-another model undid; free vectors in its side file."""
+another model undid; free vectors in its side file; other rows that an unfinished backfill
+embedded, whose vectors are kept."""
 MAX_REPORT_BYTES = 64 << 20
 
 

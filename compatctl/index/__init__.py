@@ -10,8 +10,10 @@ from compatctl.index.hnswlib.reading import (
     count_deleted,
     read_all,
     read_keys,
+    read_some,
 )
 from compatctl.index.hnswlib.rebuilding import (
+    RowsAt,
     build_mapped,
     build_replaced,
     build_with_replacements,
@@ -45,6 +47,7 @@ __all__ = [
     "KeyLookup",
     "NotUnitError",
     "PgVectorIndex",
+    "RowsAt",
     "TableChanges",
     "VectorIndex",
     "build_mapped",
@@ -63,6 +66,7 @@ __all__ = [
     "read_faiss_header",
     "read_header",
     "read_keys",
+    "read_some",
     "recall_per_query",
     "require_hnswlib",
     "row_checksums",

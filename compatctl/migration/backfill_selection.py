@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 
-from compatctl.core.arrays import Bools, Floats, Rows, as_rows
+from compatctl.core.arrays import Bools, Floats, Rows
 from compatctl.core.hash_order import hash_key
 from compatctl.data import Dataset
 from compatctl.errors import InputError, UsageError
@@ -17,6 +17,9 @@ from compatctl.manifest import Catalog
 from compatctl.printable import listed
 
 MAX_IDS_SHOWN = 5
+
+MAX_MISSING = 1000
+"""Most ids without an item in the data that are listed; all are counted."""
 
 SHARES_BETWEEN = (0.05, 0.1, 0.25, 0.5, 0.75)
 """Hit rate is measured and forecast at these shares, where they lie on the way."""
@@ -54,36 +57,52 @@ class BackfillTarget:
         wanted = math.ceil(share * len(catalog) - 1e-9)
         return cls(have=have, order=rows[order], remaining=max(0, wanted - int(have.sum())))
 
+    def first(self, rows: Bools) -> Self:
+        """The same rows, of which those marked in ``rows`` (N,) come first."""
+        marked = rows[self.order]
+        order = np.concatenate([self.order[marked], self.order[~marked]])
+        return replace(self, order=order)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BackfillRows:
-    """Rows of the catalogue (n,) to re-embed, and their items. ``missing`` are the ids that were
-    passed over because the data has no image of them."""
+    """Rows of the catalogue (n,) to re-embed, and their items.
+
+    ``missing`` are the ids that were passed over because the data has no item of them, at most
+    ``MAX_MISSING``. ``reachable`` counts the rows of other models that the data has an item of,
+    ``unreachable`` the others.
+    """
 
     rows: Rows
     items: Dataset
     missing: tuple[str, ...]
+    reachable: int
+    unreachable: int
 
     @classmethod
     def of(cls, target: BackfillTarget, catalog: Catalog, data: Dataset) -> Self:
-        """As many rows as remain, in order of priority, of those that the data has an image of.
+        """As many rows as remain, in order of priority, of those that the data has an item of.
 
         Raises:
             InputError: the data holds no item of the store.
         """
-        rows: list[int] = []
-        missing: list[str] = []
-        for row in target.order.tolist():
-            if len(rows) == target.remaining:
-                break
-            if catalog.ids[row] in data.row_of:
-                rows.append(row)
-            else:
-                missing.append(catalog.ids[row])
-        if not rows and data.row_of.keys().isdisjoint(catalog.ids):
+        ids, row_of = catalog.ids, data.row_of
+        there = np.fromiter((ids[row] in row_of for row in target.order.tolist()), bool)
+        reachable = int(there.sum())
+        rows = target.order[there][: target.remaining]
+        enough = reachable >= target.remaining
+        end = int(np.flatnonzero(there)[target.remaining - 1]) + 1 if enough else len(there)
+        passed_over = target.order[:end][~there[:end]]
+        missing = tuple(ids[row] for row in passed_over[:MAX_MISSING].tolist())
+        if not len(rows) and row_of.keys().isdisjoint(ids):
             raise InputError(
                 f"the data has none of the store's items: {listed(missing, MAX_IDS_SHOWN)}",
                 tip="--data must name the items of the gallery, under the ids of the store",
             )
-        items = data.take(data.row_of[catalog.ids[row]] for row in rows)
-        return cls(rows=as_rows(rows), items=items, missing=tuple(missing))
+        return cls(
+            rows=rows,
+            items=data.take(row_of[ids[row]] for row in rows.tolist()),
+            missing=missing,
+            reachable=reachable,
+            unreachable=len(there) - reachable,
+        )

@@ -18,7 +18,6 @@ from compatctl.core.policy import Policy
 from compatctl.core.retrieval import Retrieval
 from compatctl.core.sampling_units import count_units
 from compatctl.data import Dataset
-from compatctl.deployment.bulk_embedding import BulkEmbedding
 from compatctl.deployment.gallery import stored_rows
 from compatctl.deployment.record_files import ModelHeader, find_record
 from compatctl.deployment.training_record import TrainingRecord
@@ -33,6 +32,7 @@ from compatctl.evaluation.exact_retrieval import (
     retrieval,
 )
 from compatctl.evaluation.ground_truth import GroundTruth
+from compatctl.index import RowsAt
 from compatctl.manifest import Catalog
 from compatctl.migration.backfill_selection import SHARES_BETWEEN
 from compatctl.migration.rescored_service import RescoredService, RescoredTrial
@@ -138,23 +138,23 @@ def try_backfill(
     *,
     have: Bools,
     rows: Rows,
-    embedded: BulkEmbedding,
+    features_at: RowsAt,
     queries: HeldOutQueries,
     policy: Policy,
     service: RescoredService | None = None,
 ) -> tuple[MixedTrial, AnnQueries]:
     """Search both galleries exactly; two copies of the store's vectors (N, D) are in memory.
 
-    ``have`` (N,) marks the rows that the query model embedded, ``rows`` (n,) are those in
-    ``embedded``. ``loss_check`` decides. ``service``: the store re-scores its answers. Also returns
-    the queries that test the new index.
+    ``have`` (N,) marks the rows that the query model embedded, ``rows`` (n,) are those whose new
+    vectors ``features_at`` gives. ``loss_check`` decides. ``service``: the store re-scores its
+    answers. Also returns the queries that test the new index.
 
     Raises:
         DamagedError: as ``stored_rows``.
     """
     old = stored_rows(store, store.manifest, catalog)
     new = old.copy()
-    new[rows] = embedded.features_at(np.arange(len(rows)))
+    new[rows] = features_at(np.arange(len(rows)))
     truth, k, ks = queries.ground_truth(catalog), policy.hit_at, measured_ks(policy)
     first = nearest_rows(truth, queries.features, old, ks)
     before = evaluate_neighbours(truth, service.before(first) if service else first, ks)

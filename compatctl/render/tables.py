@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from compatctl.commands.backfill import Backfilled, BackfillForecast
+    from compatctl.commands.backfill import BackfillForecast
     from compatctl.commands.bridge import Bridged
     from compatctl.commands.demo import DemoResult
     from compatctl.commands.doctor import Diagnosis
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from compatctl.core.gallery_pass import GalleryPass
     from compatctl.core.power_law import Range
     from compatctl.deployment.query_model_pass import QueryModelPass
+    from compatctl.migration.backfill_result import Backfilled
     from compatctl.migration.candidate import FinetuneResult
     from compatctl.migration.forecast import Forecast
     from compatctl.migration.preflight import Preflight
@@ -196,13 +197,21 @@ def backfill_table(console: Console, result: Backfilled) -> None:
                 )
                 + f"the index alone has hit@{trial.hit_at} {part.first_stage:.4f} today"
             )
-    for why, ids in (
-        ("are not in the data", result.missing),
-        ("do not decode", result.skipped),
+    for why, ids, count in (
+        ("are not in the data", result.missing, max(len(result.missing), result.unreachable)),
+        ("do not decode", result.skipped, len(result.skipped)),
     ):
         if ids:
-            more = " ..." if len(ids) > 8 else ""
-            console.print(f"{len(ids)} items {why}: {cell(', '.join(ids[:8]))}{more}")
+            more = " ..." if count > 8 else ""
+            console.print(f"{count} items {why}: {cell(', '.join(ids[:8]))}{more}")
+    if len(result.steps) > 1:
+        steps = [
+            (step.generation, step.embedded, step.share, step.hit_rate) for step in result.steps
+        ]
+        print_table(console, ("generation", "re-embedded", "share", "hit rate"), steps)
+    if result.passed:
+        again = ", those before the interruption included" if result.resumed else ""
+        console.print(f"passed: {result.passed} items through the query model{again}")
     console.print(cell(result.summary))
     if result.next_step:
         console.print(f"next: {cell(result.next_step)}")

@@ -14,6 +14,8 @@
       erasures/<sha256>.npz      digests of erased ids
       attempts/<digest>.json     verifications of a candidate on the same data, in no generation
       side/<sha256>.vectors      free vectors of a model for touched items, in no generation
+      backfill/<sha256>.rows     vectors of a backfill's unfinished step, in no generation
+      backfill/run.json          what an unfinished backfill spent of its budget
       LOCK                       held by the writer
 
 Replacing manifest.json is the commit. A process killed before it changed nothing; the files it left
@@ -29,13 +31,14 @@ Modules, lowest first: _layout (paths, strict reading), _bucket (obstore), _copy
 copy here), _remote (commits to a bucket), _remote_check, _switch (an engine's
 row), _transaction (commits), _store (readers),
 _lineage (how a state came about), _written_rows, _rollback, _transitions, _check, _gc. _attempts
-needs only _remote.
-side_file (with _side_records) is imported by name, because it loads numpy.
+needs only _remote, _backfill_run nothing.
+side_file (with _side_records) and pending_rows are imported by name, because they load numpy.
 """
 
 from __future__ import annotations
 
 from compatctl.store._attempts import Attempt, read_attempts, record_attempt
+from compatctl.store._backfill_run import backfill_lock, end_run, read_run, write_run
 from compatctl.store._check import CheckReport, check
 from compatctl.store._gc import gc, sweep
 from compatctl.store._layout import KINDS, manifest_digest
@@ -79,10 +82,12 @@ __all__ = [
     "Switch",
     "Transaction",
     "WrittenRows",
+    "backfill_lock",
     "check",
     "delete_damaged_side_file",
     "embedding_space",
     "embedding_spaces",
+    "end_run",
     "engine_switch",
     "finish_creation",
     "gc",
@@ -91,6 +96,7 @@ __all__ = [
     "made_side_lock",
     "manifest_digest",
     "read_attempts",
+    "read_run",
     "record_attempt",
     "recover",
     "restore",
@@ -105,5 +111,6 @@ __all__ = [
     "store_path",
     "sweep",
     "table_file",
+    "write_run",
     "written_rows",
 ]

@@ -14,6 +14,7 @@ from compatctl.manifest import Manifest, Operation
 from compatctl.progress import Progress, silent
 from compatctl.store._attempts import attempts_problems, unfinished_attempts
 from compatctl.store._layout import (
+    BACKFILL,
     HISTORY,
     KINDS,
     MANIFEST,
@@ -292,7 +293,7 @@ def _unreferenced(root: Path, current: Manifest, needed: list[Path]) -> tuple[st
 
 def own_files(root: Path) -> Iterable[Path]:
     """Every file with a name that only this program gives; others are never touched."""
-    for name in ("", HISTORY, SIDE, *KINDS):
+    for name in ("", HISTORY, SIDE, BACKFILL, *KINDS):
         folder = root / name
         for path in folder.iterdir() if folder.is_dir() else ():
             if is_own_name(name, path.name) and is_regular_file(path):

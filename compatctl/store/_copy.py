@@ -34,9 +34,11 @@ from compatctl.files import (
 from compatctl.manifest import Manifest
 from compatctl.store._bucket import AbsentError, Bucket, Unchanged, open_bucket
 from compatctl.store._layout import (
+    BACKFILL,
     HISTORY,
     KINDS,
     MANIFEST,
+    PENDING_SUFFIX,
     SIDE,
     blob_path,
     generation_path,
@@ -242,6 +244,7 @@ class Copy:
         kept = {blob_path(self.root, *blob) for blob in current.blobs()}
         paths = [path for kind in KINDS for path in (self.root / kind).glob(f"*{KINDS[kind]}")]
         paths += (self.root / SIDE).glob("*.vectors")
+        paths += (self.root / BACKFILL).glob(f"*{PENDING_SUFFIX}")
         with os_errors("deleting in", self.root):
             for path in set(paths) - kept:
                 path.unlink(missing_ok=True)

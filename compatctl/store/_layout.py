@@ -39,6 +39,8 @@ HISTORY = "history"
 ATTEMPTS = "attempts"
 SIDE = "side"
 SIDE_SUFFIX = ".vectors"
+BACKFILL = "backfill"
+PENDING_SUFFIX = ".rows"
 _MAX_BYTES = 16 << 20
 RESTORE_TIP = "restore the file from a backup; compatctl check lists every problem"
 
@@ -171,8 +173,8 @@ def is_regular_file(path: Path) -> bool:
 def is_own_name(folder: str, name: str) -> bool:
     """Whether only this program gives such a name to a file in ``folder`` of a store ("": the store
     itself); others are never touched. Files of attempts are not among them."""
-    suffix = {**KINDS, SIDE: SIDE_SUFFIX}.get(folder)
-    if folder not in {"", HISTORY, SIDE, *KINDS}:
+    suffix = {**KINDS, SIDE: SIDE_SUFFIX, BACKFILL: PENDING_SUFFIX}.get(folder)
+    if folder not in {"", HISTORY, SIDE, BACKFILL, *KINDS}:
         return False
     pattern = r"\d{6,}\.json" if folder == HISTORY else rf"[0-9a-f]{{64}}{re.escape(suffix or '')}"
     named = bool(folder) and re.fullmatch(pattern, name) is not None
@@ -181,8 +183,9 @@ def is_own_name(folder: str, name: str) -> bool:
 
 def refuse_links(root: Path) -> None:
     """Raise DamagedError if a folder or file inside a store is a link: it leads elsewhere."""
-    expected = dict.fromkeys((HISTORY, ATTEMPTS, SIDE, *KINDS), "folder")
-    expected |= dict.fromkeys((MANIFEST, LOCK, f"{ATTEMPTS}/{LOCK}", f"{SIDE}/{LOCK}"), "file")
+    expected = dict.fromkeys((HISTORY, ATTEMPTS, SIDE, BACKFILL, *KINDS), "folder")
+    locks = (f"{folder}/{LOCK}" for folder in (ATTEMPTS, SIDE, BACKFILL))
+    expected |= dict.fromkeys((MANIFEST, LOCK, *locks), "file")
     for name, what in expected.items():
         path = root / name
         own = path.is_dir() if what == "folder" else is_regular_file(path)

@@ -28,6 +28,7 @@ from compatctl.manifest import FORMAT, Manifest
 from compatctl.store._copy import REMOTE
 from compatctl.store._layout import (
     ATTEMPTS,
+    BACKFILL,
     HISTORY,
     KINDS,
     LOCK,
@@ -205,7 +206,9 @@ class Transaction:
             )
         refuse_links(self._root)
         refuse_missing_manifest(self._root)
-        own = {LOCK, HISTORY, *KINDS} | ({REMOTE, ATTEMPTS, SIDE} if self._remote else set())
+        own = {LOCK, HISTORY, *KINDS} | (
+            {REMOTE, ATTEMPTS, SIDE, BACKFILL} if self._remote else set()
+        )
         with os_errors("reading", self._root):
             names = {path.name for path in self._root.iterdir()}
         if self._remote:

@@ -11,13 +11,14 @@ import pytest
 from free_kit import order_by_loop, serve_rescored, with_free
 from shop_kit import Shop, run, store_files, write_encoder
 
-from compatctl.commands.backfill import BackfillOptions, backfill
+from compatctl.commands.backfill import backfill
 from compatctl.core.arrays import as_rows
 from compatctl.core.hash_order import hash_key
 from compatctl.data import load
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.rescoring import rescorer_of
 from compatctl.errors import UsageError
+from compatctl.migration.backfill_result import BackfillOptions
 from compatctl.recipe import Project
 from compatctl.store import Store
 from compatctl.store.side_file import SideFile

@@ -39,6 +39,18 @@ def read_all(
     return rows
 
 
+def read_some(path: Path, params: HnswParams, count: int, keys: Keys) -> Vectors:
+    """The rows (n, D) float32 of some ``keys`` (n,) of a file of ``count`` rows.
+
+    The file's layout is not checked.
+
+    Raises:
+        DamagedError: the file is not of these parameters and number of rows, or lacks a key.
+    """
+    stored = open_stored(path, params, count, prevalidated=True)
+    return stored.rows(stored.require(np.asarray(keys, np.uint64)))
+
+
 def read_keys(path: Path, params: HnswParams, count: int, *, prevalidated: bool = True) -> Keys:
     """Every key (N,) of a file of ``count`` rows, in the order of the rows.
 

@@ -1,0 +1,131 @@
+"""Embed the items of a backfill block by block, and keep each block until its step is written."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from compatctl.core.arrays import Bools, Bytes, Rows, Vectors
+from compatctl.data import Dataset
+from compatctl.deployment.bulk_embedding import IN_MEMORY, BulkEmbedding
+from compatctl.encoder import Encoder
+from compatctl.errors import InputError
+from compatctl.files import DIGEST_BYTES, os_errors
+from compatctl.progress import Progress, silent
+from compatctl.store.pending_rows import PendingRows
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepEmbedding:
+    """The ``features`` of a step, of which ``passed`` items went through the network now; the
+    others were kept. ``tried``: how many of the items were reached before it had to stop."""
+
+    features: BulkEmbedding
+    passed: int
+    tried: int
+
+
+def embed_step(
+    encoder: Encoder,
+    items: Dataset,
+    kept: PendingRows | None,
+    *,
+    block: int,
+    skip_bad: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Progress = silent,
+) -> StepEmbedding:
+    """Embed the items in their order, in blocks of ``block``.
+
+    ``kept``: has vectors from before, which are taken if the item's content is the same, and keeps
+    each new block; None: nothing is kept. ``stop`` is called after each block and ends the work
+    if it is true. The features are the caller's to close.
+
+    Raises:
+        InputError: as ``BulkEmbedding.of``.
+        CompatError: no space for the features.
+    """
+    features = _empty(encoder)
+    passed = tried = 0
+    try:
+        for start in range(0, len(items), block):
+            part = np.arange(start, min(start + block, len(items)))
+            old, vectors, digests = _kept(kept, items, part)
+            _take(features, part[old], vectors, digests)
+            rows = part[~old]
+            passed += _embed(encoder, items.take(rows), rows, kept, features, skip_bad=skip_bad)
+            tried = int(part[-1]) + 1
+            progress("items embedded", tried, len(items))
+            if stop():
+                break
+    except BaseException:
+        features.file.close()
+        raise
+    return StepEmbedding(features=features, passed=passed, tried=tried)
+
+
+def _empty(encoder: Encoder) -> BulkEmbedding:
+    file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
+    return BulkEmbedding(dim=encoder.dim, rows=[], digests=bytearray(), bad=[], file=file)
+
+
+def _embed(
+    encoder: Encoder,
+    part: Dataset,
+    rows: Rows,
+    kept: PendingRows | None,
+    features: BulkEmbedding,
+    *,
+    skip_bad: bool,
+) -> int:
+    """Embed the items of a ``part``, which are at ``rows`` (n,) of the step, and keep them; how
+    many have a feature."""
+    if not len(rows):
+        return 0
+    embedded = encoder.embed(part, skip_bad=skip_bad, skip_empty=skip_bad)
+    features.bad += [item.id for item in embedded.bad]
+    _take(features, rows[embedded.rows], embedded.features, embedded.digests)
+    if kept is not None and len(embedded.rows):
+        ids = [part.ids[row] for row in embedded.rows.tolist()]
+        kept.append(ids, embedded.features, _contents(part, embedded.rows))
+    return len(embedded.rows)
+
+
+def _take(features: BulkEmbedding, rows: Rows, vectors: Vectors, digests: Bytes) -> None:
+    features.rows += rows.tolist()
+    features.digests += digests.tobytes()
+    with os_errors("writing", Path("features, to a temporary file")):
+        features.file.write(vectors.tobytes())
+
+
+def _kept(kept: PendingRows | None, items: Dataset, rows: Rows) -> tuple[Bools, Vectors, Bytes]:
+    """(n,) which of the items at ``rows`` (n,) have a kept vector of their present content, these
+    vectors (m, D) and the digests (m, 32) of what they were made of."""
+    old = np.zeros(len(rows), bool)
+    if kept is None or not len(kept):
+        return old, np.zeros((0, 0), np.float32), np.zeros((0, DIGEST_BYTES), np.uint8)
+    held = rows[kept.holds([items.ids[row] for row in rows.tolist()])]
+    readable = held[[_is_readable(items, row) for row in held.tolist()]] if len(held) else held
+    digests = _contents(items, readable)
+    vectors, found = kept.lookup([items.ids[row] for row in readable.tolist()], digests)
+    old[np.searchsorted(rows, readable[found])] = True
+    known = digests[found] * (items.modality != "vector")  # as the encoder gives them
+    return old, vectors[found], known
+
+
+def _is_readable(items: Dataset, row: int) -> bool:
+    try:
+        items.digest(row)
+    except InputError:
+        return False
+    return True
+
+
+def _contents(items: Dataset, rows: Rows) -> Bytes:
+    """The digests (n, 32) of the content of the items at rows (n,)."""
+    digests = b"".join(bytes.fromhex(items.digest(row)) for row in rows.tolist())
+    return np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES)

@@ -1,0 +1,220 @@
+"""What a backfill will cost, measured on this machine and these data before it starts."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from compatctl.core.arrays import Vectors
+from compatctl.core.nearest import exact_search
+from compatctl.data import Dataset
+from compatctl.deployment.gallery import index_params
+from compatctl.deployment.step_embedding import embed_step
+from compatctl.encoder import Encoder
+from compatctl.index import HnswIndex, read_some
+from compatctl.manifest import Catalog
+from compatctl.migration.backfill_budget import Amount, Spending
+from compatctl.migration.backfill_selection import SHARES_BETWEEN
+from compatctl.store import Store
+from compatctl.store.pending_rows import PendingRows
+
+STEP_S = 600.0
+"""Seconds of embedding in a step, unless its fixed costs need more."""
+
+ENCODER_SHARE = 0.9
+"""The share of a run's time that the encoder has at least, with steps of the size that is chosen:
+the other costs of a step are fixed, and a larger step has fewer of them."""
+
+BLOCK_S = 2.0
+"""Seconds of embedding that are kept together: a killed run loses at most so much."""
+
+MIN_BLOCK, MAX_BLOCK = 64, 4096
+WARM_UP, SAMPLE_S, MIN_SAMPLE, MAX_SAMPLE = 16, 1.0, 32, 256
+"""Items that are embedded first and not timed; then items of about so many seconds, within
+bounds."""
+
+INDEXED = 2000
+"""Rows that are indexed, and searched, to measure how fast that is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """How fast this machine is: the encoder's ``items_per_s``, and the seconds of a step's index
+    (``index_s``) and of its measurement on held-out queries (``judge_s``)."""
+
+    items_per_s: float
+    index_s: float
+    judge_s: float
+
+    @property
+    def fixed_s(self) -> float:
+        """Seconds of a step beside its embedding."""
+        return self.index_s + self.judge_s
+
+    @property
+    def block(self) -> int:
+        """How many items are kept together."""
+        return int(min(max(self.items_per_s * BLOCK_S, MIN_BLOCK), MAX_BLOCK))
+
+    def step_items(self, step: Amount | None, rows: int) -> int:
+        """How many items a step of that amount has, of a gallery of ``rows``; None: by the
+        defaults."""
+        if step is not None and (items := step.items_of(rows)) is not None:
+            return items
+        fixed = self.fixed_s * ENCODER_SHARE / (1.0 - ENCODER_SHARE)
+        seconds = max(STEP_S, fixed) if step is None else (step.seconds or STEP_S) - self.fixed_s
+        return max(1, math.ceil(seconds * self.items_per_s))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackfillEstimate:
+    """The cost of a run, before it starts.
+
+    Of the ``rows``, the query model embedded ``own``, and the data has an image of ``reachable``
+    others; ``missing`` have none. The run embeds ``items`` at most, of which ``kept`` were
+    embedded by an unfinished run. It writes ``steps`` generations of at most ``step_items`` items.
+    All times are in seconds: ``judge_s`` and ``index_s`` are of one step, ``embed_s`` and
+    ``total_s`` of the run.
+    """
+
+    rows: int
+    own: int
+    reachable: int
+    missing: int
+    items: int
+    kept: int
+    items_per_s: float
+    steps: int
+    step_items: int
+    embed_s: float
+    judge_s: float
+    index_s: float
+    total_s: float
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The estimate in words; what can be reached first."""
+        reach = (self.own + self.reachable) / max(1, self.rows)
+        kept = f", of which {self.kept} are embedded already" if self.kept else ""
+        speed = f", at {self.items_per_s:.1f} items/s ({_time(self.embed_s)})"
+        speed = speed if self.embed_s else ""
+        return (
+            f"of {self.rows} rows {reach:.2%} can be of the query model: {self.own} are, "
+            f"{self.reachable} others have an item in the data, {self.missing} have none",
+            f"to embed: {self.items} items{kept}{speed}; {self.steps} steps of at most "
+            f"{self.step_items} items, each with a new index ({_time(self.index_s)}) and a test on "
+            f"held-out queries ({_time(self.judge_s)}); about {_time(self.total_s)} in all",
+        )
+
+
+def measure_rates(
+    encoder: Encoder,
+    items: Dataset,
+    kept: PendingRows | None,
+    *,
+    store: Store,
+    catalog: Catalog,
+    queries: Vectors,
+    skip_bad: bool,
+) -> tuple[Rates, int]:
+    """Embed some of the ``items``, index some of the store's rows, search them by ``queries`` (Q,
+    D). Also returns how many items passed; ``kept`` keeps their vectors.
+
+    Raises:
+        InputError: as ``embed_step``.
+        DamagedError: the index is missing or changed.
+    """
+    items_per_s, passed = _encoder_rate(encoder, items, kept, skip_bad=skip_bad)
+    info = store.manifest.index
+    path = store.verified_path("indexes", info.sha256)
+    n = min(info.count, INDEXED)
+    chosen = np.linspace(0, info.count - 1, n).astype(np.int64)
+    rows = read_some(path, index_params(info), info.count, catalog.keys[chosen])
+    index = HnswIndex.create(index_params(info), n)
+    indexed_s = _timed(lambda: index.add(rows, np.arange(n, dtype=np.uint64)))
+    deeper = math.log(max(info.count, 2)) / math.log(max(n, 2))
+    searched_s = _timed(lambda: exact_search(queries, rows, min(100, n))) if len(queries) else 0.0
+    searches = len(SHARES_BETWEEN) + 2  # before, at these shares, and after
+    rates = Rates(
+        items_per_s=items_per_s,
+        index_s=indexed_s * info.count / n * deeper,
+        judge_s=searched_s * info.count / n * searches,
+    )
+    return rates, passed
+
+
+def estimate(
+    rates: Rates,
+    spending: Spending,
+    *,
+    rows: int,
+    own: int,
+    reachable: int,
+    missing: int,
+    wanted: int,
+    kept: int,
+    step: Amount | None,
+) -> BackfillEstimate:
+    """The cost of embedding ``wanted`` items of a gallery of ``rows``, of which ``kept`` are
+    embedded already, within what may still be spent. The rest as in ``BackfillEstimate``."""
+    step_items = min(rates.step_items(step, rows), wanted)
+    new = min(wanted - kept, spending.items_left)
+    if (left := spending.seconds_left) < math.inf:
+        a_step = step_items / rates.items_per_s + rates.fixed_s
+        whole, rest = divmod(left, a_step)
+        rest = max(0.0, rest - rates.fixed_s)
+        new = min(new, int(whole * step_items + rest * rates.items_per_s))
+    items = int(new) + kept
+    steps, embed_s = math.ceil(items / max(1, step_items)), new / rates.items_per_s
+    return BackfillEstimate(
+        rows=rows,
+        own=own,
+        reachable=reachable,
+        missing=missing,
+        items=items,
+        kept=kept,
+        items_per_s=rates.items_per_s,
+        steps=steps,
+        step_items=step_items,
+        embed_s=embed_s,
+        judge_s=rates.judge_s,
+        index_s=rates.index_s,
+        total_s=embed_s + steps * rates.fixed_s,
+    )
+
+
+def _encoder_rate(
+    encoder: Encoder, items: Dataset, kept: PendingRows | None, *, skip_bad: bool
+) -> tuple[float, int]:
+    """Items a second of items that are not kept yet, and how many passed."""
+    new = np.arange(len(items))
+    if kept is not None and len(kept):
+        new = np.flatnonzero(~kept.holds(items.ids))
+    passed, rate, start, size = 0, math.inf, 0, WARM_UP
+    while start < len(new) and start < WARM_UP + MAX_SAMPLE:
+        part = items.take(new[start : start + size])
+        began = time.monotonic()
+        embedded = embed_step(encoder, part, kept, block=size, skip_bad=skip_bad)
+        embedded.features.file.close()
+        rate = len(part) / max(1e-9, time.monotonic() - began)
+        passed += embedded.passed
+        if start:
+            break
+        start, size = start + size, int(min(max(rate * SAMPLE_S, MIN_SAMPLE), MAX_SAMPLE))
+    return (rate if math.isfinite(rate) else 1e9), passed
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.monotonic()
+    work()
+    return time.monotonic() - began
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,234 @@
+"""Vectors that a backfill embedded and has not written yet: what a killed one need not embed again.
+
+A file of one model: a header, and records of one size that are only appended, each with a checksum.
+It belongs to no generation. gc and every removal delete it: what it holds can be computed again.
+One process at a time writes it, the one that holds ``backfill_lock``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Self
+
+import numpy as np
+
+from compatctl.core.arrays import Bools, Bytes, Vectors, as_features, as_rows, check_positive
+from compatctl.errors import InputError
+from compatctl.files import make_folder, os_errors, sync, write_atomic
+from compatctl.manifest import Erasures
+from compatctl.store._layout import (
+    BACKFILL,
+    PENDING_SUFFIX,
+    blob_path,
+    is_regular_file,
+    read_manifest,
+)
+from compatctl.store._side_layout import CHECKSUM_BYTES, IMAGE_BYTES, KEY_BYTES, PREFIX_BYTES
+from compatctl.store._side_records import (
+    Positions,
+    checksums,
+    image_marks,
+    intact,
+    is_of,
+    item_keys,
+    no_positions,
+    words_of,
+)
+
+_HEADER = struct.Struct("<8sII32s8s8x")
+_MAGIC, _VERSION = b"comppend", 1
+_BEFORE_CHECKSUM = KEY_BYTES + IMAGE_BYTES
+BLOCK = 4096
+"""Records that are read at a time."""
+
+
+def pending_path(root: Path, model_sha256: str) -> Path:
+    """The path of a model's file, whether or not it exists."""
+    return root / BACKFILL / f"{model_sha256}{PENDING_SUFFIX}"
+
+
+@dataclass(eq=False)
+class PendingRows:
+    """Unit vectors (n, ``dim``) float32 of one model by item and image. Use it in one thread."""
+
+    store: Path
+    model_sha256: str
+    dim: int
+    _file: BinaryIO | None = None
+    _records: Bytes = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
+    _positions: Positions = field(default_factory=no_positions)
+    _erasures: tuple[str, Erasures] | None = None
+
+    @classmethod
+    def open(cls, store: Path, model_sha256: str, dim: int) -> Self:
+        """The vectors that are there; the file is made by the first append.
+
+        A file that does not begin as one of this model and dimension counts as empty.
+        """
+        check_positive(dim, "dim")
+        pending = cls(Path(store), model_sha256, dim)
+        pending._open()
+        return pending
+
+    @classmethod
+    def existing(cls, store: Path, model_sha256: str) -> Self | None:
+        """The vectors of a model, of whatever dimension; None if there are none."""
+        path = pending_path(store, model_sha256)
+        if not is_regular_file(path):
+            return None
+        with os_errors("reading", path), path.open("rb") as file:
+            dim = _dim(file.read(_HEADER.size), model_sha256)
+        return None if dim is None else cls.open(store, model_sha256, dim)
+
+    @property
+    def path(self) -> Path:
+        return pending_path(self.store, self.model_sha256)
+
+    def __len__(self) -> int:
+        """The number of items with a vector."""
+        return len(self._positions)
+
+    def holds(self, ids: Sequence[str]) -> Bools:
+        """(n,) which items have a vector, of whatever image."""
+        return np.asarray(self._positions.find(words_of(item_keys(ids))) >= 0, bool)
+
+    def lookup(self, ids: Sequence[str], images: Bytes) -> tuple[Vectors, Bools]:
+        """The vectors (n, D) of items with these image digests (n, 32), zero where there is none,
+        and (n,) which were found. A record that is not what was written is not found."""
+        keys, marks = item_keys(ids), image_marks(images, len(ids))
+        positions = self._positions.find(words_of(keys))
+        vectors, found = np.zeros((len(ids), self.dim), np.float32), positions >= 0
+        for start in range(0, len(ids), BLOCK):
+            held = start + np.flatnonzero(found[start : start + BLOCK])
+            records = np.array(self._records[positions[held]])
+            if len(held):
+                good = is_of(records, keys[held], marks[held]) & intact(records)
+                found[held] = good
+                raw = np.ascontiguousarray(records[good, PREFIX_BYTES:])
+                vectors[held[good]] = raw.view("<f4")
+        return vectors, np.asarray(found, bool)
+
+    def append(self, ids: Sequence[str], vectors: Vectors, images: Bytes) -> None:
+        """Keep vectors (n, D) of items with these image digests (n, 32), on the disk when it ends.
+
+        An item that was removed from the store is left out: the file exists before the list of
+        removed items is read, so that a removal after that deletes the file.
+
+        Raises:
+            InputError: ``vectors`` are not n finite unit rows of ``dim`` dimensions.
+            CompatError: no space, or no permission.
+        """
+        if vectors.shape != (len(ids), self.dim):
+            raise InputError(f"vectors must be ({len(ids)}, {self.dim}), got {vectors.shape}")
+        as_features(vectors, "pending vectors")
+        if self._file is None or not self._is_current():
+            self._create()
+        assert self._file is not None
+        erased = self._erased(ids)
+        rows = as_rows(row for row, item in enumerate(ids) if item not in erased)
+        keys = item_keys(ids)
+        records = self._encoded(keys[rows], image_marks(images, len(ids))[rows], vectors[rows])
+        offset, data = _HEADER.size + self._records.size, records.tobytes()
+        with os_errors("writing", self.path):
+            while data:
+                written = os.pwrite(self._file.fileno(), data, offset)
+                data, offset = data[written:], offset + written
+            os.fsync(self._file.fileno())
+        self._map()
+
+    def delete(self) -> None:
+        """Delete the file.
+
+        Raises:
+            CompatError: no permission.
+        """
+        self._close()
+        if is_regular_file(self.path):
+            with os_errors("deleting", self.path):
+                self.path.unlink()
+                sync(self.path.parent)
+
+    def _encoded(self, keys: Bytes, marks: Bytes, vectors: Vectors) -> Bytes:
+        records = np.zeros((len(keys), PREFIX_BYTES + 4 * self.dim), np.uint8)
+        records[:, :KEY_BYTES] = keys
+        records[:, KEY_BYTES:_BEFORE_CHECKSUM] = marks
+        records[:, PREFIX_BYTES:] = np.ascontiguousarray(vectors, "<f4").view(np.uint8)
+        records[:, _BEFORE_CHECKSUM:PREFIX_BYTES] = checksums(records)[:, None].view(np.uint8)
+        return records
+
+    def _is_current(self) -> bool:
+        """Whether the open file is the one at ``path``: gc or a removal may have deleted it."""
+        assert self._file is not None
+        try:
+            return os.path.samestat(self.path.lstat(), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return False
+
+    def _create(self) -> None:
+        """An empty file in place of whatever is there."""
+        self._close()
+        with os_errors("creating", self.path.parent):
+            make_folder(self.path.parent)
+        facts = (_MAGIC, _VERSION, self.dim, bytes.fromhex(self.model_sha256))
+        write_atomic(self.path, _HEADER.pack(*facts, _digest(facts)))
+        self._open()
+
+    def _open(self) -> None:
+        path = self.path
+        if not is_regular_file(path):
+            return
+        writable = os.access(path, os.W_OK)
+        with os_errors("reading", path):
+            file = path.open("r+b" if writable else "rb")
+        if _dim(file.read(_HEADER.size), self.model_sha256) != self.dim:
+            file.close()
+            return
+        self._file = file
+        self._map()
+
+    def _map(self) -> None:
+        """Map what the file holds now; the words of all keys are in memory."""
+        assert self._file is not None
+        width = PREFIX_BYTES + 4 * self.dim
+        count = (os.fstat(self._file.fileno()).st_size - _HEADER.size) // width
+        known = len(self._records)
+        if not count:
+            self._records = np.zeros((0, width), np.uint8)
+            return
+        shape = (count, width)
+        self._records = np.memmap(self._file, np.uint8, "r", _HEADER.size, shape)
+        words = words_of(np.array(self._records[known:, :8]))
+        self._positions = self._positions.merged(Positions.of(words, known))
+
+    def _close(self) -> None:
+        file, self._file = self._file, None
+        self._records, self._positions = np.zeros((0, 0), np.uint8), no_positions()
+        if file is not None:
+            file.close()
+
+    def _erased(self, ids: Sequence[str]) -> frozenset[str]:
+        digest = read_manifest(self.store).erasures
+        if digest is None:
+            return frozenset()
+        if self._erasures is None or self._erasures[0] != digest:
+            path = blob_path(self.store, "erasures", digest)
+            self._erasures = digest, Erasures.read(path)
+        return frozenset(self._erasures[1].matching(ids))
+
+
+def _dim(header: bytes, model_sha256: str) -> int | None:
+    """The dimension that a header states; None if it is not one of this model."""
+    if len(header) < _HEADER.size:
+        return None
+    *facts, digest = _HEADER.unpack(header)
+    written = (_MAGIC, _VERSION, facts[2], bytes.fromhex(model_sha256))
+    return int(facts[2]) if tuple(facts) == written and digest == _digest(written) else None
+
+
+def _digest(facts: tuple[object, ...]) -> bytes:
+    return hashlib.sha256(repr(facts).encode()).digest()[:CHECKSUM_BYTES]
