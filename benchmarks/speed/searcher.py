@@ -42,7 +42,7 @@ def _store(folder: Path, rows: int, dim: int, ef: int) -> np.ndarray:
     """A store of rows around centres; 4,000 queries around the same ones."""
     from benchmarks.speed.large_store import write_encoder
     from compatctl.deployment.artifacts import ModelArtifacts
-    from compatctl.deployment.creation import create_store, first_catalog
+    from compatctl.deployment.creation import create_store, first_catalog, index_info
     from compatctl.deployment.model_file import ModelFile
     from compatctl.index import HnswIndex, HnswParams
 
@@ -63,7 +63,7 @@ def _store(folder: Path, rows: int, dim: int, ef: int) -> np.ndarray:
         model=model,
         artifacts=ModelArtifacts(registry=None, memory=None),
         index=index.save,
-        params=params,
+        info=index_info(params),
         catalog=first_catalog(ids, ids, index.keys(), model.encoder.sha256),
         operation="init",
     )
@@ -79,11 +79,14 @@ def _seconds(call: Callable[[], object]) -> float:
 def searching(rows: int, dim: int, ef: int) -> None:
     """Print both sides' queries a second, and the ratio."""
     from compatctl import Searcher
+    from compatctl.index import HnswIndex
 
     with tempfile.TemporaryDirectory() as name:
         queries = _store(Path(name), rows, dim, ef)
         with Searcher.open(Path(name) / "store") as searcher:
-            bare = searcher.current.gallery.index._engine
+            index = searcher.current.gallery.index
+            assert isinstance(index, HnswIndex)
+            bare = index._engine
             bare.set_ef(ef)
             one_by_one = [queries[row : row + 1] for row in range(SINGLE)]
 

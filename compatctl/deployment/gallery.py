@@ -63,12 +63,16 @@ class DeployedGallery:
         return cls(store=store, manifest=store.manifest)
 
     def take_from(self, other: DeployedGallery) -> None:
-        """Take over what another generation has loaded, where it is of the same files."""
+        """Take over what another generation has loaded, where it is of the same files.
+
+        A table in an engine is searched at the epoch of one generation only.
+        """
         own, others = self.manifest, other.manifest
         loaded = vars(other)
         if own.catalog == others.catalog and "catalog" in loaded:
             vars(self)["catalog"] = other.catalog
-        if replace(own.index, ef_search=others.index.ef_search) == others.index:
+        same = own.generation == others.generation or not in_engine(own)
+        if same and replace(own.index, ef_search=others.index.ef_search) == others.index:
             vars(self).update({"index": other.index} if "index" in loaded else {})
         same_model = own.query_model == others.query_model
         if same_model and own.query_share.canary == others.query_share.canary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
@@ -21,6 +22,7 @@ from compatctl.deployment.searching import Hit, hits_of
 from compatctl.encoder import EMBEDDING, FREE, Encoder
 from compatctl.encoder.inputs import InputArray
 from compatctl.errors import DamagedError, InputError, UsageError
+from compatctl.index import HnswIndex
 from compatctl.manifest import Catalog, Manifest
 from compatctl.recipe import Project
 from compatctl.store import Store
@@ -94,6 +96,8 @@ class LoadedGeneration:
     rescorer: Rescorer | None
     keys_are_rows: bool
     """Whether each row's key in the index is its number, which was checked."""
+    _searching: AbstractContextManager[object]
+    """An engine's connection takes one search at a time; the embedded index takes any number."""
     _rescoring: Lock = field(default_factory=Lock, repr=False)
 
     @classmethod
@@ -130,6 +134,7 @@ class LoadedGeneration:
             scale=score_map(gallery),
             rescorer=rescorer,
             keys_are_rows=_keys_are_rows(catalog),
+            _searching=nullcontext() if isinstance(gallery.index, HnswIndex) else Lock(),
         )
 
     def with_model(self, encoder: Encoder) -> LoadedGeneration:
@@ -152,7 +157,11 @@ class LoadedGeneration:
         gallery.take_from(self.gallery)
         gallery.use_encoder(encoder)
         return LoadedGeneration(
-            gallery=gallery, scale=None, rescorer=None, keys_are_rows=self.keys_are_rows
+            gallery=gallery,
+            scale=None,
+            rescorer=None,
+            keys_are_rows=self.keys_are_rows,
+            _searching=self._searching,
         )
 
     @property
@@ -211,7 +220,8 @@ class LoadedGeneration:
                 tip="search for items, so that the query model embeds them",
             )
         count = k if manifest.rescoring is None else max(k, manifest.rescoring.candidates)
-        keys, cosines = gallery.index.search(features, count, manifest.index.ef_search)
+        with self._searching:
+            keys, cosines = gallery.index.search(features, count, manifest.index.ef_search)
         rows = keys.view(np.int64) if self.keys_are_rows else gallery.catalog.rows_of(keys)
         known, rescored = np.zeros(rows.shape, bool), None
         if self.rescorer is not None and free is not None:

@@ -14,10 +14,18 @@ import numpy as np
 from compatctl.core.arrays import Vectors
 from compatctl.data import Dataset
 from compatctl.deployment.loaded_generation import Answers, LoadedGeneration, QueryItem
+from compatctl.engines import StaleEpochError
 from compatctl.errors import CompatError, ConflictError, UsageError
+from compatctl.files import store_url
 from compatctl.manifest import Manifest
 from compatctl.recipe import Project
 from compatctl.store import Store
+
+MAX_ATTEMPTS = 20
+"""Searches of one call that an engine may refuse because another generation took over."""
+
+CATCH_UP_S = 0.05
+"""Seconds between two of them."""
 
 RETRY_S = 5.0
 """Seconds after which a generation that could not be loaded is tried again."""
@@ -111,11 +119,31 @@ class Searcher:
         Raises:
             InputError: a query is not of the query model's kind, or does not decode; or k < 1.
             UsageError: the searcher is closed, or ``items`` is one query and no sequence of them.
+            StaleEpochError: an engine serves another generation than the store, and goes on so.
         """
         if isinstance(items, str | bytes | Path):
             raise UsageError("search takes a sequence of queries", tip="for one: search([query])")
-        current = self.current
-        return current.answer([current.prepare(item) for item in items], k)
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            current = self.current
+            try:
+                return current.answer([current.prepare(item) for item in items], k)
+            except StaleEpochError:
+                if attempt == MAX_ATTEMPTS:
+                    raise
+                self.catch_up(current)
+        raise AssertionError
+
+    def catch_up(self, stale: LoadedGeneration) -> None:
+        """After a ``StaleEpochError`` of a generation: wait a moment for the one that replaces it.
+
+        An engine's own row is switched a moment before the store's manifest.
+
+        Raises:
+            CompatError: as ``refresh``.
+        """
+        self.refresh()
+        if self._current is stale:
+            time.sleep(CATCH_UP_S)
 
     def search_vectors(
         self, vectors: Vectors, k: int = 10, *, query_model: str | None = None
@@ -149,10 +177,9 @@ class Searcher:
         """
         with self._refreshing:
             seen = self._signature()
-            loaded = self._current is not None and self._problem is None
-            if loaded and seen == self._seen:
-                return False
             try:
+                if not self._may_have_moved(seen):
+                    return False
                 switched = self._switch(Store.open(self._store))
             except CompatError as error:
                 self._failed_at = time.monotonic()
@@ -172,8 +199,22 @@ class Searcher:
         self._switches += before is not None
         return True
 
+    def _may_have_moved(self, seen: object) -> bool:
+        """Whether the store is to be opened again: it changed, or its last generation failed.
+
+        Raises:
+            CompatError: a bucket does not answer.
+        """
+        if self._current is None or self._problem is not None:
+            return True
+        if seen is None and store_url(self._store):
+            return self._current.gallery.store.has_moved()
+        return seen != self._seen
+
     def _signature(self) -> object:
-        """What changes when the store has another generation."""
+        """What changes when the store has another generation; None: that is not known here."""
+        if store_url(self._store):
+            return None
         try:
             status = (self._store / "manifest.json").stat()
         except OSError:

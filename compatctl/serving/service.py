@@ -16,7 +16,8 @@ import numpy as np
 
 from compatctl.data import Dataset, ItemVectors, thumbnail
 from compatctl.deployment.loaded_generation import LoadedGeneration, QueryItem
-from compatctl.deployment.searcher import Searcher
+from compatctl.deployment.searcher import MAX_ATTEMPTS, Searcher
+from compatctl.engines import StaleEpochError
 from compatctl.errors import InputError, UsageError
 from compatctl.manifest import Manifest
 from compatctl.serving.answer_log import AnswerLog, LogLine
@@ -146,12 +147,22 @@ class SearchService:
         began = time.perf_counter()
         try:
             async with asyncio.timeout(self.limits.seconds):
-                served, current = await self._search(query)
+                served, current = await self._search_again(query)
         finally:
             self._requests -= 1
         self.metrics.answered(served.side, served.answer, time.perf_counter() - began)
         self._record(query, served, current)
         return served
+
+    async def _search_again(self, query: Query) -> tuple[Served, LoadedGeneration]:
+        """``_search``, again where an engine has switched to another generation meanwhile."""
+        for _ in range(MAX_ATTEMPTS):
+            current = self.searcher.current
+            try:
+                return await self._search(query)
+            except StaleEpochError:
+                await self._in_pool(self.searcher.catch_up, current)
+        return await self._search(query)
 
     async def _search(self, query: Query) -> tuple[Served, LoadedGeneration]:
         current = self.searcher.current
@@ -164,7 +175,7 @@ class SearchService:
                 traffic.stop("the candidate is the query model now")
                 return await self._ask("current", current, query), current
             served = await self._ask("candidate", candidate, query)
-        except (QueueFullError, asyncio.CancelledError):
+        except (QueueFullError, StaleEpochError, asyncio.CancelledError):
             raise
         except Exception:  # noqa: BLE001 - the caller gets the query model's answer
             served = await self._ask("current", current, query)
@@ -181,7 +192,7 @@ class SearchService:
         future = self._batcher.submit(generation, prepared, query.k)
         try:
             answer = await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
+        except (StaleEpochError, asyncio.CancelledError):
             raise
         except Exception:
             if self.traffic is not None and side == "current":

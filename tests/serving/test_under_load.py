@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import signal
 import threading
@@ -10,132 +9,39 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from serve_kit import Server, request, wait_for
+from load_kit import Clients, Expected, judge, query_files
+from serve_kit import Server, wait_for
 from shop_kit import Shop
 
-from compatctl.data import from_files, load
-from compatctl.deployment.gallery import DeployedGallery
-from compatctl.store import Store
-
 CLIENTS = 16
-K = 5
 SECONDS = float(os.environ.get("COMPATCTL_LOAD_SECONDS", "0"))
 """The load goes on at least that long."""
 
 
-@dataclass
-class Expected:
-    """What each generation answers: (Q, K) cosines, from all stored rows, one by one."""
-
-    shop: Shop
-    queries: list[Path]
-    cosines: dict[int, np.ndarray] = field(default_factory=dict)
-    models: dict[int, str] = field(default_factory=dict)
-
-    def learn(self) -> int:
-        """Compute those of the store's generation; its number."""
-        store = Store.open(self.shop.path("store"))
-        gallery = DeployedGallery.open(store)
-        features = gallery.encoder.embed(from_files(self.queries)).features
-        scores = np.array([[float(f @ row) for row in gallery.vectors()] for f in features])
-        number = store.manifest.generation
-        self.cosines[number] = np.sort(scores, axis=1)[:, ::-1][:, :K]
-        self.models[number] = store.manifest.query_model
-        return number
-
-
-@dataclass
-class Clients:
-    """Threads that ask two servers in turn, and the other one where one does not answer."""
-
-    servers: list[Server]
-    queries: list[bytes]
-    stop: threading.Event = field(default_factory=threading.Event)
-    replies: list[tuple[int, Any]] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    moved: int = 0
-    seconds: list[float] = field(default_factory=list)
-
-    def run(self, number: int) -> None:
-        """One client."""
-        turn = number
-        while not self.stop.is_set():
-            query = turn % len(self.queries)
-            began = time.perf_counter()
-            try:
-                reply = self.ask(turn, self.queries[query])
-            except OSError as error:
-                self.failed.append(repr(error))
-                continue
-            self.seconds.append(time.perf_counter() - began)
-            if reply.status == 200:
-                self.replies.append((query, reply.json))
-            else:
-                self.failed.append(f"{reply.status} {reply.body!r}")
-            turn += 1
-
-    def ask(self, turn: int, query: bytes) -> Any:
-        """An answer of either server; an error only if neither answers."""
-        for attempt in range(4):
-            server = self.servers[(turn + attempt) % 2]
-            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-            try:
-                return request(connection, f"/v1/search?k={K}", query, {})
-            except (OSError, http.client.HTTPException):
-                self.moved += 1
-            finally:
-                connection.close()
-        raise ConnectionError("neither server answers")
-
-
 def test_no_answer_fails_or_is_mixed_whatever_happens(shop: Shop, emoji: Path) -> None:
     """20 deploys and rollbacks, five adds, a backfill, a damaged generation and a killed server."""
-    data = load(shop.data()).filter(split="test", role="query")
-    paths = [Path(str(data.sources[row])) for row in range(6)]
+    paths = query_files(shop, 6)
     expected = Expected(shop, paths)
     expected.learn()
     began = time.monotonic()
     with ExitStack() as stack:
         servers = [stack.enter_context(Server(shop.folder)) for _ in range(2)]
         clients = Clients(servers, [path.read_bytes() for path in paths])
-        threads = [threading.Thread(target=clients.run, args=(n,)) for n in range(CLIENTS)]
-        for thread in threads:
-            thread.start()
-        for change in [*_changes(shop, emoji), *(_switch(shop, n) for n in range(20))]:
-            change()
-            number = expected.learn()
-            wait_for(lambda n=number: all(s.status()["generation"] == n for s in servers))
-        _damage(shop, servers, expected)
-        _kill(servers, stack)
-        wait_for(lambda: time.monotonic() - began >= SECONDS, SECONDS + 60)
-        clients.stop.set()
-        for thread in threads:
-            thread.join()
-    _judge(clients, expected)
-
-
-def _judge(clients: Clients, expected: Expected) -> None:
-    assert not clients.failed, Counter(clients.failed)
-    seen: Counter[int] = Counter()
-    for query, reply in clients.replies:
-        number = reply["generation"]
-        cosines = [hit["cosine"] for hit in reply["hits"]]
-        np.testing.assert_allclose(cosines, expected.cosines[number][query], atol=2e-5)
-        assert reply["query_model"] == expected.models[number]
-        seen[number] += 1
+        with clients.asking(CLIENTS):
+            for change in [*_changes(shop, emoji), *(_switch(shop, n) for n in range(20))]:
+                change()
+                number = expected.learn()
+                wait_for(lambda n=number: all(s.status()["generation"] == n for s in servers))
+            _damage(shop, servers, expected)
+            _kill(servers, stack)
+            wait_for(lambda: time.monotonic() - began >= SECONDS, SECONDS + 60)
+    seen = judge(clients, expected)
     assert len(seen) >= len(expected.cosines) - 2
     assert clients.moved > 0
-    p50, p99 = np.percentile(clients.seconds, [50, 99])
-    print(
-        f"{len(clients.replies)} answers of {len(seen)} generations, 0 failed, 0 mixed; "
-        f"{clients.moved} asked the other server; p50 {p50:.3f} s, p99 {p99:.3f} s"
-    )
 
 
 def _changes(shop: Shop, emoji: Path) -> list[Callable[[], None]]:
@@ -200,7 +106,7 @@ def _done(shop: Shop, *arguments: object) -> None:
 
 def test_a_rollback_reaches_a_running_service_within_a_second(shop: Shop) -> None:
     """From the commit to the first answer of the restored generation; median of five."""
-    query = Path(str(load(shop.data()).filter(split="test", role="query").sources[0])).read_bytes()
+    query = query_files(shop, 1)[0].read_bytes()
     _done(shop, "deploy", "--model", shop.path("new.onnx"), "--force", "--reason", "drill")
     with Server(shop.folder) as server:
         took = []
@@ -215,17 +121,12 @@ def test_a_rollback_reaches_a_running_service_within_a_second(shop: Shop) -> Non
 
 def test_what_runs_is_answered_before_the_service_ends(shop: Shop) -> None:
     """After SIGTERM amid requests each of them has its answer, and the exit code is 0."""
-    query = Path(str(load(shop.data()).filter(split="test", role="query").sources[0])).read_bytes()
+    query = query_files(shop, 1)[0].read_bytes()
     with Server(shop.folder) as server:
         clients = Clients([server, server], [query])
-        threads = [threading.Thread(target=clients.run, args=(n,)) for n in range(6)]
-        for thread in threads:
-            thread.start()
-        wait_for(lambda: len(clients.replies) > 20)
-        code, ended = server.stop()
-        clients.stop.set()
-        for thread in threads:
-            thread.join()
+        with clients.asking(6):
+            wait_for(lambda: len(clients.replies) > 20)
+            code, ended = server.stop()
     assert code == 0
     assert ended["answered"] >= len(clients.replies)
     refused = [text for text in clients.failed if "neither server" not in text]
@@ -237,7 +138,7 @@ def test_too_slow_and_too_many_are_refused_and_the_service_goes_on(
     shop: Shop, flags: tuple[str, object]
 ) -> None:
     """Status 504 or 503 with what to do, counted, and no request hangs."""
-    query = Path(str(load(shop.data()).filter(split="test", role="query").sources[0])).read_bytes()
+    query = query_files(shop, 1)[0].read_bytes()
     wanted = 504 if flags[0] == "--timeout" else 503
     with Server(shop.folder, *flags) as server:
         statuses: Counter[int] = Counter()
