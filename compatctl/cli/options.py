@@ -42,6 +42,13 @@ PROJECT_OPTIONS: dict[str, Any] = {
         bool | None,
         _setting("--old-model-gone", "Queries can no longer run the deployed model."),
     ],
+    "ray": Annotated[
+        str | None,
+        _setting(
+            "--ray",
+            "Embed on a cluster of Ray: its address, or local, which starts one on this machine.",
+        ),
+    ],
     "policy": Annotated[
         str | None, _setting("--policy", "Name of a shipped policy, or a YAML file.")
     ],

@@ -19,6 +19,7 @@ from compatctl.deployment.data import load_data
 from compatctl.deployment.engine_gallery import require_own_rows
 from compatctl.deployment.gallery import index_params, indexed_rows, load_query_model, open_index
 from compatctl.deployment.project import open_store, utc_now
+from compatctl.deployment.ray_embedding import ray_cluster
 from compatctl.errors import ConflictError
 from compatctl.evaluation.protocol import gallery_rows
 from compatctl.index import HnswIndex, build_with_replacements
@@ -82,7 +83,12 @@ def add(
     if not changed:
         work.changes.refuse()
     encoder = load_query_model(store, manifest)
-    with BulkEmbedding.of(encoder, work.items, skip_bad=skip_bad, progress=progress) as embedded:
+    cluster = ray_cluster(
+        project, lambda: store.verified_path("models", manifest.query_model).read_bytes()
+    )
+    with BulkEmbedding.of(
+        encoder, work.items, skip_bad=skip_bad, cluster=cluster, progress=progress
+    ) as embedded:
         del encoder
         plan = work.plan(embedded)
         result = AddResult(

@@ -157,6 +157,21 @@ class Dataset:
         taken.__dict__["_facts"] = self._facts.take(chosen)
         return taken
 
+    def portable(self, rows: Iterable[int], *, skip_bad: bool = False) -> Dataset:
+        """The items at ``rows`` as another process or machine can read them, when pickled.
+
+        Paths are absolute. The bytes of an image in a larger file are read now. ``skip_bad``: one
+        that cannot be read has no bytes, and does not decode there.
+
+        Raises:
+            InputError: an image in a larger file cannot be read.
+        """
+        chosen = [int(row) for row in rows]
+        return Dataset(
+            items=tuple(self.items[row] for row in chosen),
+            sources=tuple(_portable(self.sources[row], skip_bad=skip_bad) for row in chosen),
+        )
+
     def with_ids(self, ids: Sequence[str]) -> Dataset:
         """The same images under other ids (N). Both data sets remember what either learns."""
         items = zip(self.items, ids, strict=True)
@@ -363,3 +378,17 @@ def _tip_of(path: Path, error: Exception) -> str:
     if any(part != part.strip().strip("\"'") for part in path.parts):
         return f"a path is taken as it is written, with blanks and quotes: {str(path)!r}"
     return absence(path) or _MISSING_TIP
+
+
+def _portable(source: Source, *, skip_bad: bool) -> Source:
+    """A source that does not depend on this process."""
+    if isinstance(source, Path):
+        return source.absolute()
+    if not isinstance(source, StoredImage):
+        return source
+    try:
+        return source.read(MAX_STORED_BYTES)
+    except InputError:
+        if not skip_bad:
+            raise
+        return b""

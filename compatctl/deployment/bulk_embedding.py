@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compatctl.data import Dataset
+from compatctl.deployment.ray_embedding import Block, RayCluster, embed_block, embed_blocks
 from compatctl.encoder import Encoder
 from compatctl.files import DIGEST_BYTES, os_errors
 from compatctl.index import VectorIndex
@@ -55,25 +57,26 @@ class BulkEmbedding:
         items: Dataset,
         *,
         skip_bad: bool = False,
+        cluster: RayCluster | None = None,
         progress: Progress = silent,
     ) -> Self:
-        """Embed the items.
+        """Embed the items, here or on a cluster.
 
         Raises:
             InputError: an image does not decode, or its feature is zero or not finite (unless
-                ``skip_bad``), or of another length than 1.
-            CompatError: no space in the temporary folder.
+                ``skip_bad``), or of another length than 1; or there is no such cluster.
+            CompatError: no space in the temporary folder; or workers of the cluster die.
         """
         file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
         result = cls(dim=encoder.dim, rows=[], digests=bytearray(), bad=[], file=file)
-        for start in range(0, len(items), BATCH):
-            part = np.arange(start, min(start + BATCH, len(items)))
-            embedded = encoder.embed(items.take(part), skip_bad=skip_bad, skip_empty=skip_bad)
-            result.bad += [item.id for item in embedded.bad]
-            result.rows += part[embedded.rows].tolist()
-            result.digests += embedded.digests.tobytes()
+        starts = range(0, len(items), BATCH)
+        blocks = _blocks(encoder, items, cluster, skip_bad=skip_bad)
+        for start, block in zip(starts, blocks, strict=True):
+            result.bad += block.bad
+            result.rows += (block.rows + start).tolist()
+            result.digests += block.digests.tobytes()
             with os_errors("writing", Path("features, to a temporary file")):
-                result.file.write(embedded.features.tobytes())
+                result.file.write(block.features.tobytes())
             progress("items embedded", len(result.rows) + len(result.bad), len(items))
         return result
 
@@ -123,6 +126,18 @@ class BulkEmbedding:
         trace: TracebackType | None,
     ) -> None:
         self.file.close()
+
+
+def _blocks(
+    encoder: Encoder, items: Dataset, cluster: RayCluster | None, *, skip_bad: bool
+) -> Iterator[Block]:
+    """The items embedded in blocks of ``BATCH``, in order."""
+    if cluster is not None and len(items):
+        yield from embed_blocks(cluster, encoder.name, items, BATCH, skip_bad=skip_bad)
+        return
+    for start in range(0, len(items), BATCH):
+        part = items.take(range(start, min(start + BATCH, len(items))))
+        yield embed_block(encoder, part, skip_bad=skip_bad)
 
 
 def release_memory() -> None:

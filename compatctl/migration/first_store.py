@@ -20,6 +20,7 @@ from compatctl.deployment.creation import (
 from compatctl.deployment.data import load_data
 from compatctl.deployment.gallery import indexed_rows
 from compatctl.deployment.model_file import ModelFile
+from compatctl.deployment.ray_embedding import ray_cluster
 from compatctl.encoder import check_steady
 from compatctl.errors import InputError
 from compatctl.evaluation.protocol import gallery_rows
@@ -104,7 +105,7 @@ def embed_first_gallery(
             write_first_project(project)
         return result
     check_steady(encoder, gallery)
-    with BulkEmbedding.of(encoder, gallery, skip_bad=skip_bad, progress=progress) as embedded:
+    with _embedded(project, model_file, gallery, progress, skip_bad=skip_bad) as embedded:
         index = HnswIndex.create(params, max(1, len(embedded.rows)))
         embedded.add_to(index, 0, progress)
     items = gallery.take(embedded.rows)
@@ -125,6 +126,16 @@ def embed_first_gallery(
         write_first_project(project)
     bad = tuple(embedded.bad)
     return _result(project, catalog, encoder.dim, sha256, skipped=bad, written=not dry_run)
+
+
+def _embedded(
+    project: Project, model: ModelFile, gallery: Dataset, progress: Progress, *, skip_bad: bool
+) -> BulkEmbedding:
+    """The gallery embedded, here or on the project's cluster; errors as ``BulkEmbedding.of``."""
+    cluster = ray_cluster(project, lambda: model.data)
+    return BulkEmbedding.of(
+        model.encoder, gallery, skip_bad=skip_bad, cluster=cluster, progress=progress
+    )
 
 
 def _existing_result(

@@ -77,7 +77,8 @@ class Project:
     ``max_gallery_pass`` is the largest share of the gallery's rows, labelled training items aside,
     that may go through a new model to make a candidate; every command keeps it or refuses.
     ``factories`` lists the modules and callables that a recipe may name. ``old_model_gone`` says
-    that queries can no longer run the deployed model: then no candidate may run it.
+    that queries can no longer run the deployed model: then no candidate may run it. ``ray`` is a
+    cluster that embeds galleries: its address, or local, which starts one on this machine.
     """
 
     format: int = field(default=1, metadata=between(1, 1))
@@ -104,6 +105,7 @@ class Project:
     passes: int | None = field(default=None, metadata=between(0, 100))
     max_ms: float | None = field(default=None, metadata=between(0.0))
     old_model_gone: bool = False
+    ray: str | None = None
     max_gallery_pass: float = field(default=0.0, metadata=between(0.0, 1.0))
     split: Split = Split()
     factories: tuple[str, ...] = FACTORIES

@@ -1,0 +1,265 @@
+"""Embed blocks of items on a cluster of Ray: each worker has the model, and one that dies is
+started again.
+
+Blocks and batches are those of one process, so that rows are the same, in the same order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import secrets
+import socket
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compatctl.core.arrays import Rows, Vectors
+from compatctl.data import Dataset
+from compatctl.encoder import Encoder
+from compatctl.errors import CompatError, InputError
+from compatctl.notices import DataWarning, notice
+from compatctl.recipe import Project
+
+LOCAL = "local"
+"""The address that starts a cluster on this machine, for the command alone."""
+
+WINDOW_BYTES = 1 << 30
+"""Bytes of blocks that are given to Ray at once: of items that lie in files, only the paths."""
+
+RESTARTS = 3
+"""How often a worker that dies is started again, and how often a block is tried again."""
+
+CONNECT_S = 10.0
+"""How long to try an address, in seconds."""
+
+_LOOPBACK = "127.0.0.2"
+"""An address that Ray does not replace by that of the network, as it does 127.0.0.1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayCluster:
+    """Where to embed: ``address`` as ``ray.init`` takes it, or ``LOCAL``; ``model`` gives the
+    sealed bytes of the encoder."""
+
+    address: str
+    model: Callable[[], bytes]
+
+
+def ray_cluster(project: Project, model: Callable[[], bytes]) -> RayCluster | None:
+    """The cluster that a project names for a model with these sealed bytes; None without one."""
+    return None if project.ray is None else RayCluster(address=project.ray, model=model)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Block:
+    """What became of a block of items.
+
+    Attributes:
+        rows: rows (n,) of the block that were embedded, ascending.
+        features: their features (n, D), float32 unit rows.
+        digests: the sha256 (n, 32) of their bytes.
+        bad: ids of the others.
+    """
+
+    rows: Rows
+    features: Vectors
+    digests: NDArray[np.uint8]
+    bad: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Answer:
+    """A block, or an error, with the notices on the way to it."""
+
+    block: Block | None
+    error: CompatError | None
+    notices: tuple[dict[str, Any], ...]
+
+
+def embed_block(encoder: Encoder, items: Dataset, *, skip_bad: bool) -> Block:
+    """Embed the items here; errors as ``Encoder.embed``."""
+    embedded = encoder.embed(items, skip_bad=skip_bad, skip_empty=skip_bad)
+    return Block(
+        rows=embedded.rows,
+        features=embedded.features,
+        digests=embedded.digests,
+        bad=tuple(item.id for item in embedded.bad),
+    )
+
+
+def embed_blocks(
+    cluster: RayCluster, name: str, items: Dataset, size: int, *, skip_bad: bool
+) -> Iterator[Block]:
+    """Embed the items on the cluster, in blocks of ``size``, in their order.
+
+    Args:
+        name: the encoder's, for messages.
+
+    Raises:
+        InputError: as ``Encoder.embed``; Ray is not installed, or there is no cluster at the
+            address.
+        CompatError: a worker died more than ``RESTARTS`` times.
+    """
+    with _connected(cluster.address) as ray:
+        model = ray.put(cluster.model())
+        for window in _windows(items, size, skip_bad=skip_bad):
+            for answer in _run(ray, window, model, name, skip_bad=skip_bad):
+                for told in answer.notices:
+                    notice(**told)
+                if answer.error is not None:
+                    raise answer.error
+                assert answer.block is not None
+                yield answer.block
+
+
+class Worker:
+    """Runs in a process of Ray: has the encoder, and embeds blocks."""
+
+    def __init__(self, model: Sequence[Any], name: str, threads: int, *, skip_bad: bool) -> None:
+        import ray
+
+        self._encoder = Encoder.from_bytes(ray.get(model[0]), Path(name), threads)
+        self._skip_bad = skip_bad
+
+    def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
+        """``items``, a pickled data set, to ``answer``, a pickled ``_Answer``."""
+        block: Block | None = None
+        failed: CompatError | None = None
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", DataWarning)
+            try:
+                items = pickle.loads(row["items"])
+                block = embed_block(self._encoder, items, skip_bad=self._skip_bad)
+            except CompatError as error:
+                failed = error
+        told = tuple(
+            _as_arguments(one.message) for one in caught if isinstance(one.message, DataWarning)
+        )
+        return {"answer": pickle.dumps(_Answer(block=block, error=failed, notices=told))}
+
+
+def _as_arguments(warning: DataWarning) -> dict[str, Any]:
+    """What ``notice`` was called with."""
+    names = ("kind", "source", "what", "names", "result", "count")
+    return {name: getattr(warning, name) for name in names}
+
+
+def _windows(items: Dataset, size: int, *, skip_bad: bool) -> Iterator[list[dict[str, bytes]]]:
+    """Pickled blocks, as many at once as ``WINDOW_BYTES`` allow."""
+    window: list[dict[str, bytes]] = []
+    for start in range(0, len(items), size):
+        part = items.portable(range(start, min(start + size, len(items))), skip_bad=skip_bad)
+        window.append({"items": pickle.dumps(part)})
+        if sum(len(block["items"]) for block in window) > WINDOW_BYTES:
+            yield window
+            window = []
+    if window:
+        yield window
+
+
+def _run(
+    ray: Any, window: list[dict[str, bytes]], model: Any, name: str, *, skip_bad: bool
+) -> Iterator[_Answer]:
+    """The answers to the blocks of a window, in order."""
+    total = int(ray.cluster_resources().get("CPU", 1))
+    threads = min(4, total)
+    blocks = ray.data.from_items(window, override_num_blocks=len(window))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it deprecates the two arguments, and has no others
+        answers = blocks.map(
+            Worker,
+            fn_constructor_args=([model], name, threads),
+            fn_constructor_kwargs={"skip_bad": skip_bad},
+            concurrency=(1, max(1, total // threads)),
+            num_cpus=threads,
+            max_restarts=RESTARTS,
+            max_task_retries=RESTARTS,
+        )
+    try:
+        for row in answers.iter_rows():
+            yield pickle.loads(row["answer"])
+    except ray.exceptions.RayTaskError:
+        raise
+    except ray.exceptions.RayError as error:
+        raise CompatError(
+            f"embedding on Ray: a worker died {RESTARTS + 1} times: "
+            f"{str(error).strip().splitlines()[0]}",
+            tip="a worker may need more memory than its machine has; without --ray the items are "
+            "embedded here",
+        ) from error
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[Any]:
+    """Ray, connected to a cluster; what it prints goes to stderr.
+
+    Raises:
+        InputError: Ray is not installed, or there is no such cluster.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address == LOCAL and "ray" not in sys.modules:  # which reads the token when it is imported
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise InputError(
+            f"--ray needs the library ray: {error}", tip="pip install 'compatctl[ray]'"
+        ) from None
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            _require_reachable(address)
+            _start(ray, address)
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            raise InputError(
+                f"no cluster of Ray at {address}: {str(error).strip().splitlines()[0]}",
+                tip=f"give the address that ray start printed, or --ray {LOCAL}",
+            ) from error
+        try:
+            _silence(ray)
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _require_reachable(address: str) -> None:
+    """Try the port of HOST:PORT: Ray itself waits for it for minutes.
+
+    Raises:
+        OSError: nothing listens there.
+    """
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if separator and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+
+
+def _start(ray: Any, address: str) -> None:
+    """Connect to a cluster, or start one that only this process can use."""
+    common = {"log_to_driver": False, "logging_level": "error"}
+    if address != LOCAL:
+        ray.init(address=address, **common)
+        return
+    ray.init(
+        num_cpus=os.cpu_count() or 1,
+        include_dashboard=False,
+        _node_ip_address=_LOOPBACK,
+        **common,
+    )
+
+
+def _silence(ray: Any) -> None:
+    """No progress bars and no plans of execution; results in the order of the blocks."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
