@@ -10,10 +10,10 @@ import os
 import sys
 from pathlib import Path
 
-from compatctl.cli import build, engines, evaluate, models, operate, serve
+from compatctl.cli import backfill, build, engines, evaluate, models, operate, serve
 from compatctl.cli.app import app
 
-__all__ = ["build", "engines", "evaluate", "main", "models", "operate", "serve"]
+__all__ = ["backfill", "build", "engines", "evaluate", "main", "models", "operate", "serve"]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Commands on a store in service: deploy, rollback, backfill, lift, promote, add, remove, search,
+"""Commands on a store in service: deploy, rollback, lift, promote, add, remove, search,
 check."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from compatctl.cli.options import (
     Rescore,
     SkipBad,
     TrainingRecordFile,
-    refuse_given,
+    forced_reason,
     with_project,
 )
 from compatctl.errors import UsageError
@@ -66,7 +66,7 @@ def deploy(
         project,
         rescoring=RescoringOptions(rescore=rescore, passes=passes, max_ms=max_ms),
         model=model,
-        forced_reason=None if again else _forced_reason(force, reason),
+        forced_reason=None if again else forced_reason(force, reason),
         again_reason=_again_reason(force, reason) if again else None,
         dry_run=dry_run,
     )
@@ -100,99 +100,6 @@ def rollback(
 
 
 @command
-@with_project("store", "data", "data_root", "policy")
-def backfill(
-    context: typer.Context,
-    project: Project,
-    share: Annotated[
-        float,
-        typer.Option(
-            "--share", help="Target fraction of rows embedded by the query model, in (0, 1]."
-        ),
-    ] = 1.0,
-    order: Annotated[
-        str,
-        typer.Option(
-            "--order",
-            help="random (or hash), hubs (or hubness), uncertainty or mean-distance; or a file: a "
-            "service's log of answers (JSON lines), a CSV with the columns id and count, or item "
-            "ids, one a line, most important first. Equals follow in the order of a hash of their "
-            "id.",
-        ),
-    ] = "hash",
-    traffic: Annotated[
-        Path | None,
-        typer.Option(
-            "--traffic",
-            help="With --order traffic: a CSV with the columns id and count, of gallery items, or "
-            "a service's log of answers.",
-        ),
-    ] = None,
-    forecast: Annotated[
-        int | None,
-        typer.Option(
-            "--forecast",
-            help="Embed only a sample of at most this many rows, print the hit rate to expect at "
-            "every share, and write nothing.",
-        ),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            "--budget",
-            help="Work in steps, and end when this much is spent: a time (2h, 90m, 30s), a number "
-            "of items (10000) or a share of the gallery (10%). The same command continues a run "
-            "that was interrupted.",
-        ),
-    ] = None,
-    step: Annotated[
-        str | None,
-        typer.Option(
-            "--step",
-            help="Work in steps of this size, in the units of --budget; each is one generation. "
-            "Default with --budget: ten minutes of embedding, more where the index takes long.",
-        ),
-    ] = None,
-    force: ForceWrite = False,
-    reason: Reason = None,
-    skip_bad: SkipBad = False,
-    dry_run: DryRun = False,
-) -> Outcome[Any]:
-    """Re-embed part of the gallery with the query model, if it passes a test on held-out
-    queries."""
-    from compatctl.commands.backfill import backfill, forecast_backfill
-    from compatctl.migration.backfill_budget import Amount
-    from compatctl.migration.backfill_orders import named_order
-    from compatctl.migration.backfill_result import BackfillOptions
-    from compatctl.render import announce, progress
-    from compatctl.render.tables import backfill_table, forecast_table
-
-    options = BackfillOptions(
-        share=share,
-        order=named_order(order),
-        traffic=traffic,
-        budget=Amount.parse(budget, "--budget") if budget is not None else None,
-        step=Amount.parse(step, "--step") if step is not None else None,
-        forced_reason=_forced_reason(force, reason),
-        skip_bad=skip_bad,
-        dry_run=dry_run,
-    )
-    if forecast is not None:
-        unused = ("share", "budget", "step", "force", "reason", "dry_run")
-        refuse_given(context, unused, "--forecast shows every share and writes nothing")
-        with progress() as report_progress:
-            expected = forecast_backfill(
-                project, passes=forecast, options=options, progress=report_progress
-            )
-        return Outcome(result=expected, table=forecast_table, warnings=expected.warnings)
-    with progress() as report_progress:
-        result = backfill(project, options=options, progress=report_progress, announce=announce)
-    return Outcome(
-        result=result, table=backfill_table, warnings=result.warnings, exit_code=result.exit_code
-    )
-
-
-@command
 @with_project("store", "data", "data_root", "policy", "old_model_gone")
 def lift(
     new: IndependentEncoder,
@@ -217,7 +124,7 @@ def lift(
         share=share,
         seed=seed,
         training=training,
-        forced_reason=_forced_reason(force, reason),
+        forced_reason=forced_reason(force, reason),
         skip_bad=skip_bad,
         dry_run=dry_run,
     )
@@ -242,7 +149,7 @@ def promote(
     from compatctl.render.tables import promote_table
 
     options = PromoteOptions(
-        forced_reason=_forced_reason(force, reason), skip_bad=skip_bad, dry_run=dry_run
+        forced_reason=forced_reason(force, reason), skip_bad=skip_bad, dry_run=dry_run
     )
     with progress() as report_progress:
         result = promote(project, options=options, progress=report_progress)
@@ -465,14 +372,6 @@ def _read_ids(file: Path) -> tuple[str, ...]:
     if str(file) == "-":
         return tuple(line for line in sys.stdin.read().splitlines() if line.strip())
     return read_ids(file)
-
-
-def _forced_reason(force: bool, reason: str | None) -> str | None:
-    if force and not (reason and reason.strip()):
-        raise UsageError("--force needs --reason: it is recorded in the manifest")
-    if reason and not force:
-        raise UsageError("--reason goes with --force, or with --again of deploy")
-    return reason
 
 
 def _again_reason(force: bool, reason: str | None) -> str:

@@ -203,6 +203,19 @@ def refuse_given(context: typer.Context, parameters: Collection[str], reason: st
             raise UsageError(f"{parameter.opts[0]} has no effect: {reason}", tip="leave it out")
 
 
+def forced_reason(force: bool, reason: str | None) -> str | None:
+    """The reason of ``--force``; None without it.
+
+    Raises:
+        UsageError: one of the two is missing.
+    """
+    if force and not (reason and reason.strip()):
+        raise UsageError("--force needs --reason: it is recorded in the manifest")
+    if reason and not force:
+        raise UsageError("--reason goes with --force, or with --again of deploy")
+    return reason
+
+
 def add_parameters(
     run: Callable[..., Any],
     function: Callable[..., Any],

@@ -23,9 +23,11 @@ from compatctl.deployment.engine_gallery import require_own_rows
 from compatctl.deployment.gallery import load_query_model, stored_rows
 from compatctl.deployment.gallery_pass import require_budget
 from compatctl.deployment.project import open_store
+from compatctl.encoder import Encoder
 from compatctl.errors import EvidenceError, UsageError
 from compatctl.manifest import Catalog, Manifest
 from compatctl.migration.backfill_budget import Amount, Spending
+from compatctl.migration.backfill_curve import RunCurve
 from compatctl.migration.backfill_estimate import BackfillEstimate, estimate, measure_rates
 from compatctl.migration.backfill_forecast import (
     Forecast,
@@ -34,10 +36,12 @@ from compatctl.migration.backfill_forecast import (
     Schedule,
     forecast,
 )
+from compatctl.migration.backfill_gain import RestForecast
 from compatctl.migration.backfill_orders import priority_of
 from compatctl.migration.backfill_result import (
     Backfilled,
     BackfillOptions,
+    rest_line,
     step_line,
     unchanged,
     with_step,
@@ -78,6 +82,8 @@ def backfill(
     options = options or BackfillOptions()
     store, policy = open_store(project), load_policy(project.policy)
     require_own_rows(store.manifest, "backfill")
+    if options.until_gain:
+        _refuse_rescored(store.manifest)
     with _alone(store, options):
         catalog = store.catalog()
         target = _target(store, catalog, options)
@@ -273,6 +279,41 @@ class _Work:
             return replace(result, stopped="dry run")
         return self._stepped(result, run)
 
+    def _rest_forecast(self, encoder: Encoder, run: BackfillRun) -> RestForecast:
+        """The sample that says whether the rest gains; at most half of the budget."""
+        left = run.account.spending.items_left
+        forecast, passed = RestForecast.of(
+            run.setting,
+            encoder,
+            self.catalog,
+            self.chosen.items,
+            run.kept,
+            size=int(max(2, min(self.options.sample, left // 2))),
+            block=run.rates.block,
+            skip_bad=self.options.skip_bad,
+        )
+        run.account.spending.items += passed
+        return forecast
+
+    def _look(self, run: BackfillRun, forecast: RestForecast) -> bool:
+        """Whether the rest is shown to gain; the run's curve has the look."""
+        rest, account = forecast.look(), run.account
+        generation = open_store(self.project).manifest.generation
+        curve = self._curve(account).looked(
+            rest, passed=account.spending.items, generation=generation
+        )
+        self._keep_curve(account, curve)
+        self.announce(rest_line(rest))
+        return rest.is_shown
+
+    def _curve(self, account: Account) -> RunCurve:
+        return RunCurve(hit_at=self.policy.hit_at, points=account.points)
+
+    def _keep_curve(self, account: Account, curve: RunCurve) -> None:
+        account.points = curve.points
+        if self.options.curve is not None and not self.options.dry_run:
+            curve.write(self.options.curve)
+
     def _account(self, model: str) -> Account:
         """What was spent: by an unfinished run of the same request, or nothing."""
         rows = len(self.catalog)
@@ -300,17 +341,9 @@ class _Work:
     def _prepared(self, account: Account, query_rows: Rows, affordable: int) -> BackfillRun:
         """The run, once the queries are embedded and the speed is measured; the sample that it
         takes counts."""
-        manifest, options = self.store.manifest, self.options
-        encoder = load_query_model(self.store, manifest)
-        queries = HeldOutQueries.embed(
-            encoder,
-            self.data,
-            query_rows,
-            self.project,
-            skip_bad=options.skip_bad,
-            free=manifest.rescoring is not None,
-        )
-        _require_queries(len(queries.ids), options)
+        options = self.options
+        encoder = load_query_model(self.store, self.store.manifest)
+        queries = self._queries(encoder, query_rows)
         kept = None
         if not options.dry_run:
             kept = self.kept or PendingRows.open(self.store.path, encoder.sha256, encoder.dim)
@@ -323,12 +356,8 @@ class _Work:
             queries=queries.features,
             skip_bad=options.skip_bad,
         )
-        del encoder
-        release_memory()
         account.spending.items += passed
-        if options.stepwise and kept is not None:
-            account.write(kept, rates)
-        return BackfillRun(
+        run = BackfillRun(
             setting=self._setting(queries),
             items=self.chosen.items,
             kept=kept,
@@ -338,6 +367,26 @@ class _Work:
             step=options.step,
             skip_bad=options.skip_bad,
         )
+        if options.until_gain and not options.dry_run:
+            forecast = self._rest_forecast(encoder, run)
+            run.worth = lambda: self._look(run, forecast)
+        del encoder
+        release_memory()
+        if options.stepwise and kept is not None:
+            account.write(kept, rates)
+        return run
+
+    def _queries(self, encoder: Encoder, rows: Rows) -> HeldOutQueries:
+        queries = HeldOutQueries.embed(
+            encoder,
+            self.data,
+            rows,
+            self.project,
+            skip_bad=self.options.skip_bad,
+            free=self.store.manifest.rescoring is not None,
+        )
+        _require_queries(len(queries.ids), self.options)
+        return queries
 
     def _setting(self, queries: HeldOutQueries) -> StepSetting:
         return StepSetting(
@@ -368,9 +417,10 @@ class _Work:
 
     def _stepped(self, result: Backfilled, run: BackfillRun) -> Backfilled:
         """The result after every step. Without steps, what a refused one embedded is not kept."""
-        warnings = result.warnings
+        warnings, account, spent = result.warnings, run.account, run.account.spending
         for step in run.steps():
             result = with_step(result, step)
+            self._keep_curve(account, self._curve(account).stepped(step, passed=spent.items))
             result = replace(
                 result, warnings=warnings + (step.measured.warnings if step.measured else ())
             )
@@ -381,6 +431,7 @@ class _Work:
         return replace(
             result,
             stopped=run.stopped,
-            passed=run.account.spending.items,
+            passed=spent.items,
+            curve=account.points,
             skipped=tuple(run.skipped),
         )

@@ -35,7 +35,9 @@ BLOCK_S = 2.0
 MIN_BLOCK, MAX_BLOCK = 64, 4096
 WARM_UP, SAMPLE_S, MIN_SAMPLE, MAX_SAMPLE = 16, 1.0, 32, 256
 """Items that are embedded first and not timed; then items of about so many seconds, within
-bounds."""
+bounds, and at most one in ``ONE_IN`` of all."""
+
+ONE_IN = 20
 
 INDEXED = 2000
 """Rows that are indexed, and searched, to measure how fast that is."""
@@ -204,7 +206,8 @@ def _encoder_rate(
         passed += embedded.passed
         if start:
             break
-        start, size = start + size, int(min(max(rate * SAMPLE_S, MIN_SAMPLE), MAX_SAMPLE))
+        most = min(MAX_SAMPLE, len(items) // ONE_IN)
+        start, size = start + size, int(max(min(rate * SAMPLE_S, most), MIN_SAMPLE))
     return (rate if math.isfinite(rate) else 1e9), passed
 
 

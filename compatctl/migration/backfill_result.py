@@ -9,7 +9,9 @@ from typing import Any
 from compatctl.core.gallery_pass import GalleryPass
 from compatctl.manifest import Manifest
 from compatctl.migration.backfill_budget import Amount
+from compatctl.migration.backfill_curve import RunPoint
 from compatctl.migration.backfill_estimate import BackfillEstimate
+from compatctl.migration.backfill_gain import SAMPLE, RestGain
 from compatctl.migration.backfill_orders import Order
 from compatctl.migration.backfill_run import Stopped
 from compatctl.migration.backfill_selection import ALTERNATIVE, BackfillTarget
@@ -48,9 +50,9 @@ class Backfilled(RewriteOutcome):
     ``measured`` is of the last step, and None where there was nothing to measure.
     ``gallery_pass`` is what of the gallery went through the query model, these rows included; None
     where there was nothing to do. ``passed`` items went through it in this run, also in the part
-    that was ``resumed``, those of unwritten steps included. ``steps`` were written. ``warnings``
-    say that the score calibration is of the rows that were replaced, where the hit rate dips on the
-    way, or that re-scoring will embed less.
+    that was ``resumed``, those of unwritten steps included. ``steps`` were written now; ``curve``
+    has the points of the whole run. ``warnings`` say that the score calibration is of the rows that
+    were replaced, where the hit rate dips on the way, or that re-scoring will embed less.
     """
 
     gallery_pass: GalleryPass | None = None
@@ -68,6 +70,7 @@ class Backfilled(RewriteOutcome):
     index_sha256: str
     estimate: BackfillEstimate | None = None
     steps: tuple[WrittenStep, ...] = ()
+    curve: tuple[RunPoint, ...] = ()
     stopped: Stopped = "done"
     resumed: bool = False
     warnings: tuple[str, ...]
@@ -82,6 +85,9 @@ class Backfilled(RewriteOutcome):
         """What was measured and what was done, for people."""
         if self.stopped == "dry run" and self.outcome == "nothing to do":
             return "dry run: nothing was embedded but a sample, and nothing was written"
+        if self.outcome == "nothing to do" and self.stopped == "no gain":
+            rest = next((point.rest for point in self.curve if point.rest), None)
+            return f"nothing was written: {rest_line(rest)}" if rest else "nothing was written"
         if self.outcome == "nothing to do":
             incomplete = self.share < self.share_wanted
             why = ", and none of the others can be embedded" if incomplete else ""
@@ -117,16 +123,24 @@ class Backfilled(RewriteOutcome):
 
 @dataclass(frozen=True, kw_only=True)
 class BackfillOptions:
-    """``share`` is the target share of all rows, in (0, 1]. ``order`` is the name of one, or a file
+    """What a backfill is to do.
+
+    ``share`` is the target share of all rows, in (0, 1]. ``order`` is the name of one, or a file
     of ids, highest priority first; ``traffic`` is the file of that order. ``budget`` bounds what
-    passes in this run, ``step`` is the size of a step; with either there are several steps, else
-    one. With ``forced_reason`` the gallery is rewritten whatever the gate says."""
+    passes in this run, ``step`` is the size of a step. ``until_gain``: end before the first step
+    from which on the rest is not shown to gain, as ``sample`` rows show it. With one of the three
+    there are several steps, else one. ``curve``: the file of the run's curve. With
+    ``forced_reason`` the gallery is rewritten whatever the gate says.
+    """
 
     share: float = 1.0
     order: Order | Path = Order.HASH
     traffic: Path | None = None
     budget: Amount | None = None
     step: Amount | None = None
+    until_gain: bool = False
+    sample: int = SAMPLE
+    curve: Path | None = None
     forced_reason: str | None = None
     skip_bad: bool = False
     dry_run: bool = False
@@ -134,7 +148,7 @@ class BackfillOptions:
     @property
     def stepwise(self) -> bool:
         """Whether the run has steps, and an account that a later one continues."""
-        return self.budget is not None or self.step is not None
+        return self.budget is not None or self.step is not None or self.until_gain
 
     def identity(self, model: str) -> dict[str, Any]:
         """What a run must share with an unfinished one to continue its account."""
@@ -145,6 +159,7 @@ class BackfillOptions:
             "traffic": str(self.traffic) if self.traffic else None,
             "budget": self.budget.text if self.budget else None,
             "step": self.step.text if self.step else None,
+            "until_gain": self.until_gain,
         }
 
 
@@ -176,6 +191,16 @@ def with_step(result: Backfilled, step: StepOutcome) -> Backfilled:
         ann=step.ann,
         ef_search=step.ef_search,
         index_sha256=step.index_sha256,
+    )
+
+
+def rest_line(rest: RestGain) -> str:
+    """A look at what remains, in words."""
+    shown = "is shown to gain" if rest.is_shown else "is not shown to gain"
+    return (
+        f"the rest, up to {rest.last_share:.2%} of the rows, {shown}: {rest.gain:+.4f} "
+        f"({rest.low:+.4f} to {rest.high:+.4f}) on {rest.n_queries} queries of "
+        f"{rest.n_classes} classes"
     )
 
 

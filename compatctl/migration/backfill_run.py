@@ -15,7 +15,9 @@ from compatctl.deployment.bulk_embedding import release_memory
 from compatctl.deployment.gallery import load_query_model
 from compatctl.deployment.project import open_store
 from compatctl.deployment.step_embedding import StepEmbedding, embed_step
+from compatctl.files import json_safe
 from compatctl.migration.backfill_budget import Amount, Spending
+from compatctl.migration.backfill_curve import RunPoint
 from compatctl.migration.backfill_estimate import Rates
 from compatctl.migration.backfill_step import StepOutcome, StepSetting, write_step
 from compatctl.store import Store, end_run, read_run, write_run
@@ -43,7 +45,7 @@ class Account:
     kept: int = 0
     """Vectors that were kept at the last ``write``."""
     resumed: bool = False
-    points: list[dict[str, Any]] = field(default_factory=list)
+    points: tuple[RunPoint, ...] = ()
 
     def resume(self, kept: PendingRows | None) -> None:
         """Continue the account of an unfinished run of the same request, if there is one.
@@ -59,7 +61,7 @@ class Account:
             since = max(0, now - int(found["kept"]))
             self.spending.items = int(found["items"]) + since
             self.spending.seconds = float(found["seconds"]) + since * float(found["item_s"])
-            self.points = [dict(point) for point in found["points"]]
+            self.points = tuple(RunPoint.from_json(point) for point in found["points"])
         except (KeyError, TypeError, ValueError):
             return
         self.resumed = True
@@ -74,7 +76,7 @@ class Account:
             "seconds": self.spending.seconds,
             "item_s": 1.0 / rates.items_per_s,
             "kept": self.kept,
-            "points": self.points,
+            "points": [json_safe(point) for point in self.points],
         }
         write_run(self.store.path, account)
 

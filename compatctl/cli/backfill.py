@@ -1,0 +1,167 @@
+"""The command backfill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from compatctl.cli.app import Outcome, command
+from compatctl.cli.options import (
+    DryRun,
+    ForceWrite,
+    Reason,
+    SkipBad,
+    forced_reason,
+    refuse_given,
+    with_project,
+)
+
+if TYPE_CHECKING:
+    from compatctl.migration.backfill_result import BackfillOptions
+    from compatctl.recipe import Project
+
+UNUSED = (
+    "share",
+    "budget",
+    "step",
+    "until_gain",
+    "sample",
+    "curve",
+    "force",
+    "reason",
+    "dry_run",
+)
+"""Options that a forecast has no use for."""
+
+
+@command
+@with_project("store", "data", "data_root", "policy")
+def backfill(
+    context: typer.Context,
+    project: Project,
+    share: Annotated[
+        float,
+        typer.Option(
+            "--share", help="Target fraction of rows embedded by the query model, in (0, 1]."
+        ),
+    ] = 1.0,
+    order: Annotated[
+        str,
+        typer.Option(
+            "--order",
+            help="random (or hash), hubs (or hubness), uncertainty or mean-distance; or a file: a "
+            "service's log of answers (JSON lines), a CSV with the columns id and count, or item "
+            "ids, one a line, most important first. Equals follow in the order of a hash of their "
+            "id.",
+        ),
+    ] = "hash",
+    traffic: Annotated[
+        Path | None,
+        typer.Option(
+            "--traffic",
+            help="With --order traffic: a CSV with the columns id and count, of gallery items, or "
+            "a service's log of answers.",
+        ),
+    ] = None,
+    forecast: Annotated[
+        int | None,
+        typer.Option(
+            "--forecast",
+            help="Embed only a sample of at most this many rows, print the hit rate to expect at "
+            "every share, and write nothing.",
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            help="Work in steps, and end when this much is spent: a time (2h, 90m, 30s), a number "
+            "of items (10000) or a share of the gallery (10%). The same command continues a run "
+            "that was interrupted.",
+        ),
+    ] = None,
+    step: Annotated[
+        str | None,
+        typer.Option(
+            "--step",
+            help="Work in steps of this size, in the units of --budget; each is one generation. "
+            "Default with --budget: ten minutes of embedding, more where the index takes long.",
+        ),
+    ] = None,
+    until_gain: Annotated[
+        bool,
+        typer.Option(
+            "--until-gain",
+            help="Work in steps, and end when the rest is no longer shown to gain. A sample is "
+            "embedded first.",
+        ),
+    ] = False,
+    sample: Annotated[
+        int,
+        typer.Option("--sample", min=2, help="With --until-gain: rows of the sample, at most."),
+    ] = 1000,
+    curve: Annotated[
+        Path | None,
+        typer.Option(
+            "--curve",
+            help="Write the hit rate after each step to this JSON file, and a figure beside it "
+            "(.svg).",
+        ),
+    ] = None,
+    force: ForceWrite = False,
+    reason: Reason = None,
+    skip_bad: SkipBad = False,
+    dry_run: DryRun = False,
+) -> Outcome[Any]:
+    """Re-embed part of the gallery with the query model, if it passes a test on held-out
+    queries."""
+    from compatctl.migration.backfill_budget import Amount
+    from compatctl.migration.backfill_curve import curve_path
+    from compatctl.migration.backfill_orders import named_order
+    from compatctl.migration.backfill_result import BackfillOptions
+
+    if not until_gain:
+        refuse_given(context, ("sample",), "it is the sample of --until-gain")
+    options = BackfillOptions(
+        share=share,
+        order=named_order(order),
+        traffic=traffic,
+        budget=None if budget is None else Amount.parse(budget, "--budget"),
+        step=None if step is None else Amount.parse(step, "--step"),
+        until_gain=until_gain,
+        sample=sample,
+        curve=None if curve is None else curve_path(curve),
+        forced_reason=forced_reason(force, reason),
+        skip_bad=skip_bad,
+        dry_run=dry_run,
+    )
+    if forecast is None:
+        return _backfill(project, options)
+    refuse_given(context, UNUSED, "--forecast shows every share and writes nothing")
+    return _forecast(project, forecast, options)
+
+
+def _backfill(project: Project, options: BackfillOptions) -> Outcome[Any]:
+    from compatctl.commands.backfill import backfill
+    from compatctl.render import announce, progress
+    from compatctl.render.tables import backfill_table
+
+    with progress() as report_progress:
+        result = backfill(project, options=options, progress=report_progress, announce=announce)
+    return Outcome(
+        result=result, table=backfill_table, warnings=result.warnings, exit_code=result.exit_code
+    )
+
+
+def _forecast(project: Project, passes: int, options: BackfillOptions) -> Outcome[Any]:
+    from compatctl.commands.backfill import forecast_backfill
+    from compatctl.render import progress
+    from compatctl.render.tables import forecast_table
+
+    with progress() as report_progress:
+        expected = forecast_backfill(
+            project, passes=passes, options=options, progress=report_progress
+        )
+    return Outcome(result=expected, table=forecast_table, warnings=expected.warnings)
