@@ -16,13 +16,14 @@ from compatctl.data import Dataset, warn_of_near_known
 from compatctl.deployment.bulk_embedding import BulkEmbedding, release_memory
 from compatctl.deployment.changed_items import Changes
 from compatctl.deployment.data import load_data
-from compatctl.deployment.engine_gallery import require_own_rows
+from compatctl.deployment.engines import in_engine, open_for_write
 from compatctl.deployment.gallery import index_params, indexed_rows, load_query_model, open_index
 from compatctl.deployment.project import open_store, utc_now
 from compatctl.deployment.ray_embedding import ray_cluster
+from compatctl.deployment.table_adoption import TableAdoption
 from compatctl.errors import ConflictError
 from compatctl.evaluation.protocol import gallery_rows
-from compatctl.index import HnswIndex, build_with_replacements
+from compatctl.index import HnswIndex, build_with_replacements, require_hnswlib
 from compatctl.manifest import Catalog, Manifest, Operation
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
@@ -45,6 +46,7 @@ class AddResult:
             or it cannot be read now.
         skipped: ids of items whose image does not decode, or that the model gives a vector that
             is zero or not finite.
+        removed: ids that left the catalogue, because the application deleted their rows.
     """
 
     generation: int
@@ -57,6 +59,7 @@ class AddResult:
     rows: int
     index_sha256: str
     written: bool
+    removed: tuple[str, ...] = ()
 
 
 def add(
@@ -70,15 +73,18 @@ def add(
     """Index the gallery items of the project's data that the store does not have yet.
 
     ``changed``: update items whose image or class differs from the indexed one, in the same
-    generation. If an image changed, the index is rebuilt, as by a backfill.
+    generation. If an image changed, the index is rebuilt, as by a backfill. Where an application
+    owns the rows, they are adopted as it wrote them: new ones, and with ``changed`` all.
 
     Raises:
         InputError: bad data; or an item changed, without ``changed``.
         ConflictError: the store is locked, or changed meanwhile.
     """
-    store = open_store(project)
+    store = open_for_write(project, dry_run=dry_run)
     manifest = store.manifest
-    require_own_rows(manifest, "add")
+    if in_engine(manifest):
+        return _adopt(project, store, changed=changed, dry_run=dry_run, progress=progress)
+    require_hnswlib()
     work = _AddWork.of(store, load_data(project), project.source, progress)
     if not changed:
         work.changes.refuse()
@@ -134,6 +140,30 @@ def _written(project: Project, store: Store, plan: _AddPlan, progress: Progress)
                 raise
             store = newest
     return _commit(store, [plan.index(store, progress)], plan)
+
+
+def _adopt(
+    project: Project, store: Store, *, changed: bool, dry_run: bool, progress: Progress
+) -> AddResult:
+    """Take into the catalogue what the application did in its table. Nothing is embedded but a
+    sample of new rows, to compare."""
+    adoption = TableAdoption.of(project, store, changed=changed, progress=progress)
+    changes, before = adoption.changes, store.manifest
+    written = not dry_run and not adoption.is_empty
+    after = adoption.commit() if written else before
+    return AddResult(
+        generation=after.generation,
+        added=changes.new,
+        present=before.index.count - len(changes.missing),
+        changed=changes.changed,
+        relabelled=adoption.relabelled,
+        uncompared=0 if adoption.proven else changes.new + len(changes.changed),
+        skipped=(),
+        removed=changes.missing,
+        rows=len(adoption.catalog),
+        index_sha256=after.index.sha256,
+        written=written,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

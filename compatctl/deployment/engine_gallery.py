@@ -57,16 +57,29 @@ def open_table(store: Store, manifest: Manifest, catalog: Catalog) -> PgVectorIn
 
 
 def table_changes(
-    store: Store, manifest: Manifest, catalog: Catalog, progress: Progress = silent
+    store: Store,
+    manifest: Manifest,
+    catalog: Catalog,
+    progress: Progress = silent,
+    *,
+    collect: bool = False,
 ) -> TableChanges:
     """How the table differs from the rows that a generation adopted; every row is read.
+
+    ``collect``: also what adopting the changes needs.
 
     Raises:
         InputError, CompatError: as ``compare_table``.
     """
     file, checksums = _adopted(store, manifest)
     return compare_table(
-        file, catalog.ids, catalog.row_of, checksums, dim=manifest.index.dim, progress=progress
+        file,
+        catalog.ids,
+        catalog.row_of,
+        checksums,
+        dim=manifest.index.dim,
+        collect=collect,
+        progress=progress,
     )
 
 

@@ -19,7 +19,7 @@ from compatctl.deployment.engines import in_engine, refuse_engine
 from compatctl.encoder import CANARY_LIMIT, Canary, Encoder
 from compatctl.errors import DamagedError
 from compatctl.files import is_remembered, remember
-from compatctl.index import HnswIndex, HnswParams, VectorIndex, read_all, read_keys
+from compatctl.index import HnswIndex, HnswParams, PgVectorIndex, VectorIndex, read_all, read_keys
 from compatctl.manifest import Catalog, IndexInfo, Manifest
 from compatctl.store import Store
 
@@ -71,9 +71,11 @@ class DeployedGallery:
         loaded = vars(other)
         if own.catalog == others.catalog and "catalog" in loaded:
             vars(self)["catalog"] = other.catalog
-        same = own.generation == others.generation or not in_engine(own)
-        if same and replace(own.index, ef_search=others.index.ef_search) == others.index:
-            vars(self).update({"index": other.index} if "index" in loaded else {})
+        if replace(own.index, ef_search=others.index.ef_search) == others.index:
+            index = loaded.get("index")
+            if isinstance(index, PgVectorIndex):  # its searches are of one epoch
+                index = index.at(own.generation, own.index.ef_search)
+            vars(self).update({} if index is None else {"index": index})
         same_model = own.query_model == others.query_model
         if same_model and own.query_share.canary == others.query_share.canary:
             vars(self).update({"encoder": other.encoder} if "encoder" in loaded else {})

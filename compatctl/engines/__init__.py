@@ -8,7 +8,7 @@ reads. psycopg is loaded when a connection is made.
 from __future__ import annotations
 
 from compatctl.engines.checks import Check, table_problems
-from compatctl.engines.connection import Connection, connect, require_psycopg
+from compatctl.engines.connection import Connection, ConnectionPool, connect, require_psycopg
 from compatctl.engines.deployment_row import DeploymentRow, DeploymentTable
 from compatctl.engines.facts import ServerFacts, TableFacts, VectorIndexFacts, read_facts
 from compatctl.engines.location import (
@@ -27,6 +27,7 @@ __all__ = [
     "URL_VARIABLE",
     "Check",
     "Connection",
+    "ConnectionPool",
     "DeploymentRow",
     "DeploymentTable",
     "FencedSearch",

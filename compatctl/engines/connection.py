@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from compatctl.engines.location import URL_VARIABLE, TableLocation
 from compatctl.errors import CompatError, InputError
 
+T = TypeVar("T")
 Connection = Any
 """A connection of psycopg, in autocommit mode."""
 
@@ -73,6 +74,55 @@ def postgres_errors(location: TableLocation) -> Iterator[None]:
         raise InputError(
             f"{location.url}: {_reason(error)}", tip="compatctl doctor URL says what is missing"
         ) from None
+
+
+class ConnectionPool:
+    """Idle connections to one server, for any number of threads: each call has one of its own."""
+
+    def __init__(self, location: TableLocation) -> None:
+        self._location = location
+        self._idle: list[Connection] = []
+
+    def run(self, action: Callable[[Connection], T]) -> T:
+        """What ``action`` returns of a connection. Where an idle one was broken off, as by a server
+        that was started again, it runs once more on a new one.
+
+        Raises:
+            InputError, CompatError: as ``connect``.
+        """
+        require_psycopg()
+        import psycopg
+
+        with postgres_errors(self._location):
+            try:
+                connection = self._idle.pop()  # atomic
+            except IndexError:
+                return self._use(open_connection(self._location), action)
+            try:
+                return self._use(connection, action)
+            except psycopg.OperationalError:
+                self.close()
+                return self._use(open_connection(self._location), action)
+
+    def close(self) -> None:
+        """Close the idle connections; a later call opens new ones."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _use(self, connection: Connection, action: Callable[[Connection], T]) -> T:
+        try:
+            result = action(connection)
+        except BaseException as error:
+            if isinstance(error, CompatError) and not connection.closed:
+                self._idle.append(connection)
+            else:
+                connection.close()
+            raise
+        self._idle.append(connection)
+        return result
 
 
 def _reason(error: Exception) -> str:

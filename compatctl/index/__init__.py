@@ -21,7 +21,7 @@ from compatctl.index.hnswlib.rebuilding import (
     build_without_deleted,
 )
 from compatctl.index.pgvector.index import PgVectorIndex
-from compatctl.index.pgvector.reading import TableChanges, compare_table
+from compatctl.index.pgvector.reading import RowsNow, TableChanges, compare_table
 from compatctl.index.protocol import VectorIndex
 from compatctl.index.rows import KeyLookup, NotUnitError, row_checksums
 from compatctl.index.sources import (
@@ -48,6 +48,7 @@ __all__ = [
     "NotUnitError",
     "PgVectorIndex",
     "RowsAt",
+    "RowsNow",
     "TableChanges",
     "VectorIndex",
     "build_mapped",

@@ -8,8 +8,7 @@ from typing import NoReturn
 import numpy as np
 
 from compatctl.core.arrays import Keys, Scores, Vectors
-from compatctl.engines import Connection, FencedSearch, TableFile
-from compatctl.engines.connection import open_connection, postgres_errors
+from compatctl.engines import ConnectionPool, FencedSearch, TableFile
 from compatctl.errors import ConflictError, InputError
 from compatctl.index.pgvector.reading import table_rows, unit_directions
 from compatctl.index.rows import KeyLookup, check_unit
@@ -20,13 +19,12 @@ _CHANGED = "compatctl check lists what changed; compatctl add takes new rows in"
 
 
 class PgVectorIndex:
-    """The adopted rows of a table, under their keys; one connection, opened with the first search.
+    """The adopted rows of a table, under their keys; any number of threads may search.
 
     Args:
         ids: of the adopted rows (N,), ``row_of``: id -> its row, ``keys`` (N,): theirs.
         epoch: of the row that a search requires; None: it is not fenced, as before an import.
-
-    Not thread-safe.
+        pool: connections to go on with; default: new ones.
     """
 
     def __init__(
@@ -39,6 +37,7 @@ class PgVectorIndex:
         dim: int,
         epoch: int | None,
         ef_search: int,
+        pool: ConnectionPool | None = None,
     ) -> None:
         self.file = file
         self._ids, self._row_of, self._keys = ids, row_of, keys
@@ -49,20 +48,23 @@ class PgVectorIndex:
         self._search = FencedSearch(
             self._location, file.vector_type, file.operator, epoch, file.iterative_scan
         )
-        self._opened: Connection | None = None
+        self._pool = pool or ConnectionPool(self._location)
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    def close(self) -> None:
-        """Close the connection; the next search opens another one."""
-        if self._opened is not None:
-            self._opened.close()
-            self._opened = None
-
-    def __del__(self) -> None:
-        if getattr(self, "_opened", None) is not None:
-            self.close()
+    def at(self, epoch: int, ef_search: int) -> PgVectorIndex:
+        """The same rows at another epoch, over the same connections."""
+        return PgVectorIndex(
+            self.file,
+            ids=self._ids,
+            row_of=self._row_of,
+            keys=self._keys,
+            dim=self._dim,
+            epoch=epoch,
+            ef_search=ef_search,
+            pool=self._pool,
+        )
 
     def add(self, vectors: Vectors, keys: Keys, progress: Progress = silent) -> NoReturn:
         """Refuse: the application writes the rows of its table.
@@ -96,10 +98,9 @@ class PgVectorIndex:
         vectors = np.empty((len(ids), self._dim), np.float32)
         places = {item: place for place, item in enumerate(ids)}  # the last place of each id
         seen = np.zeros(len(ids), bool)
-        with postgres_errors(self._location):
-            for block in self._rows.find(self._connection(), list(places)):
-                at = np.fromiter((places[item] for item in block.ids), np.int64)
-                vectors[at], seen[at] = unit_directions(self.file, block.vectors), True
+        for block in self._pool.run(lambda opened: [*self._rows.find(opened, list(places))]):
+            at = np.fromiter((places[item] for item in block.ids), np.int64)
+            vectors[at], seen[at] = unit_directions(self.file, block.vectors), True
         first = np.fromiter((places[item] for item in ids), np.int64, len(ids))
         if not seen[first].all():
             self._refuse_lost(ids[int(np.argmin(seen[first]))])
@@ -149,8 +150,9 @@ class PgVectorIndex:
     ) -> bool:
         """Search ``chosen`` queries, and write their adopted rows; whether the table ended."""
         k, unknown, ended = rows.shape[1], dict[str, None](), True
-        with postgres_errors(self._location):
-            answers = self._search.search(self._connection(), queries[chosen], limit, ef, exact)
+        answers = self._pool.run(
+            lambda opened: self._search.search(opened, queries[chosen], limit, ef, exact)
+        )
         for query, answer in zip(chosen.tolist(), answers, strict=True):
             ended &= len(answer) < limit
             places = [(self._row_of.get(item, -1), distance) for item, distance in answer]
@@ -169,11 +171,6 @@ class PgVectorIndex:
             return (-distances).astype(np.float32)
         half = distances**2 / 2 if self.file.operator == "<->" else distances
         return (1.0 - half).astype(np.float32)
-
-    def _connection(self) -> Connection:
-        if self._opened is None or self._opened.closed:
-            self._opened = open_connection(self._location)
-        return self._opened
 
     def _refuse_lost(self, item: str = "") -> NoReturn:
         what = f"the row {item!r}" if item else "rows"

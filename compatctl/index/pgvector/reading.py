@@ -19,12 +19,35 @@ MAX_NAMES = 1000
 """Most ids of new rows that are kept."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RowsNow:
+    """The rows of a table as they are now.
+
+    Attributes:
+        ids, labels: of the n new rows; a label is "" where the table has none.
+        new_checksums: (n,). ``checksums``: (N,) of the adopted rows, as they are now.
+        labels_now: (N,) of the adopted rows; None without a column of labels.
+        zero: ids of new and changed rows whose vector is zero.
+        least, most: the norms of the new and changed rows; inf and 0 without any.
+    """
+
+    ids: tuple[str, ...]
+    labels: tuple[str, ...]
+    new_checksums: Checksums
+    checksums: Checksums
+    labels_now: tuple[str, ...] | None
+    zero: tuple[str, ...]
+    least: float
+    most: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class TableChanges:
     """How a table differs from the rows that were adopted, by one snapshot of all its rows.
 
     Attributes:
         new: rows with a vector that were not adopted; ``new_ids`` are the first of them.
+        found: what adopting the changes needs, if it was asked for.
         missing, changed: ids of adopted rows that are gone or have no vector any more, and of those
             with another vector. Who changed them cannot be known: the application, or a fault.
     """
@@ -33,6 +56,7 @@ class TableChanges:
     new_ids: tuple[str, ...]
     missing: tuple[str, ...]
     changed: tuple[str, ...]
+    found: RowsNow | None = field(default=None, repr=False)
 
     @property
     def lost(self) -> int:
@@ -69,6 +93,60 @@ def unit_directions(file: TableFile, rows: Vectors) -> Vectors:
 
 
 @dataclass(kw_only=True, eq=False)
+class _Collected:
+    """What ``RowsNow`` has, while the blocks come."""
+
+    checksums: Checksums
+    labels_now: list[str]
+    has_labels: bool = False
+    ids: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    new_checksums: list[Checksums] = field(default_factory=list)
+    zero: list[str] = field(default_factory=list)
+    least: float = np.inf
+    most: float = 0.0
+
+    @classmethod
+    def of(cls, checksums: Checksums) -> _Collected:
+        return cls(checksums=checksums.copy(), labels_now=[""] * len(checksums))
+
+    def take(self, block: RowBlock, rows: Rows, checksums: Checksums, changed: Bools) -> None:
+        known = rows >= 0
+        self.checksums[rows[known]] = checksums
+        fresh = ~known
+        fresh[known] = changed[rows[known]]
+        norms = np.linalg.norm(block.vectors[fresh].astype(np.float64), axis=1)
+        if len(norms):
+            self.least = min(self.least, float(norms.min()))
+            self.most = max(self.most, float(norms.max()))
+            places = np.flatnonzero(fresh)[norms == 0.0]
+            self.zero += [block.ids[place] for place in places.tolist()]
+        new = np.flatnonzero(~known)
+        self.ids += [block.ids[place] for place in new.tolist()]
+        self.new_checksums.append(row_checksums(block.vectors[new]))
+        if block.labels is None:
+            self.labels += [""] * len(new)
+            return
+        self.has_labels = True
+        self.labels += [block.labels[place] for place in new.tolist()]
+        for place in np.flatnonzero(known).tolist():
+            self.labels_now[rows[place]] = block.labels[place]
+
+    def rows(self) -> RowsNow:
+        joined = np.concatenate([np.zeros(0, np.uint64), *self.new_checksums])
+        return RowsNow(
+            ids=tuple(self.ids),
+            labels=tuple(self.labels),
+            new_checksums=joined,
+            checksums=self.checksums,
+            labels_now=tuple(self.labels_now) if self.has_labels else None,
+            zero=tuple(self.zero),
+            least=self.least,
+            most=self.most,
+        )
+
+
+@dataclass(kw_only=True, eq=False)
 class _Comparison:
     """The rows that were met; ``into`` (N, D) takes their unit vectors, where it is given."""
 
@@ -80,6 +158,7 @@ class _Comparison:
     changed: Bools
     new: int = 0
     new_ids: list[str] = field(default_factory=list)
+    collected: _Collected | None = None
 
     def take(self, block: RowBlock) -> None:
         rows: Rows = np.fromiter(map(self.row_of.get, block.ids, repeat(-1)), np.int64)
@@ -92,7 +171,10 @@ class _Comparison:
             )
         self.seen[at] = True
         vectors = block.vectors[known]
-        self.changed[at] = row_checksums(vectors) != self.checksums[at]
+        checksums = row_checksums(vectors)
+        self.changed[at] = checksums != self.checksums[at]
+        if self.collected is not None:
+            self.collected.take(block, rows, checksums, self.changed)
         if self.into is not None:
             self.into[at] = unit_directions(self.file, vectors)
         self.new += int((~known).sum())
@@ -108,12 +190,14 @@ def compare_table(
     *,
     dim: int,
     into: Vectors | None = None,
+    collect: bool = False,
     progress: Progress = silent,
 ) -> TableChanges:
     """Read every row of the table once, in blocks, and compare it with what was adopted.
 
     Args:
         ids: of the adopted rows (N,); ``row_of``: id -> its row; ``checksums`` (N,).
+        collect: also return what adopting the changes needs, which takes memory for each new row.
         into: (N or more, D) float32 that takes the unit vectors of the adopted rows.
 
     Raises:
@@ -128,6 +212,7 @@ def compare_table(
         into=into,
         seen=np.zeros(n, bool),
         changed=np.zeros(n, bool),
+        collected=_Collected.of(checksums) if collect else None,
     )
     reader = table_rows(file, dim)
     done = 0
@@ -142,4 +227,5 @@ def compare_table(
         new_ids=tuple(found.new_ids),
         missing=tuple(ids[row] for row in np.flatnonzero(~found.seen).tolist()),
         changed=tuple(ids[row] for row in np.flatnonzero(found.changed).tolist()),
+        found=found.collected.rows() if found.collected is not None else None,
     )
