@@ -24,6 +24,7 @@ from compatctl.cli.options import (
 from compatctl.errors import UsageError
 
 if TYPE_CHECKING:
+    from compatctl.evaluation.options import VerifyOptions
     from compatctl.recipe import Project
 
 
@@ -46,6 +47,8 @@ def _output(flag: str, text: str) -> typer.models.OptionInfo:
 
 
 def _old_and_new(models: list[Path]) -> tuple[Path | None, Path]:
+    if not models:
+        raise UsageError("verify needs the candidate", tip="compatctl verify new.onnx")
     if len(models) > 2:
         raise UsageError(f"verify compares two models, got {len(models)}", tip="name OLD and NEW")
     return (models[0] if len(models) == 2 else None), models[-1]
@@ -54,16 +57,24 @@ def _old_and_new(models: list[Path]) -> tuple[Path | None, Path]:
 @command
 @with_project("store", "data", "data_root", "policy", "report", "old_model_gone")
 def verify(
+    project: Project,
+    context: typer.Context,
     models: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(
             metavar="[OLD] NEW",
             help="The deployed encoder (default: the store's query model) and the candidate; or "
             "the features of both (.npz).",
         ),
-    ],
-    project: Project,
-    context: typer.Context,
+    ] = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(
+            "--log",
+            help="Judge the answers in a log of serve --shadow, by --qrels or the data's labels; "
+            "nothing is embedded.",
+        ),
+    ] = None,
     junit: Annotated[
         Path | None, _output("--junit", "Write JUnit XML, one test case for each check.")
     ] = None,
@@ -160,17 +171,11 @@ def verify(
 ) -> Outcome[Any]:
     """Test whether the new model may answer queries on the old gallery. Exit code 0 means pass, 3
     fail, 4 too little evidence."""
-    from compatctl.commands.verify import verify
     from compatctl.evaluation.options import VerifyOptions
     from compatctl.evaluation.verdict import Outputs
-    from compatctl.render import progress
-    from compatctl.render.report_table import report_table
 
-    old, new = _old_and_new(models)
-    if any(model.suffix.lower() == ".npz" for model in models):
-        refuse_given(
-            context, MODEL_OPTIONS, "feature tables are compared without a store or images"
-        )
+    if log is not None:
+        return _verify_log(project, context, log, models or [], qrels, seed)
     options = VerifyOptions(
         training=training,
         allow_seen=allow_seen,
@@ -192,6 +197,22 @@ def verify(
         dry_run=dry_run,
         outputs=Outputs(junit=junit, markdown=markdown, metrics=metrics, queries=queries),
     )
+    return _verify(project, context, models or [], options)
+
+
+def _verify(
+    project: Project, context: typer.Context, models: list[Path], options: VerifyOptions
+) -> Outcome[Any]:
+    """``verify`` of models or feature tables."""
+    from compatctl.commands.verify import verify
+    from compatctl.render import progress
+    from compatctl.render.report_table import report_table
+
+    old, new = _old_and_new(models)
+    if any(model.suffix.lower() == ".npz" for model in models):
+        refuse_given(
+            context, MODEL_OPTIONS, "feature tables are compared without a store or images"
+        )
     with progress() as report_progress:
         report = verify(project, old=old, new=new, options=options, progress=report_progress)
     return Outcome(
@@ -199,6 +220,35 @@ def verify(
         table=report_table,
         warnings=report.warnings,
         exit_code=VERDICT_EXIT_CODES[report.verdict.outcome],
+    )
+
+
+def _verify_log(
+    project: Project,
+    context: typer.Context,
+    log: Path,
+    models: list[Path],
+    qrels: Path | None,
+    seed: int | None,
+) -> Outcome[Any]:
+    """``verify --log``."""
+    from compatctl.commands.verify_log import verify_log
+    from compatctl.render.report_table import log_table
+
+    taken = {"log", "models", "project_store", "project_data", "project_data_root", "qrels", "seed"}
+    taken |= {"project_policy", "project_file", "column", "strict", "as_json"}
+    others = {part.name or "" for part in context.command.params} - taken
+    refuse_given(context, others, "--log judges logged answers, and embeds nothing")
+    if len(models) > 1:
+        raise UsageError("with --log, name at most the candidate")
+    result = verify_log(
+        project, log, candidate=models[0] if models else None, qrels=qrels, seed=seed
+    )
+    return Outcome(
+        result=result,
+        table=log_table,
+        warnings=result.warnings,
+        exit_code=VERDICT_EXIT_CODES[result.verdict.outcome],
     )
 
 

@@ -6,6 +6,7 @@ A modality is one module: ``_pixels`` for images. Importing this package loads n
 from __future__ import annotations
 
 from compatctl.data._answers import is_answer_log, read_answer_log
+from compatctl.data._compared_log import ComparedLog, LoggedQuery, read_compared_log
 from compatctl.data._content import Content, ItemVectors, Modality, SpaceVectors
 from compatctl.data._dataset import Dataset, Item, Role, Source, Split, SplitRule, merge_items
 from compatctl.data._describe import TableFacts, describe_table
@@ -51,6 +52,7 @@ __all__ = [
     "MAX_PIXELS",
     "MIN_CROP_SHARE",
     "WHITE",
+    "ComparedLog",
     "Content",
     "CropOffset",
     "Dataset",
@@ -61,6 +63,7 @@ __all__ = [
     "Judgments",
     "KeyColumns",
     "KeyTable",
+    "LoggedQuery",
     "Modality",
     "Origin",
     "Pair",
@@ -98,6 +101,7 @@ __all__ = [
     "pack",
     "prepare",
     "read_answer_log",
+    "read_compared_log",
     "read_key_table",
     "read_memory",
     "read_pairs",

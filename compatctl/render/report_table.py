@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from compatctl.core.gate import Check
     from compatctl.core.policy import Policy
+    from compatctl.evaluation.logged_answers import LogResult
     from compatctl.report import (
         ErrorRates,
         Group,
@@ -238,6 +239,19 @@ def checks_table(console: Console, checks: Sequence[Check]) -> None:
         for check in checks
     ]
     print_table(console, ("check", "estimate", "interval", "limit", "n", "outcome"), rows)
+
+
+def log_table(console: Console, result: LogResult) -> None:
+    console.print(
+        f"{result.queries} logged queries, {result.judged} of them judged by {result.judged_by}, "
+        f"{result.k} answers each; {result.current[:12]} served, {result.candidate[:12]} beside it"
+    )
+    checks = result.verdict.checks
+    checks_table(console, [check for check in checks if check.decides])
+    if others := [check for check in checks if not check.decides]:
+        console.print("measured; these do not decide, by the policy or for lack of queries:")
+        checks_table(console, others)
+    console.print(f"{result.verdict.outcome}, by the policy {result.policy}; deploy needs verify")
 
 
 def _pairs(console: Console, pairs: PairsResult) -> None:
