@@ -61,6 +61,8 @@ def command(function: Callable[..., Outcome[Any]]) -> Callable[..., Outcome[Any]
             try:
                 _refuse_several(function.__name__, launch)
                 outcome = function(**arguments)
+                if launch is not None and launch.rank:  # as with --dry-run: the first one prints
+                    raise PartDone
                 render.warn([*notices.messages(), *outcome.warnings])
                 table = outcome.table or render.fields_table
                 render.result(outcome.result, table, as_json=as_json, notices=notices.entries())

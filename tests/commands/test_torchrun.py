@@ -154,6 +154,14 @@ def test_an_interrupt_ends_all_processes_and_writes_no_candidate(shop: Shop) -> 
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
+def test_a_dry_run_is_printed_once(shop: Shop) -> None:
+    """By the first process."""
+    _recipe(shop, "full")
+    code, stdout, stderr = _torchrun(*_arguments(shop, "two", "--dry-run"), folder=shop.folder)
+    assert code == 0, stderr
+    assert json.loads(stdout)["training_items"]
+
+
 def test_other_commands_refuse_to_run_several_times(shop: Shop) -> None:
     """status under torchrun is refused once, with exit code 2."""
     code, _, stderr = _torchrun("status", *shop.args, folder=shop.folder)

@@ -91,6 +91,23 @@ def test_the_file_is_the_trained_network(shop: Path, settings: dict[str, Any]) -
     assert judged.code in {3, 4}, judged.stderr
 
 
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_micro_batches_give_the_model_of_whole_batches(shop: Path, train: str) -> None:
+    """Texts in parts of 5, where the model has no dropout; with it the parts draw anew."""
+    pytest.importorskip("peft") if train == "lora" else None
+    path = shop / "new" / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    path.write_text(json.dumps(config))
+    data, rows = load(Path("texts.csv")).take(range(8)), []
+    for micro_batch in (None, 5):
+        optimiser = {"epochs": 2, "batch_size": 16, "micro_batch": micro_batch}
+        tuned = _finetune(train=train, optimiser=optimiser)
+        assert tuned.code == 0, tuned.stderr
+        rows.append(Encoder.load(Path("tuned.onnx")).embed(data).features)
+    assert np.abs(rows[0] - rows[1]).max() < 1e-4
+
+
 def test_only_what_the_recipe_names_trains(shop: Path) -> None:
     """With layers: 1 the weights of the first layer are in the file as they were, those of the last
     are not; LoRA leaves no matrix of its own."""
