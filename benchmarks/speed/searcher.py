@@ -10,6 +10,9 @@ that were checked.
 For HTTP, a service of EfficientNet-lite0 at 128 px answers 16 clients (PNG files of emoji). Before
 and after it the encoder alone embeds the same files in batches of 32, reading and decoding
 included, with the same processors. The store has the shipped emoji.
+
+For switches, the same clients go on while the store is deployed to and rolled back every second, by
+a process of its own with the lowest priority; the slowest request is held against the p99 at rest.
 """
 
 from __future__ import annotations
@@ -126,8 +129,21 @@ def _project(folder: Path) -> list[Path]:
     (folder / "compatctl.yaml").write_text(f"format: 1\nstore: store\ndata: {table}\n")
     exported(Network().eval(), folder, os.cpu_count() or 1)
     _run(folder, "init", "--model", "model.onnx")
+    _turn(folder)
     data = load(table).filter(split="test", role="query")
     return [Path(str(source)) for source in data.sources]
+
+
+def _turn(folder: Path) -> None:
+    """Another model of the same size: the first one with a rotation behind it."""
+    from compatctl.core.adapters import Affine
+    from compatctl.encoder import Encoder, bridge
+
+    path = folder / "model.onnx"
+    dim = Encoder.load(path).dim
+    turn = np.linalg.qr(np.random.default_rng(1).standard_normal((dim, dim)))[0]
+    adapter = Affine(matrix=turn.astype(np.float32), bias=np.zeros(dim, np.float32))
+    (folder / "other.onnx").write_bytes(bridge(path.read_bytes(), path, adapter))
 
 
 def _run(folder: Path, *arguments: str) -> None:
@@ -172,6 +188,34 @@ def _clients(port: int, bodies: list[bytes], seconds: float) -> tuple[float, lis
     return len(taken) / (time.perf_counter() - began), taken
 
 
+def _switching(
+    folder: Path, port: int, bodies: list[bytes], seconds: float
+) -> tuple[list[float], int]:
+    """The seconds of each answer while the query model changes, and the number of switches."""
+    changes = (
+        f"import subprocess, sys, time\n"
+        f"run = lambda *given: subprocess.run([sys.executable, '-m', 'compatctl', *given],"
+        f" check=True, stdout=subprocess.DEVNULL)\n"
+        f"stop = time.monotonic() + {seconds}\n"
+        f"while time.monotonic() < stop:\n"
+        f"    run('deploy', '--model', 'other.onnx', '--force', '--reason', 'benchmark')\n"
+        f"    time.sleep(1)\n"
+        f"    run('rollback')\n"
+        f"    time.sleep(1)\n"
+    )
+    writer = subprocess.Popen(["nice", "-n", "19", sys.executable, "-c", changes], cwd=folder)
+    try:
+        _, taken = _clients(port, bodies, seconds)
+    finally:
+        if writer.wait():
+            raise SystemExit("a deploy or a rollback failed")
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("GET", "/metrics")
+    lines = connection.getresponse().read().decode().splitlines()
+    counted = next(line for line in lines if line.startswith("compatctl_switches "))
+    return taken, int(float(counted.split()[1]))
+
+
 def serving(seconds: float) -> None:
     """Print answers a second by HTTP, the encoder's alone, and the ratio; and the p99 at rest and
     with deploys and rollbacks."""
@@ -192,6 +236,7 @@ def serving(seconds: float) -> None:
         try:
             _clients(port, bodies, 3)
             speed, taken = _clients(port, bodies, seconds)
+            switched, switches = _switching(folder, port, bodies, seconds)
             after = _encoder_alone(folder, files)
         finally:
             service.terminate()
@@ -201,6 +246,13 @@ def serving(seconds: float) -> None:
         print(
             f"HTTP, {CLIENTS} clients: {speed:.0f} answers/s (p50 {p50:.0f} ms, p99 {p99:.0f} ms), "
             f"the encoder alone {alone:.0f} items/s; ratio {speed / alone:.2f} (target .50)"
+        )
+        slowest = max(switched) * 1000
+        print(
+            f"with {switches} switches: p99 {np.percentile(switched, 99) * 1000:.0f} ms, the "
+            f"slowest of {len(switched)} requests {slowest:.0f} ms; at rest the slowest of "
+            f"{len(taken)} {max(taken) * 1000:.0f} ms; ratio of the slowest to the p99 at rest "
+            f"{slowest / p99:.2f} (target 2.00)"
         )
 
 
