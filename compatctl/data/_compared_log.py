@@ -104,8 +104,8 @@ def _chosen(
         )
         raise InputError(
             f"{path} has answers of {len(pairs)} pairs of models: {named}",
-            tip="name the candidate: compatctl verify --log FILE new.onnx; or give the lines of one "
-            "query model",
+            tip="name the candidate: compatctl verify --log FILE new.onnx; or give the lines of "
+            "one query model",
         )
     return pairs[0]
 
