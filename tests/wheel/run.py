@@ -47,7 +47,7 @@ def install(python: Path, target: str | Path) -> None:
 
 
 def main() -> None:
-    """Build the wheel, install it, and run the commands of tables and of a store."""
+    """Build the wheel, install it, and run the commands of tables, of a store, and its service."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         run(sys.executable, "-m", "build", "--wheel", "--outdir", folder / "dist")
@@ -65,6 +65,8 @@ def main() -> None:
         run(python, ROOT / "tests" / "wheel" / "tables.py", folder, cwd=folder)
         install(python, f"{wheel}[hnswlib]")
         run(python, ROOT / "tests" / "wheel" / "gate.py", folder, cwd=folder)
+        install(python, f"{wheel}[serve]")
+        run(python, ROOT / "tests" / "wheel" / "serving.py", folder, cwd=folder)
         print(json.dumps({"wheel": wheel.name, "bytes": size}))
         print("1 passed, 0 failed")
 
