@@ -37,7 +37,7 @@ UNUSED = (
 
 
 @command
-@with_project("store", "data", "data_root", "policy")
+@with_project("store", "data", "data_root", "policy", "ray")
 def backfill(
     context: typer.Context,
     project: Project,

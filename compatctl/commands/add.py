@@ -19,7 +19,7 @@ from compatctl.deployment.data import load_data
 from compatctl.deployment.engines import in_engine, open_for_write
 from compatctl.deployment.gallery import index_params, indexed_rows, load_query_model, open_index
 from compatctl.deployment.project import open_store, utc_now
-from compatctl.deployment.ray_embedding import ray_cluster
+from compatctl.deployment.ray_embedding import query_model_cluster
 from compatctl.deployment.table_adoption import TableAdoption
 from compatctl.errors import ConflictError
 from compatctl.evaluation.protocol import gallery_rows
@@ -89,9 +89,7 @@ def add(
     if not changed:
         work.changes.refuse()
     encoder = load_query_model(store, manifest)
-    cluster = ray_cluster(
-        project, lambda: store.verified_path("models", manifest.query_model).read_bytes()
-    )
+    cluster = query_model_cluster(project, store)
     with BulkEmbedding.of(
         encoder, work.items, skip_bad=skip_bad, cluster=cluster, progress=progress
     ) as embedded:

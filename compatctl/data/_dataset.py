@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.core.arrays import PerceptualHashes, Pixels, Rows
+from compatctl.core.arrays import Bytes, PerceptualHashes, Pixels, Rows
 from compatctl.core.hash_order import hash_fraction
 from compatctl.core.perceptual_hash import WIDTH
 from compatctl.data._content import Content, ItemVectors, Modality
@@ -157,8 +157,8 @@ class Dataset:
         taken.__dict__["_facts"] = self._facts.take(chosen)
         return taken
 
-    def portable(self, rows: Iterable[int], *, skip_bad: bool = False) -> Dataset:
-        """The items at ``rows`` as another process or machine can read them, when pickled.
+    def portable(self, *, skip_bad: bool = False) -> Dataset:
+        """The items as another process or machine can read them, when pickled.
 
         Paths are absolute. The bytes of an image in a larger file are read now. ``skip_bad``: one
         that cannot be read has no bytes, and does not decode there.
@@ -166,11 +166,14 @@ class Dataset:
         Raises:
             InputError: an image in a larger file cannot be read.
         """
-        chosen = [int(row) for row in rows]
         return Dataset(
-            items=tuple(self.items[row] for row in chosen),
-            sources=tuple(_portable(self.sources[row], skip_bad=skip_bad) for row in chosen),
+            items=self.items,
+            sources=tuple(_portable(source, skip_bad=skip_bad) for source in self.sources),
         )
+
+    def remember(self, rows: Rows, digests: Bytes) -> None:
+        """Take the digests (n, 32) of the items at ``rows`` (n,), as another process read them."""
+        self._facts.digests[self._facts.rows[rows]] = digests
 
     def with_ids(self, ids: Sequence[str]) -> Dataset:
         """The same images under other ids (N). Both data sets remember what either learns."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import tempfile
-from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compatctl.data import Dataset
-from compatctl.deployment.ray_embedding import Block, RayCluster, embed_block, embed_blocks
+from compatctl.deployment.ray_embedding import RayCluster, embed_each
 from compatctl.encoder import Encoder
 from compatctl.files import DIGEST_BYTES, os_errors
 from compatctl.index import VectorIndex
@@ -70,14 +70,16 @@ class BulkEmbedding:
         file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
         result = cls(dim=encoder.dim, rows=[], digests=bytearray(), bad=[], file=file)
         starts = range(0, len(items), BATCH)
-        blocks = _blocks(encoder, items, cluster, skip_bad=skip_bad)
-        for start, block in zip(starts, blocks, strict=True):
-            result.bad += block.bad
-            result.rows += (block.rows + start).tolist()
-            result.digests += block.digests.tobytes()
-            with os_errors("writing", Path("features, to a temporary file")):
-                result.file.write(block.features.tobytes())
-            progress("items embedded", len(result.rows) + len(result.bad), len(items))
+        parts = (items.take(range(at, min(at + BATCH, len(items)))) for at in starts)
+        where = cluster if starts else None
+        with closing(embed_each(encoder, parts, where, skip_bad=skip_bad)) as blocks:
+            for start, block in zip(starts, blocks, strict=True):
+                result.bad += block.bad
+                result.rows += (block.rows + start).tolist()
+                result.digests += block.digests.tobytes()
+                with os_errors("writing", Path("features, to a temporary file")):
+                    result.file.write(block.features.tobytes())
+                progress("items embedded", len(result.rows) + len(result.bad), len(items))
         return result
 
     def add_to(
@@ -126,18 +128,6 @@ class BulkEmbedding:
         trace: TracebackType | None,
     ) -> None:
         self.file.close()
-
-
-def _blocks(
-    encoder: Encoder, items: Dataset, cluster: RayCluster | None, *, skip_bad: bool
-) -> Iterator[Block]:
-    """The items embedded in blocks of ``BATCH``, in order."""
-    if cluster is not None and len(items):
-        yield from embed_blocks(cluster, encoder.name, items, BATCH, skip_bad=skip_bad)
-        return
-    for start in range(0, len(items), BATCH):
-        part = items.take(range(start, min(start + BATCH, len(items))))
-        yield embed_block(encoder, part, skip_bad=skip_bad)
 
 
 def release_memory() -> None:

@@ -14,7 +14,7 @@ import secrets
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,10 @@ from compatctl.core.arrays import Rows, Vectors
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder
 from compatctl.errors import CompatError, InputError
+from compatctl.files import DIGEST_BYTES
 from compatctl.notices import DataWarning, notice
 from compatctl.recipe import Project
+from compatctl.store import Store
 
 LOCAL = "local"
 """The address that starts a cluster on this machine, for the command alone."""
@@ -59,6 +61,12 @@ def ray_cluster(project: Project, model: Callable[[], bytes]) -> RayCluster | No
     return None if project.ray is None else RayCluster(address=project.ray, model=model)
 
 
+def query_model_cluster(project: Project, store: Store) -> RayCluster | None:
+    """The project's cluster for the query model of a store; None without one."""
+    sha256 = store.manifest.query_model
+    return ray_cluster(project, lambda: store.verified_path("models", sha256).read_bytes())
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Block:
     """What became of a block of items.
@@ -85,8 +93,43 @@ class _Answer:
     notices: tuple[dict[str, Any], ...]
 
 
+def embed_each(
+    encoder: Encoder, parts: Iterable[Dataset], cluster: RayCluster | None, *, skip_bad: bool
+) -> Generator[Block, None, None]:
+    """Embed each of the parts, here or on the cluster, in their order.
+
+    Here a part is requested when the one before is done; the cluster takes many ahead. What is
+    learned of the items' bytes is remembered by the parts. Close it to leave the cluster early.
+
+    Raises:
+        InputError: as ``Encoder.embed``; Ray is not installed, or there is no cluster at the
+            address.
+        CompatError: a worker died more than ``RESTARTS`` times.
+    """
+    if cluster is None:
+        for part in parts:
+            yield embed_block(encoder, part, skip_bad=skip_bad)
+        return
+    with _connected(cluster.address) as ray:
+        model = ray.put(cluster.model())
+        for window in _windows(parts, skip_bad=skip_bad):
+            blocks = [part for _, part in window]
+            answers = _run(ray, blocks, model, encoder.name, skip_bad=skip_bad)
+            for (items, _), answer in zip(window, answers, strict=True):
+                block = _received(answer)
+                items.remember(block.rows, block.digests)
+                yield block
+
+
 def embed_block(encoder: Encoder, items: Dataset, *, skip_bad: bool) -> Block:
     """Embed the items here; errors as ``Encoder.embed``."""
+    if not len(items):
+        return Block(
+            rows=np.zeros(0, np.int64),
+            features=np.zeros((0, encoder.dim), np.float32),
+            digests=np.zeros((0, DIGEST_BYTES), np.uint8),
+            bad=(),
+        )
     embedded = encoder.embed(items, skip_bad=skip_bad, skip_empty=skip_bad)
     return Block(
         rows=embedded.rows,
@@ -96,29 +139,14 @@ def embed_block(encoder: Encoder, items: Dataset, *, skip_bad: bool) -> Block:
     )
 
 
-def embed_blocks(
-    cluster: RayCluster, name: str, items: Dataset, size: int, *, skip_bad: bool
-) -> Iterator[Block]:
-    """Embed the items on the cluster, in blocks of ``size``, in their order.
-
-    Args:
-        name: the encoder's, for messages.
-
-    Raises:
-        InputError: as ``Encoder.embed``; Ray is not installed, or there is no cluster at the
-            address.
-        CompatError: a worker died more than ``RESTARTS`` times.
-    """
-    with _connected(cluster.address) as ray:
-        model = ray.put(cluster.model())
-        for window in _windows(items, size, skip_bad=skip_bad):
-            for answer in _run(ray, window, model, name, skip_bad=skip_bad):
-                for told in answer.notices:
-                    notice(**told)
-                if answer.error is not None:
-                    raise answer.error
-                assert answer.block is not None
-                yield answer.block
+def _received(answer: _Answer) -> Block:
+    """The block, after its notices are told here; or the error is raised."""
+    for told in answer.notices:
+        notice(**told)
+    if answer.error is not None:
+        raise answer.error
+    assert answer.block is not None, "a worker gives one of them"
+    return answer.block
 
 
 class Worker:
@@ -153,15 +181,19 @@ def _as_arguments(warning: DataWarning) -> dict[str, Any]:
     return {name: getattr(warning, name) for name in names}
 
 
-def _windows(items: Dataset, size: int, *, skip_bad: bool) -> Iterator[list[dict[str, bytes]]]:
-    """Pickled blocks, as many at once as ``WINDOW_BYTES`` allow."""
-    window: list[dict[str, bytes]] = []
-    for start in range(0, len(items), size):
-        part = items.portable(range(start, min(start + size, len(items))), skip_bad=skip_bad)
-        window.append({"items": pickle.dumps(part)})
-        if sum(len(block["items"]) for block in window) > WINDOW_BYTES:
+def _windows(
+    parts: Iterable[Dataset], *, skip_bad: bool
+) -> Iterator[list[tuple[Dataset, dict[str, bytes]]]]:
+    """Parts with what is sent of them, as many at once as ``WINDOW_BYTES`` allow."""
+    window: list[tuple[Dataset, dict[str, bytes]]] = []
+    size = 0
+    for part in parts:
+        items = pickle.dumps(part.portable(skip_bad=skip_bad))
+        window.append((part, {"items": items}))
+        size += len(items)
+        if size > WINDOW_BYTES:
             yield window
-            window = []
+            window, size = [], 0
     if window:
         yield window
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import numpy as np
 from compatctl.core.arrays import Bools, Bytes, Rows, Vectors
 from compatctl.data import Dataset
 from compatctl.deployment.bulk_embedding import IN_MEMORY, BulkEmbedding
+from compatctl.deployment.ray_embedding import Block, RayCluster, embed_each
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError
 from compatctl.files import DIGEST_BYTES, os_errors
@@ -37,13 +40,15 @@ def embed_step(
     block: int,
     skip_bad: bool = False,
     stop: Callable[[], bool] = lambda: False,
+    cluster: RayCluster | None = None,
     progress: Progress = silent,
 ) -> StepEmbedding:
     """Embed the items in their order, in blocks of ``block``.
 
     ``kept``: has vectors from before, which are taken if the item's content is the same, and keeps
     each new block; None: nothing is kept. ``stop`` is called after each block and ends the work
-    if it is true. The features are the caller's to close.
+    if it is true. ``cluster`` embeds, instead of this process; where it is stopped, blocks that it
+    had begun are lost. The features are the caller's to close.
 
     Raises:
         InputError: as ``BulkEmbedding.of``.
@@ -51,21 +56,52 @@ def embed_step(
     """
     features = _empty(encoder)
     passed = tried = 0
+    waiting = deque[_Part]()
+
+    def fresh() -> Iterator[Dataset]:
+        for part in _parts(kept, items, block):
+            waiting.append(part)
+            yield items.take(part.fresh)
+
     try:
-        for start in range(0, len(items), block):
-            part = np.arange(start, min(start + block, len(items)))
-            old, vectors, digests = _kept(kept, items, part)
-            _take(features, part[old], vectors, digests)
-            rows = part[~old]
-            passed += _embed(encoder, items.take(rows), rows, kept, features, skip_bad=skip_bad)
-            tried = int(part[-1]) + 1
-            progress("items embedded", tried, len(items))
-            if stop():
-                break
+        with closing(embed_each(encoder, fresh(), cluster, skip_bad=skip_bad)) as answers:
+            for answer in answers:
+                part = waiting.popleft()
+                _take(features, part.old, part.vectors, part.digests)
+                passed += _keep(items.take(part.fresh), part.fresh, answer, kept, features)
+                tried = part.stop
+                progress("items embedded", tried, len(items))
+                if stop():
+                    break
     except BaseException:
         features.file.close()
         raise
     return StepEmbedding(features=features, passed=passed, tried=tried)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Part:
+    """A block of a step: the rows (n,) whose ``vectors`` (n, D) were kept, made of contents with
+    ``digests`` (n, 32); the rows that are ``fresh``; and the row after its last one."""
+
+    old: Rows
+    vectors: Vectors
+    digests: Bytes
+    fresh: Rows
+    stop: int
+
+
+def _parts(kept: PendingRows | None, items: Dataset, block: int) -> Iterator[_Part]:
+    for start in range(0, len(items), block):
+        rows = np.arange(start, min(start + block, len(items)))
+        old, vectors, digests = _kept(kept, items, rows)
+        yield _Part(
+            old=rows[old],
+            vectors=vectors,
+            digests=digests,
+            fresh=rows[~old],
+            stop=int(rows[-1]) + 1,
+        )
 
 
 def _empty(encoder: Encoder) -> BulkEmbedding:
@@ -73,21 +109,16 @@ def _empty(encoder: Encoder) -> BulkEmbedding:
     return BulkEmbedding(dim=encoder.dim, rows=[], digests=bytearray(), bad=[], file=file)
 
 
-def _embed(
-    encoder: Encoder,
+def _keep(
     part: Dataset,
     rows: Rows,
+    embedded: Block,
     kept: PendingRows | None,
     features: BulkEmbedding,
-    *,
-    skip_bad: bool,
 ) -> int:
-    """Embed the items of a ``part``, which are at ``rows`` (n,) of the step, and keep them; how
-    many have a feature."""
-    if not len(rows):
-        return 0
-    embedded = encoder.embed(part, skip_bad=skip_bad, skip_empty=skip_bad)
-    features.bad += [item.id for item in embedded.bad]
+    """Keep what became of the items of a ``part``, which are at ``rows`` (n,) of the step; how many
+    have a feature."""
+    features.bad += embedded.bad
     _take(features, rows[embedded.rows], embedded.features, embedded.digests)
     if kept is not None and len(embedded.rows):
         ids = [part.ids[row] for row in embedded.rows.tolist()]

@@ -14,6 +14,7 @@ from compatctl.data import Dataset
 from compatctl.deployment.bulk_embedding import release_memory
 from compatctl.deployment.gallery import load_query_model
 from compatctl.deployment.project import open_store
+from compatctl.deployment.ray_embedding import query_model_cluster
 from compatctl.deployment.step_embedding import StepEmbedding, embed_step
 from compatctl.files import json_safe
 from compatctl.migration.backfill_budget import Amount, Spending
@@ -170,6 +171,7 @@ class BackfillRun:
             block=self.rates.block,
             skip_bad=self.skip_bad,
             stop=lambda: time.monotonic() >= until,
+            cluster=query_model_cluster(self.setting.project, store),
             progress=self.setting.progress,
         )
         del encoder

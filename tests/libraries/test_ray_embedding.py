@@ -17,13 +17,16 @@ import numpy as np
 import pytest
 from PIL import Image
 from shop_kit import Shop, write_encoder
+from store_kit import begin
 
 from compatctl.data import Dataset, load
 from compatctl.deployment import bulk_embedding
 from compatctl.deployment.bulk_embedding import BulkEmbedding
 from compatctl.deployment.ray_embedding import LOCAL, RESTARTS, RayCluster
+from compatctl.deployment.step_embedding import embed_step
 from compatctl.encoder import Encoder
 from compatctl.errors import CompatError, InputError
+from compatctl.store.pending_rows import PendingRows
 
 # Not importorskip: Ray reads the token of its cluster when it is imported.
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray")
@@ -116,6 +119,35 @@ def test_a_killed_worker_is_started_again(table: Path, model: Path) -> None:
     on_ray = _embedded(model, items, ray=True, progress=kill)
     assert killed
     assert on_ray == _embedded(model, items, ray=False)
+
+
+@pytest.mark.parametrize("form", ["table", "parquet"])
+def test_a_step_of_a_backfill_is_that_of_one_process(
+    form: str, model: Path, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """A step that stops early has whole blocks. In the next one vectors that are kept do not pass
+    again, and the others do."""
+    items = load(request.getfixturevalue(form))
+    encoder, found = Encoder.load(model), []
+    for name, cluster in (
+        ("here", None),
+        ("ray", RayCluster(address=LOCAL, model=model.read_bytes)),
+    ):
+        kept = PendingRows.open(begin(tmp_path / name).path, encoder.sha256, encoder.dim)
+        first = items.take(range(0, ITEMS, 3))
+        given = {"block": BLOCK, "skip_bad": True, "cluster": cluster}
+        calls = iter([False, True])
+        for part, stop in ((first, lambda: next(calls)), (items, lambda: False)):  # noqa: B023
+            step = embed_step(encoder, part, kept, stop=stop, **given)  # type: ignore[arg-type]
+            step.features.file.seek(0)
+            rows = step.features.file.read()
+            found.append((name, step.passed, step.tried, step.features.rows, rows))
+            assert bytes(step.features.digests) == b"".join(
+                bytes.fromhex(part.digest(row)) for row in step.features.rows
+            )
+    assert [part[1:] for part in found[:2]] == [part[1:] for part in found[2:]]
+    assert found[0][1:3] == (2 * BLOCK, 2 * BLOCK)  # the broken image is not in the first step
+    assert found[1][1] == ITEMS - 1 - found[0][1]
 
 
 def test_workers_that_always_die_end_the_pass(table: Path, model: Path) -> None:
