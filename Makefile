@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-COMPARED   := $(basename $(notdir $(wildcard benchmarks/speed/[a-z]*.py)))
+COMPARED   := $(filter-out pgvector_fence,$(basename $(notdir $(wildcard benchmarks/speed/[a-z]*.py))))
 STUDIED    := $(basename $(notdir $(wildcard benchmarks/studies/[a-z]*.py)))
 CHARACTERS := examples/kanji/data/kanji.npz examples/characters/data/characters.npz
 
@@ -33,8 +33,9 @@ types: $(READY)
 docs: $(READY)                 ## the files that are written from the settings of the recipe
 	$(BIN)/python docs/recipe_files.py
 
-bench: $(READY)                ## comparisons, minutes each: both sides in one run, the ratio printed
+bench: $(READY) $(ENGINES)/.ready ## comparisons, minutes each: both sides in one run, the ratio printed
 	for name in $(COMPARED); do echo "== $$name"; $(BIN)/python -m benchmarks.speed.$$name || exit 1; done
+	$(ENGINES)/bin/python -m benchmarks.speed.pgvector_fence
 
 studies: $(READY) $(CHARACTERS) ## every other benchmark: long training runs and simulations; writes no page
 	for name in $(STUDIED); do echo "== $$name"; $(BIN)/python -m benchmarks.studies.$$name || exit 1; done

@@ -20,6 +20,7 @@ from compatctl.core.rescoring import KnownVectors
 from compatctl.core.retrieval import Retrieval, flips
 from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
+from compatctl.deployment.engines import in_engine
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.model_file import ModelFile
 from compatctl.deployment.project import open_store
@@ -237,7 +238,10 @@ class _Tried:
     ) -> Plan:
         """The recommendation; ``base`` is the checkpoint, or the model that exists, ``kind`` the
         option that bridge and lift need, and ``more`` are further fields of the plan."""
-        chosen, reason = recommend(self.estimates, classes=self.facts.planning_classes)
+        refused = REFUSED_ROUTES if in_engine(self.deployed.manifest) else ()
+        chosen, reason = recommend(
+            self.estimates, classes=self.facts.planning_classes, refused=refused
+        )
         recipe = next(result.variant.recipe for result in self.results if result.name == chosen)
         files = {
             "base": base,
@@ -249,7 +253,9 @@ class _Tried:
             preflight=self.facts,
             routes=self.estimates,
             recommended=chosen,
-            reason=reason + _budget_note(self.estimates, chosen, self.project),
+            reason=reason
+            + _budget_note(self.estimates, chosen, self.project)
+            + _engine_note(refused),
             commands=tuple(command.format(**files) for command in commands.get(chosen, ())),
             recipe=recipe.to_json() if recipe else None,
             rescored_today=self.galleries[0].today_entry(self.inputs.old_queries.queries),
@@ -289,6 +295,18 @@ def _against(training: TrainingInputs) -> DeployedGallery:
             tip="plan with train: head; compatctl verify judges what trains more layers",
         )
     return deployed
+
+
+REFUSED_ROUTES = (Route.LIFT, Route.LAZY, Route.REEMBED)
+"""Routes that would write rows of a table that an application owns, or search it otherwise."""
+
+
+def _engine_note(refused: Sequence[Route]) -> str:
+    """Which routes are tried for comparison only; empty: every one may be recommended."""
+    if not refused:
+        return ""
+    named = ", ".join(refused)
+    return f"; {named} are for comparison only: an application owns the rows and searches them"
 
 
 def _budget_note(estimates: Sequence[RouteEstimate], chosen: Route, project: Project) -> str:

@@ -19,7 +19,7 @@ from compatctl.engines.location import (
     parse_url,
 )
 from compatctl.engines.rows import RowBlock, TableRows
-from compatctl.engines.search import FencedSearch, StaleEpochError
+from compatctl.engines.search import FencedSearch, Scan, StaleEpochError
 from compatctl.engines.table_file import TableFile
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "DeploymentTable",
     "FencedSearch",
     "RowBlock",
+    "Scan",
     "ServerFacts",
     "StaleEpochError",
     "TableFacts",

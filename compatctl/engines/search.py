@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from contextlib import nullcontext
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from compatctl.engines.connection import Connection
@@ -15,8 +16,19 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+_SENT_AT_ONCE = 64
+"""Queries of one transaction."""
 Found = list[tuple[str, float]]
 """Ids and distances of one query, nearest first."""
+
+
+class Scan(Enum):
+    """How a table is searched, and the setting for it. An index scan ends after ef rows, of which
+    some may be dead: an iterative one goes on, an exact one reads the table."""
+
+    PLAIN = ""
+    ITERATIVE = "hnsw.iterative_scan = strict_order"
+    EXACT = "enable_indexscan = off"
 
 
 class StaleEpochError(ConflictError):
@@ -43,39 +55,59 @@ class FencedSearch:
         self._iterative = iterative_scan
         self._statement = _statement(location, vector_type, operator, fenced=epoch is not None)
 
+    @property
+    def scans(self) -> tuple[Scan, ...]:
+        """The scans to try, each where the one before found too few rows."""
+        return tuple(Scan) if self._iterative else (Scan.PLAIN, Scan.EXACT)
+
     def search(
         self,
         connection: Connection,
         queries: NDArray[np.float32],
         k: int,
         ef: int,
-        exact: bool = False,
+        scan: Scan = Scan.PLAIN,
     ) -> list[Found]:
         """At most ``k`` rows for each query (Q, D): fewer where the scan found fewer.
 
-        ``exact``: without any index. Without an epoch the search is not fenced.
+        Without an epoch the search is not fenced.
 
         Raises:
             StaleEpochError: the row has another epoch by now, or is gone.
         """
         answers: list[Found] = []
-        with connection.transaction():
-            for setting, value in self._settings(k, ef, exact=exact):
-                connection.execute("SELECT set_config(%s, %s, true)", (setting, value))
-            cursor = connection.cursor(binary=True)
-            for query in queries.tolist():
-                values: dict[str, Any] = {"q": query, "k": k, "epoch": self._epoch}
-                values["name"] = self._location.name
-                answers.append(cursor.execute(self._statement, values, prepare=True).fetchall())
+        fixed = {"k": k, "epoch": self._epoch, "name": self._location.name}
+        fixed["ef"] = str(min(max(ef, k), MAX_EF))
+        for start in range(0, len(queries), _SENT_AT_ONCE):
+            part = queries[start : start + _SENT_AT_ONCE].tolist()
+            answers += self._send(connection, [{**fixed, "q": query} for query in part], scan)
         if self._epoch is not None and not all(answers):
             self._refuse_stale(connection)
         return answers
 
-    def _settings(self, k: int, ef: int, *, exact: bool) -> Sequence[tuple[str, str]]:
-        if exact:
-            return (("enable_indexscan", "off"),)
-        ordered = [("hnsw.ef_search", str(min(max(ef, k), MAX_EF)))]
-        return (*ordered, *(("hnsw.iterative_scan", "strict_order"),) * self._iterative)
+    def _send(
+        self, connection: Connection, parameters: list[dict[str, Any]], scan: Scan
+    ) -> list[Found]:
+        """The answers of some queries, which are sent together. After an error the connection is of
+        no further use.
+
+        A setting ends with its transaction: a pool of connections between here and the server
+        never sees it.
+        """
+        from psycopg import Pipeline
+
+        several = len(parameters) > 1 or scan is not Scan.PLAIN
+        together = connection.pipeline() if several and Pipeline.is_supported() else nullcontext()
+        cursors = [connection.cursor(binary=True) for _ in parameters]
+        with together:  # psycopg's own transaction() would wait for an answer to each part
+            if scan is not Scan.PLAIN:
+                connection.execute("BEGIN", prepare=True)
+                connection.execute(f"SET LOCAL {scan.value}", prepare=True)
+            for cursor, values in zip(cursors, parameters, strict=True):
+                cursor.execute(self._statement, values, prepare=True)
+            if scan is not Scan.PLAIN:
+                connection.execute("COMMIT", prepare=True)
+        return [cursor.fetchall() for cursor in cursors]
 
     def _refuse_stale(self, connection: Connection) -> None:
         from psycopg import sql
@@ -95,13 +127,16 @@ class FencedSearch:
 
 
 def _statement(location: TableLocation, vector_type: str, operator: str, *, fenced: bool) -> Any:
+    """The search. Its first condition is evaluated once, before the scan begins, so that the scan
+    uses the ef that is set there, for this statement's transaction alone."""
     from psycopg import sql
 
-    fence = sql.SQL("(SELECT epoch FROM {} WHERE name = %(name)s) = %(epoch)s AND ").format(
-        sql.Identifier(location.schema, TABLE)
-    )
+    effort = "set_config('hnsw.ef_search', %(ef)s, true) IS NOT NULL"
+    fence = sql.SQL(
+        f"(SELECT epoch FROM {{}} WHERE name = %(name)s AND {effort}) = %(epoch)s"
+    ).format(sql.Identifier(location.schema, TABLE))
     return sql.SQL(
-        "SELECT {id}::text, {vector} {by} %(q)s::float8[]::{type} FROM {table} WHERE {fence}"
+        "SELECT {id}::text, {vector} {by} %(q)s::float8[]::{type} FROM {table} WHERE {first} AND "
         "{vector} IS NOT NULL ORDER BY {vector} {by} %(q)s::float8[]::{type} LIMIT %(k)s"
     ).format(
         id=sql.Identifier(location.id),
@@ -109,5 +144,5 @@ def _statement(location: TableLocation, vector_type: str, operator: str, *, fenc
         by=sql.SQL(operator),  # type: ignore[arg-type,unused-ignore]
         type=sql.SQL(vector_type),  # type: ignore[arg-type,unused-ignore]
         table=sql.Identifier(location.schema, location.table),
-        fence=fence if fenced else sql.SQL(""),
+        first=fence if fenced else sql.SQL(f"(SELECT {effort})"),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from compatctl.migration.routes import Route
@@ -128,7 +128,9 @@ MOST_CLASSES = 20
 """Times the planning classes: where more would be needed to show a gain, no gain is in sight."""
 
 
-def recommend(estimates: Sequence[RouteEstimate], *, classes: int) -> tuple[Route, str]:
+def recommend(
+    estimates: Sequence[RouteEstimate], *, classes: int, refused: Collection[Route] = ()
+) -> tuple[Route, str]:
     """The passing route with the largest gain, otherwise ``KEEP``, and why.
 
     A route that passes nothing of the gallery through the new model comes first, then lazy
@@ -138,8 +140,13 @@ def recommend(estimates: Sequence[RouteEstimate], *, classes: int) -> tuple[Rout
 
     Args:
         classes: the number of planning classes.
+        refused: routes that the store's engine cannot take; they are not recommended.
     """
-    judged = [estimate for estimate in estimates if estimate.verdict is not None]
+    judged = [
+        estimate
+        for estimate in estimates
+        if estimate.verdict is not None and estimate.name not in refused
+    ]
     for kind in range(5):
         passing = [
             estimate

@@ -210,3 +210,14 @@ def test_the_example_of_the_page_searches_and_repeats(changed: EngineShop) -> No
     assert used == ["old.onnx", "new.onnx"]
     assert len(found) == 4
     assert found[0][0] == changed.gallery().catalog.ids[0]
+
+
+def test_a_plan_recommends_only_what_the_engine_can_do(pg: EngineShop) -> None:
+    """For a model of another space re-embedding would gain; of a table it is shown for comparison,
+    and what is recommended is a query model over the rows as they are."""
+    planned = pg.done("plan", "--new", pg.path("turned.onnx"), "--kind", "ridge").json
+    routes = {route["name"]: route["verdict"] for route in planned["routes"]}
+    assert "lift" in routes
+    assert planned["recommended"] not in {"lift", "lazy", "re-embed"}
+    assert "are for comparison only: an application owns the rows" in planned["reason"]
+    assert not any(word in " ".join(planned["commands"]) for word in ("lift", "--rescore", "init"))

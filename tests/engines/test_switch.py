@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,55 +12,12 @@ from pathlib import Path
 import psycopg
 import pytest
 from engine_kit import EngineShop, adopt
+from kill_kit import environment, killed
 from postgres_kit import Table
 from shop_kit import Shop
 
-import compatctl
 from compatctl.encoder import Encoder
 from compatctl.store import Store, manifest_digest
-
-KILLED = """
-import os, signal, sys
-from compatctl.store import _switch, _transaction
-from compatctl.cli import main
-
-point = sys.argv[1]
-del sys.argv[1]
-
-def kill():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-if point == "before the history":
-    real = _transaction.write_atomic
-    _transaction.write_atomic = lambda path, data: kill()
-elif point == "before the row":
-    _switch.Switch.switch = lambda *_: kill()
-elif point == "after the row":
-    real = _switch.Switch.switch
-    def switch(*arguments):
-        real(*arguments)
-        kill()
-    _switch.Switch.switch = switch
-main()
-"""
-"""A command that a SIGKILL ends at one point of its commit."""
-
-
-def environment() -> dict[str, str]:
-    """That of a process which imports this package, wherever it runs."""
-    return {**os.environ, "PYTHONPATH": str(Path(compatctl.__file__).parent.parent)}
-
-
-def killed(point: str, *arguments: object) -> None:
-    """Run a command in a process of its own that is killed at a point of its commit."""
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, point, *map(str, arguments)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == -9, done.stdout + done.stderr
 
 
 @pytest.fixture

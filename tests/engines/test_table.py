@@ -18,6 +18,7 @@ from shop_kit import DIM, Result, Shop, run
 
 from compatctl.core.nearest import exact_search
 from compatctl.deployment.gallery import DeployedGallery
+from compatctl.engines import FencedSearch
 from compatctl.store import Store
 
 
@@ -324,6 +325,22 @@ def test_more_rows_than_an_index_scan_returns(many: Rows, table: Table, version:
     ]
     assert min(shares) > 0.95
     assert (np.diff(scores, axis=1) <= 1e-6).all()
+
+
+@pytest.mark.parametrize("ef", [1, 7, 40, 200])
+def test_the_effort_of_a_search_is_what_was_asked(many: Rows, table: Table, ef: int) -> None:
+    """One plain scan returns as many rows as its ef_search, and leaves the setting as it was."""
+    assert many.adopt(table.url).code == 0
+    file = many.gallery().index.file  # type: ignore[attr-defined]
+    search = FencedSearch(file.location, file.vector_type, file.operator, 1, iterative_scan=True)
+    with table.connection() as connection:
+        found = search.search(connection, many.vectors[:5], 1, ef)
+        assert [len(answer) for answer in found] == [1] * 5
+        cursor = connection.cursor(binary=True)
+        query = many.vectors[0].tolist()
+        values = {"q": query, "k": 1000, "ef": str(ef), "epoch": 1, "name": "items"}
+        assert len(cursor.execute(search._statement, values).fetchall()) == ef
+        assert connection.execute("SHOW hnsw.ef_search").fetchone() == ("40",)
 
 
 def test_the_index_is_used(many: Rows, table: Table) -> None:

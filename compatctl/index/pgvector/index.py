@@ -8,7 +8,7 @@ from typing import NoReturn
 import numpy as np
 
 from compatctl.core.arrays import Keys, Scores, Vectors
-from compatctl.engines import ConnectionPool, FencedSearch, TableFile
+from compatctl.engines import ConnectionPool, FencedSearch, Scan, TableFile
 from compatctl.errors import ConflictError, InputError
 from compatctl.index.pgvector.reading import table_rows, unit_directions
 from compatctl.index.rows import KeyLookup, check_unit
@@ -110,8 +110,8 @@ class PgVectorIndex:
         """Keys and cosines (Q, min(k, N)) of approximately the nearest rows, nearest first.
 
         ``ef`` is hnsw.ef_search, at most 1,000 and at least k. Where the scan finds fewer adopted
-        rows than it should, the search is exact. Rows that were not adopted are left out, with a
-        notice.
+        rows than it should, it goes on (pgvector 0.8), or the search is exact. Rows that were not
+        adopted are left out, with a notice.
 
         Raises:
             StaleEpochError: the row was switched since.
@@ -127,12 +127,14 @@ class PgVectorIndex:
         k = min(k, len(self))
         rows = np.full((len(queries), k), -1, np.int64)
         distances = np.zeros((len(queries), k), np.float64)
-        self._fill(queries, np.arange(len(queries)), k, ef or self._ef, rows, distances)
-        short = np.flatnonzero((rows < 0).any(axis=1)) if k else np.zeros(0, np.int64)
-        limit = k
-        while len(short):
+        short, limit = np.arange(len(queries) if k else 0), k
+        for scan in self._search.scans:
+            if len(short):
+                self._fill(queries, short, limit, ef or self._ef, rows, distances, scan)
+                short = np.flatnonzero((rows < 0).any(axis=1))
+        while len(short):  # rows that were not adopted took places
             limit = 2 * limit
-            ended = self._fill(queries, short, limit, 0, rows, distances, exact=True)
+            ended = self._fill(queries, short, limit, 0, rows, distances, Scan.EXACT)
             short = np.flatnonzero((rows < 0).any(axis=1))
             if len(short) and ended:
                 self._refuse_lost()
@@ -146,12 +148,12 @@ class PgVectorIndex:
         ef: int,
         rows: np.ndarray,
         distances: np.ndarray,
-        exact: bool = False,
+        scan: Scan,
     ) -> bool:
         """Search ``chosen`` queries, and write their adopted rows; whether the table ended."""
         k, unknown, ended = rows.shape[1], dict[str, None](), True
         answers = self._pool.run(
-            lambda opened: self._search.search(opened, queries[chosen], limit, ef, exact)
+            lambda opened: self._search.search(opened, queries[chosen], limit, ef, scan)
         )
         for query, answer in zip(chosen.tolist(), answers, strict=True):
             ended &= len(answer) < limit
