@@ -26,7 +26,9 @@ def _setting(flag: str, text: str) -> Any:
 
 
 PROJECT_OPTIONS: dict[str, Any] = {
-    "store": Annotated[Path | None, _setting("--store", "Folder of the store.")],
+    "store": Annotated[
+        Path | None, _setting("--store", "Folder of the store, or s3://BUCKET/PREFIX.")
+    ],
     "data": Annotated[
         Path | None,
         _setting(

@@ -48,7 +48,14 @@ from compatctl.store._lineage import (
     embedding_spaces,
     rolled_back_models,
 )
-from compatctl.store._remote import is_in_bucket, lies_at, shown_path, store_exists, store_path
+from compatctl.store._remote import (
+    is_in_bucket,
+    lies_at,
+    pull,
+    shown_path,
+    store_exists,
+    store_path,
+)
 from compatctl.store._rollback import RollbackPlan, restore, rollback_plan
 from compatctl.store._side_layout import (
     SideFileSize,
@@ -95,6 +102,7 @@ __all__ = [
     "lies_at",
     "made_side_lock",
     "manifest_digest",
+    "pull",
     "read_attempts",
     "read_run",
     "record_attempt",
