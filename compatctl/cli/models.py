@@ -127,7 +127,7 @@ def _template(source: str | None, output: Path | None) -> Outcome[Any]:
 
 @command
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A file, or a folder.")],
+    path: Annotated[Path, typer.Argument(help="A file, a folder, or s3://BUCKET/PREFIX.")],
 ) -> Outcome[Any]:
     """Say what a model, checkpoint, index, table, store, recipe, project or policy is, what it
     takes and gives, and what is missing to use it. Runs nothing of it."""

@@ -19,6 +19,7 @@ from compatctl.files import (
     other_kind,
     read_json,
     refuse_pointer,
+    store_url,
 )
 from compatctl.files.tensors import PICKLE
 
@@ -74,6 +75,8 @@ def inspect(path: Path) -> Inspection:
     Raises:
         InputError: there is none, it cannot be read, or it is damaged.
     """
+    if store_url(path):
+        return _store(path)
     if path.is_dir():
         return _folder(path)
     with os_errors("reading", path), path.open("rb") as file:
@@ -417,7 +420,8 @@ def _database(path: Path, form: Form) -> Inspection:
 def _store(path: Path) -> Inspection:
     from compatctl.store import Store
 
-    manifest = Store.open(path).manifest
+    store = Store.open(path)
+    manifest = store.manifest
     facts = {
         "generation": manifest.generation,
         "operation": str(manifest.operation),
@@ -428,9 +432,9 @@ def _store(path: Path) -> Inspection:
         "models": {model.name: model.rows for model in manifest.models},
     }
     return Inspection(
-        path=str(path),
+        path=store.name,
         kind="store",
         facts=facts,
         contract=f"{manifest.index.count} rows of {manifest.index.dim} dimensions",
-        next=(f"compatctl status --store {path}", f"compatctl check --store {path}"),
+        next=(f"compatctl status --store {store.name}", f"compatctl check --store {store.name}"),
     )

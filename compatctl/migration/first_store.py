@@ -186,10 +186,13 @@ def _result(
 
 
 def write_first_project(project: Project) -> None:
-    """Write a first compatctl.yaml beside the store, if there is none; here for one in a bucket."""
-    remote = is_in_bucket(project.store)
+    """Write a first compatctl.yaml beside the store, if there is none; here for one in a bucket,
+    if the project is no file's."""
+    remote, unnamed = is_in_bucket(project.store), Project()
     path = (Path() if remote else project.store.parent) / PROJECT_FILE
     if path.exists() or Path(PROJECT_FILE).exists():
+        return
+    if remote and (project.candidate, project.output) != (unnamed.candidate, unnamed.output):
         return
     folder = path.parent.resolve()
     data = f"data: {_relative(project.data.resolve(), folder)}\n" if project.data else ""

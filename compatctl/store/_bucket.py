@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ PART_BYTES = 16 << 20
 """A larger file is uploaded in parts of this size; the object appears when all are there."""
 _RETRIES = 4
 _RETRY_S = 30.0
-_READ_S = 30
+READ_S = 30
 """Seconds without a byte after which a request is given up and tried again."""
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
@@ -103,7 +103,7 @@ def _opened(url: str, address: str, _settings: tuple[tuple[str, str], ...]) -> B
             client_options={
                 "allow_http": address.startswith("http://"),
                 "connect_timeout": timedelta(seconds=5),
-                "read_timeout": timedelta(seconds=_READ_S),
+                "read_timeout": timedelta(seconds=READ_S),
                 "timeout": timedelta(hours=6),
             },
             retry_config={
@@ -178,6 +178,17 @@ class Bucket:
                 return int(obstore.head(self._store, name)["size"])
             except FileNotFoundError:
                 return None
+
+    def written_at(self, name: str) -> datetime | None:
+        """When an object was written, by the server's clock; None if there is none."""
+        import obstore
+
+        with self._errors("reading", name):
+            try:
+                written: datetime = obstore.head(self._store, name)["last_modified"]
+            except FileNotFoundError:
+                return None
+            return written
 
     def create(self, name: str, data: bytes) -> bool:
         """Write an object that does not exist yet (If-None-Match: *); False if it does."""

@@ -113,13 +113,13 @@ class Copy:
             return found.e_tag
 
     def generation(self, number: int, digest: str) -> Path:
-        """The history file of a generation in the copy, fetched if it is missing.
+        """The history file of a generation in the copy, fetched if it is missing or damaged.
 
         Raises:
             DamagedError: the bucket lacks it, or has another one than ``digest``.
         """
         path = generation_path(self.root, number)
-        if not is_regular_file(path):
+        if not is_regular_file(path) or sha256_file(path) != digest:
             name = generation_name(number)
             found = self.bucket.read(name)
             if found is None or sha256_bytes(found.data) != digest:
@@ -182,14 +182,17 @@ class Copy:
         return Lock(self.root / REMOTE / name, timeout_s, "reading the bucket")
 
     def _local(self) -> Manifest | None:
-        """The generation of the copy; a damaged copy is read from the bucket again."""
+        """The generation of the copy; None if it is damaged: then the bucket is read again."""
         path = self.root / MANIFEST
         if not is_regular_file(path):
             return None
         try:
-            return self._parsed(path.read_bytes())
-        except CompatError:
+            data = path.read_bytes()
+            manifest = self._parsed(data)
+            copied = generation_path(self.root, manifest.generation).read_bytes() == data
+        except (CompatError, OSError):
             return None
+        return manifest if copied else None
 
     def _parsed(self, data: bytes) -> Manifest:
         name = self.bucket.name(MANIFEST)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
 from compatctl.errors import CompatError, ConflictError
-from compatctl.files import canonical_json, sha256_bytes
+from compatctl.files import TEMPORARY, canonical_json, sha256_bytes
 from compatctl.manifest import Manifest
 from compatctl.progress import Progress
 from compatctl.store._bucket import AbsentError
@@ -19,8 +20,9 @@ from compatctl.store._layout import ATTEMPTS, HISTORY, Blobs, is_own_name, manif
 from compatctl.store._remote import DELETING, Remote
 
 _THREADS = 16
-_BATCH = 100
-"""Objects that are deleted before a look at whether another gc took over."""
+_RENEW_S = 10.0
+DEAD_S = 120.0
+"""Seconds after which a gc that wrote nothing counts as killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,7 @@ class BucketFiles:
         """Fetch files that are to be read; what is damaged or missing is reported elsewhere."""
         for blob in blobs:
             with suppress(CompatError):
-                self.remote.fetch(*blob)
+                self.remote.fetch(*blob, again=True)
 
     def fetch_attempts(self) -> None:
         """Bring the copy's files of attempts to the bucket's state."""
@@ -123,15 +125,12 @@ def delete_objects(
     another time; who declares it after that is refused.
 
     Raises:
-        ConflictError: another gc has taken over.
+        ConflictError: another gc is at work.
     """
     remote, bucket = files.remote, files.remote.bucket
-    if not names:
-        bucket.delete([DELETING] if DELETING in files.sizes else [])
+    if not names and DELETING not in files.sizes:
         return (), 0
-    known = bucket.read(DELETING)
-    notice = canonical_json({"names": sorted(names), "id": secrets.token_hex(16)})
-    tag = bucket.swap(DELETING, notice, known.e_tag if known else None)
+    notice = _Notice.written(remote, names)
     listed = bucket.sizes()
     live, _ = remote.needed_by_writers(listed, current.generation)
     # Generations that no commit made first, so that none names a deleted file.
@@ -139,12 +138,50 @@ def delete_objects(
         (name for name in names if name not in live and name in listed),
         key=lambda name: (name in last, not name.startswith(f"{HISTORY}/"), name),
     )
-    for start in range(0, len(order), _BATCH):
-        own = bucket.read(DELETING)
-        if own is None or own.e_tag != tag:
-            raise ConflictError(
-                f"another check --gc is deleting in {remote.url}", tip="let it end; run it again"
-            )
-        bucket.delete(order[start : start + _BATCH])
+    for name in order:
+        notice.renew()
+        bucket.delete([name])
     bucket.delete([DELETING])
     return tuple(sorted(order)), sum(listed[name] for name in order)
+
+
+@dataclass
+class _Notice:
+    """``deleting.json`` of a gc at work: written again every ``_RENEW_S`` seconds, so that another
+    can tell whether it was killed."""
+
+    remote: Remote
+    names: Sequence[str]
+    tag: str
+    renewed: float
+
+    @classmethod
+    def written(cls, remote: Remote, names: Sequence[str]) -> _Notice:
+        """Write it; raise ConflictError unless there is none, or only a killed gc's."""
+        known = remote.bucket.read(DELETING)
+        if known is not None and (age := _age(remote)) < DEAD_S:
+            raise ConflictError(
+                f"another check --gc has been deleting in {remote.url}, last {age:.0f} s ago",
+                tip=f"let it end; if it was killed, run the command again after {DEAD_S:.0f} s",
+            )
+        tag = remote.bucket.swap(DELETING, _notice(names), known.e_tag if known else None)
+        return cls(remote, names, tag, time.monotonic())
+
+    def renew(self) -> None:
+        """Say that this gc is at work; raise ConflictError if another has taken over."""
+        if time.monotonic() - self.renewed > _RENEW_S:
+            self.tag = self.remote.bucket.swap(DELETING, _notice(self.names), self.tag)
+            self.renewed = time.monotonic()
+
+
+def _notice(names: Sequence[str]) -> bytes:
+    return canonical_json({"names": sorted(names), "id": secrets.token_hex(16)})
+
+
+def _age(remote: Remote) -> float:
+    """Seconds since ``deleting.json`` was written, by the server's clock."""
+    clock = f"{TEMPORARY}{secrets.token_hex(16)}"
+    remote.bucket.create(clock, b"")
+    now, written = remote.bucket.written_at(clock), remote.bucket.written_at(DELETING)
+    remote.bucket.delete([clock])
+    return (now - written).total_seconds() if now and written else 0.0

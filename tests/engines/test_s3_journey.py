@@ -179,6 +179,28 @@ def test_a_fresh_runner_does_not_begin_to_count_attempts_at_zero(machines: Machi
     assert numbers == [1, 2, 3]
 
 
+def test_who_may_only_read_verifies_uncounted_and_cannot_deploy(
+    machines: Machines, s3: S3Server, between: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With credentials that may only read, verify judges and its report has no attempt, as beside a
+    folder that must not be written to; deploy is exit code 5 and changes nothing."""
+    for name, value in s3.env("reader", between.endpoint).items():
+        monkeypatch.setenv(name, value)
+    models = machines.shop.path("old.onnx"), machines.shop.path("new.onnx")
+    assert machines.run("reader", "verify", *models).json["attempt"] is None
+    result = machines.shop.run("deploy")
+    assert result.code == 5
+    assert "access denied" in result.stderr
+    assert machines.run("reader", "status").json["generation"] == 1
+
+
+def test_inspect_describes_a_store_by_its_url(machines: Machines) -> None:
+    """``inspect s3://BUCKET/PREFIX`` says what lies there."""
+    result = run("inspect", machines.url, "--json")
+    assert result.code == 0, result.stderr
+    assert (result.json["kind"], result.json["path"]) == ("store", machines.url)
+
+
 def test_an_edited_manifest_stops_every_command(machines: Machines, s3: S3Server) -> None:
     """A damaged manifest is exit code 5 with the object's URL."""
     obstore.put(objects(s3, machines.url), "manifest.json", b"{}")
@@ -206,3 +228,4 @@ def test_the_project_file_that_init_writes_names_the_url(
     assert run("status", "--json").json["store"] == url
     assert [path.name for path in folder.iterdir()] == ["compatctl.yaml"]
     assert store_path(url).is_dir()
+    assert not Path(__file__).parents[2].joinpath("compatctl.yaml").exists()

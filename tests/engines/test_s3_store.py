@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from compatctl.store import (
     manifest_digest,
     read_attempts,
     record_attempt,
+    store_exists,
     store_path,
 )
 
@@ -222,6 +225,8 @@ def test_a_writer_killed_at_any_request_leaves_the_old_or_the_new_generation(
         monkeypatch.setenv("COMPATCTL_CACHE", str(tmp_path / f"{moment}-{at}-after"))
         store = Store.open(url)
         assert store.manifest.generation == generation + committed, seen
+        monkeypatch.setenv("COMPATCTL_CACHE", str(tmp_path / f"{moment}-{at}"))
+        assert Store.open(url).manifest == store.manifest  # the killed writer's own copy
         assert check(store.path).problems == (), seen
         generation = store.manifest.generation
         if writer.returncode == 0:
@@ -232,6 +237,42 @@ def test_a_writer_killed_at_any_request_leaves_the_old_or_the_new_generation(
     store = deploy(store, b"the last model")
     assert gc(store, created_at=AT).ok
     assert check(store.path).unreferenced == ()
+
+
+def test_a_creation_killed_at_any_request_is_no_store_and_can_be_repeated(
+    url: str, between: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at its first, second, ... request, a creation leaves no store or a complete one, and
+    the next one on the same prefix goes on from what it left."""
+    kits = Path(__file__).parent.parent / "kits"
+    code = (
+        f"import sys; sys.path.insert(0, {str(kits)!r})\n"
+        "from store_kit import begin\n"
+        "begin(sys.argv[1])"
+    )
+    for at in itertools.count():
+        monkeypatch.setenv("COMPATCTL_CACHE", str(tmp_path / f"creator-{at}"))
+        creator = python(code, url)
+        count = itertools.count()
+
+        def kill(
+            method: str, path: str, pid: int = creator.pid, last: int = at, n: Any = count
+        ) -> None:
+            if next(n) > last:
+                os.kill(pid, signal.SIGKILL)
+                raise ConnectionError
+
+        between.after = kill
+        _, err = creator.communicate(timeout=60)
+        between.after = lambda method, path: None
+        monkeypatch.setenv("COMPATCTL_CACHE", str(tmp_path / f"creator-{at}-after"))
+        if store_exists(store_path(url)):
+            break
+        assert creator.returncode == -signal.SIGKILL, err
+    assert at > 10
+    store = Store.open(url)
+    assert store.manifest.generation == 1
+    assert check(store.path).problems == ()
 
 
 def test_changed_and_cut_files_in_the_bucket_are_named(s3: S3Server, url: str) -> None:
@@ -266,6 +307,18 @@ def test_a_damaged_copy_is_fetched_again(url: str) -> None:
     path.chmod(0o644)
     path.write_bytes(b"model X")
     assert store.verified_path("models", store.manifest.query_model).read_bytes() == b"model A"
+    store = deploy(store, b"model B")
+    names = ["manifest.json", "history/000001.json", "history/000002.json", "remote/state.json"]
+    names.append(f"catalogs/{store.manifest.catalog}.npz")
+    whole = {name: (store.path / name).read_bytes() for name in names}
+    for name in names:
+        (store.path / name).chmod(0o644)
+        (store.path / name).write_bytes(whole[name][:-9])
+        opened = Store.open(url)
+        assert len(opened.history()) == 2, name
+        assert check(opened.path).problems == (), name
+        if name != "remote/state.json":  # what it says of the server is found out again
+            assert (store.path / name).read_bytes() == whole[name], name
 
 
 def test_a_manifest_that_was_changed_or_put_back_is_refused(
@@ -324,6 +377,35 @@ def test_who_may_only_read_reads_and_is_refused_by_name_when_writing(
         Store.open(url)
     assert "wrong" not in caught.value.message + caught.value.tip
     assert store.manifest.generation == 1
+
+
+def test_a_gc_at_work_is_left_alone_and_a_killed_one_taken_over(
+    s3: S3Server, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While deleting.json is fresh, a second gc gets ConflictError; an old one is taken over."""
+    store = begin(url)
+    bucket = objects(s3, url)
+    obstore.put(bucket, f"models/{'0' * 64}.onnx", b"nobody's")
+    obstore.put(bucket, "deleting.json", b'{"names": []}')
+    with pytest.raises(ConflictError, match="another check --gc"):
+        gc(store, created_at=AT)
+    monkeypatch.setattr("compatctl.store._remote_check.DEAD_S", 0.0)
+    assert gc(store, created_at=AT).deleted == (f"models/{'0' * 64}.onnx",)
+    assert "deleting.json" not in _names(bucket)
+
+
+def test_a_silent_server_is_given_up_in_bounded_time(
+    url: str, between: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that takes the connection and says nothing is given up after some tries."""
+    begin(url)
+    monkeypatch.setattr("compatctl.store._bucket.READ_S", 0.5)
+    monkeypatch.setenv("AWS_SESSION_NAME", "another client")
+    between.before = lambda method, path: time.sleep(20)
+    start = time.monotonic()
+    with pytest.raises(CompatError, match=f"reading {url}/manifest.json"):
+        Store.open(url)
+    assert time.monotonic() - start < 15
 
 
 def test_without_a_network_the_error_says_so_and_nothing_changes(

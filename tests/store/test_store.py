@@ -449,3 +449,12 @@ def test_a_creation_without_its_files_is_refused(tmp_path: Path) -> None:
         )
     with pytest.raises(InputError):
         Store.open(tmp_path / "s")
+
+
+def test_a_store_knows_whether_it_has_moved(tmp_path: Path) -> None:
+    """``has_moved`` is false for the newest generation and true for an older one."""
+    first = begin(tmp_path / "store")
+    assert not first.has_moved()
+    second = deploy(first, b"model B")
+    assert first.has_moved()
+    assert not second.has_moved()
