@@ -23,6 +23,7 @@ from compatctl.serving.http import Access, make_app
 from compatctl.serving.metrics import Metrics
 from compatctl.serving.server import is_loopback, listen, run
 from compatctl.serving.service import Limits, SearchService
+from compatctl.store import shown_path
 
 TOKEN = "COMPATCTL_TOKEN"
 SHORTEST_TOKEN = 16
@@ -120,7 +121,7 @@ def serve(
     manifest = searcher.manifest
     host = f"[{options.host}]" if ":" in options.host else options.host
     address = f"http://{host}:{listener.getsockname()[1]}"
-    text = f"generation {manifest.generation} of {project.store} is served on {address}"
+    text = f"generation {manifest.generation} of {shown_path(project.store)} is served on {address}"
     try:
         run(make_app(service, access), listener, started=lambda: announce(text))
     finally:

@@ -16,10 +16,9 @@ from compatctl.data import Dataset
 from compatctl.deployment.loaded_generation import Answers, LoadedGeneration, QueryItem
 from compatctl.engines import StaleEpochError
 from compatctl.errors import CompatError, ConflictError, UsageError
-from compatctl.files import store_url
 from compatctl.manifest import Manifest
 from compatctl.recipe import Project
-from compatctl.store import Store
+from compatctl.store import Store, is_in_bucket, store_path
 
 MAX_ATTEMPTS = 20
 """Searches of one call that an engine may refuse because another generation took over."""
@@ -68,7 +67,7 @@ class Searcher:
         data: Dataset | None = None,
         follow_s: float | None = None,
     ) -> Self:
-        """Load the store's current generation.
+        """Load the current generation of a store: a folder, or ``s3://BUCKET/PREFIX``.
 
         ``project`` has the limit ``max_gallery_pass``, and ``data`` the gallery's items, for a
         store that re-scores answers; without data it re-scores with the free vectors that it has.
@@ -79,7 +78,7 @@ class Searcher:
             InputError: there is no store, the query model fails its canary, or hnswlib is missing.
             DamagedError: a file of the generation is missing or changed.
         """
-        path = Path(store)
+        path = store_path(store)
         searcher = cls(path, project or Project(store=path), data)
         searcher.refresh()
         if follow_s is not None:
@@ -207,13 +206,13 @@ class Searcher:
         """
         if self._current is None or self._problem is not None:
             return True
-        if seen is None and store_url(self._store):
+        if is_in_bucket(self._store):
             return self._current.gallery.store.has_moved()
         return seen != self._seen
 
     def _signature(self) -> object:
         """What changes when the store has another generation; None: that is not known here."""
-        if store_url(self._store):
+        if is_in_bucket(self._store):
             return None
         try:
             status = (self._store / "manifest.json").stat()

@@ -51,7 +51,6 @@ from compatctl.store._lineage import (
 from compatctl.store._remote import (
     is_in_bucket,
     lies_at,
-    pull,
     shown_path,
     store_exists,
     store_path,
@@ -102,7 +101,6 @@ __all__ = [
     "lies_at",
     "made_side_lock",
     "manifest_digest",
-    "pull",
     "read_attempts",
     "read_run",
     "record_attempt",
