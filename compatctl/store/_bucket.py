@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ PART_BYTES = 16 << 20
 """A larger file is uploaded in parts of this size; the object appears when all are there."""
 _RETRIES = 4
 _RETRY_S = 30.0
+_PAUSE_S = 0.1
 READ_S = 30
 """Seconds without a byte after which a request is given up and tried again."""
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
@@ -228,6 +230,7 @@ class Bucket:
                 if not left:
                     failed = self._failed("writing", name, error)
                     raise failed from failed.__cause__
+                time.sleep(_PAUSE_S * 2 ** (_RETRIES - left))
             except obstore.exceptions.BaseError as error:
                 failed = self._failed("writing", name, error)
                 raise failed from failed.__cause__

@@ -213,8 +213,8 @@ class Copy:
             self._write(generation_path(self.root, number), files[number])
         self._write(generation_path(self.root, current.generation), manifest_bytes(current))
         write_atomic(self.root / MANIFEST, manifest_bytes(current))
-        if local is not None and local.erasures != current.erasures:
-            self._forget(current)
+        if local is not None and current.erasures is not None:
+            self._forget(current, vectors=local.erasures != current.erasures)
 
     def _missing_history(self, current: Manifest) -> dict[int, bytes]:
         """The bytes of the generations before ``current`` that the copy lacks or has otherwise.
@@ -242,11 +242,12 @@ class Copy:
             expected = Manifest.from_json(parse_json(data, name, error=DamagedError), name).parent
         return files
 
-    def _forget(self, current: Manifest) -> None:
-        """Delete what may hold items that another machine erased: other galleries, free vectors."""
+    def _forget(self, current: Manifest, *, vectors: bool) -> None:
+        """Delete what may hold items that another machine erased: other galleries, as a reader may
+        have fetched one again at the last moment, and where items were erased now, free vectors."""
         kept = {blob_path(self.root, *blob) for blob in current.blobs()}
         paths = [path for kind in KINDS for path in (self.root / kind).glob(f"*{KINDS[kind]}")]
-        paths += (self.root / SIDE).glob("*.vectors")
+        paths += (self.root / SIDE).glob("*.vectors") if vectors else ()
         paths += (self.root / BACKFILL).glob(f"*{PENDING_SUFFIX}")
         with os_errors("deleting in", self.root):
             for path in set(paths) - kept:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import obstore
 import pytest
+from free_kit import serve_rescored, with_free
 from s3_kit import Proxy, S3Server, objects, proxy
 from shop_kit import Result, Shop, run, write_encoder
 
@@ -199,6 +200,34 @@ def test_inspect_describes_a_store_by_its_url(machines: Machines) -> None:
     result = run("inspect", machines.url, "--json")
     assert result.code == 0, result.stderr
     assert (result.json["kind"], result.json["path"]) == ("store", machines.url)
+
+
+def test_free_vectors_are_of_one_machine_and_no_limit_is_exceeded_by_several(
+    machines: Machines,
+) -> None:
+    """Re-scoring keeps free vectors in one machine's copy; an erased item's go on every machine.
+    With a limit, which machines cannot count together, no image is embedded, and status says so."""
+    shop = machines.shop
+    weak = write_encoder(shop.path("weak.onnx"), noise=0.5)
+    with_free(shop.path("both.onnx"), weak, write_encoder(shop.path("best.onnx"), noise=0.02))
+    machines.on("ci")
+    serve_rescored(shop, 10, force=True)
+    found = machines.run("serving", "search", _query(machines)).json["queries"][0]["hits"]
+    assert all(hit["rescored"] for hit in found)
+    kept = machines.run("serving", "status").json["free_vectors"]["count"]
+    assert kept >= len(found)
+    assert machines.run("other", "status").json["free_vectors"] is None
+    machines.run("ci", "remove", found[0]["id"])
+    assert machines.run("serving", "status").json["free_vectors"] is None
+    project = shop.path("compatctl.yaml")
+    project.write_text(
+        project.read_text().replace("max_gallery_pass: 1.0", "max_gallery_pass: 0.9")
+    )
+    result = machines.run("serving", "search", _query(machines)).json["queries"][0]["hits"]
+    assert not any(hit["rescored"] for hit in result)
+    status = machines.run("serving", "status")
+    assert status.json["free_vectors"] is None
+    assert "cannot count together what passed" in status.stderr
 
 
 def test_an_edited_manifest_stops_every_command(machines: Machines, s3: S3Server) -> None:

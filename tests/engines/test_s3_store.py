@@ -139,6 +139,44 @@ def test_of_eight_racing_writers_one_wins_and_nothing_is_lost(
     assert again.manifest.generation == 3
 
 
+def test_of_racing_creations_one_wins(url: str, tmp_path: Path) -> None:
+    """Eight machines create a store at one URL: one does, the others are refused, and what they
+    left is nobody's."""
+    kits = Path(__file__).parent.parent / "kits"
+    code = f"""
+import sys; sys.path.insert(0, {str(kits)!r})
+from store_kit import begin
+from compatctl.errors import CompatError
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    begin(sys.argv[1], model=sys.argv[2].encode())
+except CompatError as error:
+    sys.exit(error.exit_code)
+"""
+    racers = []
+    for number in range(RACERS):
+        os.environ["COMPATCTL_CACHE"] = str(tmp_path / f"creator-{number}")
+        racers.append(python(code, url, f"model {number}"))
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    results = [racer.communicate(timeout=120) for racer in racers]
+    codes = [racer.returncode for racer in racers]
+    assert codes.count(0) == 1, results
+    assert set(codes) <= {0, 5, 6}, results
+    os.environ["COMPATCTL_CACHE"] = str(tmp_path / "fresh")
+    store = Store.open(url)
+    winner = store.verified_path("models", store.manifest.query_model).read_bytes()
+    assert winner == f"model {codes.index(0)}".encode()
+    assert check(store.path).problems == ()
+    assert gc(deploy(store, b"model B"), created_at=AT).ok
+
+
 def test_a_loser_is_left_at_the_state_of_the_bucket(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
