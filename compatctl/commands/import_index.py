@@ -154,7 +154,7 @@ def import_index(
         norms=norms,
         table=table,
     )
-    with _open(request, location, project.store, progress) as source:
+    with _open(request, location, project.store, progress, dry_run=dry_run) as source:
         catalog = _catalog(source, names, encoder.sha256)
         catalog, agreement = _compared(project, encoder, source, catalog, progress)
         artifacts = find_artifacts(project, model_file.path, encoder)
@@ -177,7 +177,12 @@ def import_index(
 
 
 def _open(
-    request: SourceRequest, location: TableLocation | None, store: Path, progress: Progress
+    request: SourceRequest,
+    location: TableLocation | None,
+    store: Path,
+    progress: Progress,
+    *,
+    dry_run: bool,
 ) -> AbstractContextManager[AdoptedSource]:
     """The file of the request, or the table at ``location``."""
     if location is None:
@@ -188,6 +193,7 @@ def _open(
         dim=request.dim,
         space=request.space,
         ef_search=request.ef_search,
+        dry_run=dry_run,
     )
     return open_adopted_table(table, progress)
 

@@ -44,6 +44,7 @@ class TableRequest:
         store: where the store will be, or is.
         dim: the model's dimension.
         space: ip, l2 or cosine; None: what the table's index says, or cosine without one.
+        dry_run: complete no creation that was killed.
     """
 
     location: TableLocation
@@ -51,6 +52,7 @@ class TableRequest:
     dim: int
     space: str | None = None
     ef_search: int = 64
+    dry_run: bool = False
 
 
 @contextmanager
@@ -74,6 +76,10 @@ def open_adopted_table(request: TableRequest, progress: Progress) -> Iterator[Ad
             vector_type=facts.vector_type or "",
             dim=request.dim,
         )
+        table = DeploymentTable(location=location)
+        if not request.dry_run:
+            finish_creation(request.store, table)
+        _refuse_other_store(request.store, table)
         adopted = _read(rows, connection, progress)
         without = rows.count(connection)[1]
     adopted.refuse(location.url, space)
@@ -85,11 +91,7 @@ def open_adopted_table(request: TableRequest, progress: Progress) -> Iterator[Ad
         operator=OPERATORS[space],
         iterative_scan=server.iterative_scan,
         rows=len(adopted.ids),
-        unit=adopted.is_unit,
     )
-    switch = Switch(file=file)
-    finish_creation(request.store, switch)
-    _refuse_other_store(request.store, switch)
     with tempfile.TemporaryDirectory() as folder:
         yield _source(request, file, adopted, index, space, Path(folder))
 
@@ -263,14 +265,14 @@ def _tell(
                "ef_search has no effect: ivfflat.probes decides")  # fmt: skip
 
 
-def _refuse_other_store(store: Path, switch: Switch) -> None:
+def _refuse_other_store(store: Path, table: DeploymentTable) -> None:
     """Refuse a table that another store switches, before anything is written."""
     if store_exists(store):
         return
-    row = DeploymentTable(location=switch.file.location).read()
+    row = table.read()
     if row is not None:
         raise ConflictError(
-            f"another store switches this table: the row {switch.file.location.name!r} of "
+            f"another store switches this table: the row {table.location.name!r} of "
             f"compatctl_deployment is at epoch {row.epoch}",
             tip="go on with that store; &name=OTHER in the URL makes a second row, which the "
             "application then has to read",

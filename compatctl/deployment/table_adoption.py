@@ -71,7 +71,7 @@ class TableAdoption:
         after, checksums = _after(catalog, manifest.query_model, changes, found, relabelled)
         adoption = cls(
             store=store,
-            file=replace(file, rows=len(after), unit=file.unit and _is_unit(found)),
+            file=replace(file, rows=len(after)),
             catalog=after,
             checksums=checksums,
             changes=changes,

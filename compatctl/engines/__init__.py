@@ -10,7 +10,7 @@ from __future__ import annotations
 from compatctl.engines.checks import Check, table_problems
 from compatctl.engines.connection import Connection, ConnectionPool, connect, require_psycopg
 from compatctl.engines.deployment_row import DeploymentRow, DeploymentTable
-from compatctl.engines.facts import ServerFacts, TableFacts, VectorIndexFacts, read_facts
+from compatctl.engines.facts import MAX_EF, ServerFacts, TableFacts, VectorIndexFacts, read_facts
 from compatctl.engines.location import (
     PGVECTOR,
     URL_VARIABLE,
@@ -23,6 +23,7 @@ from compatctl.engines.search import FencedSearch, Scan, StaleEpochError
 from compatctl.engines.table_file import TableFile
 
 __all__ = [
+    "MAX_EF",
     "PGVECTOR",
     "URL_VARIABLE",
     "Check",

@@ -31,7 +31,7 @@ class TableFile:
         id_type: of the id column; ``vector_type``: vector or halfvec.
         operator: of the order.
         iterative_scan: whether pgvector had it when the table was adopted.
-        rows: adopted rows. ``unit``: whether every adopted row had the norm 1.
+        rows: how many were adopted.
     """
 
     location: TableLocation
@@ -40,7 +40,6 @@ class TableFile:
     operator: str
     iterative_scan: bool
     rows: int
-    unit: bool
 
     def write(self, path: Path, checksums: NDArray[np.uint64]) -> None:
         """Write a new file, with a checksum (N,) of each row."""
@@ -85,4 +84,4 @@ class TableFile:
         return checksums
 
 
-_ENTRIES = ("id_type", "vector_type", "operator", "iterative_scan", "rows", "unit")
+_ENTRIES = ("id_type", "vector_type", "operator", "iterative_scan", "rows")

@@ -68,7 +68,7 @@ class Switch:
 
     def row(self, manifest: Manifest) -> DeploymentRow:
         """The row that a generation has."""
-        from compatctl.engines import DeploymentRow
+        from compatctl.engines import MAX_EF, DeploymentRow
 
         location = self.file.location
         return DeploymentRow(
@@ -79,7 +79,7 @@ class Switch:
             id_column=location.id,
             vector_column=location.vector,
             operator=self.file.operator,
-            ef_search=min(manifest.index.ef_search, 1000),
+            ef_search=min(manifest.index.ef_search, MAX_EF),
             calibration=manifest.calibration,
             previous_epoch=manifest.generation - 1 if manifest.generation > 1 else None,
             manifest=manifest_digest(manifest),
@@ -217,20 +217,25 @@ def recover(root: Path) -> None:
             switch.roll_forward(root, current)
 
 
-def finish_creation(root: Path, switch: Switch) -> None:
-    """Complete a creation that was killed after its row was written; call it before another one."""
-    path = generation_path(root, 1)
+def finish_creation(root: Path, table: DeploymentTable) -> None:
+    """Complete a creation that was killed after its row was written; call it before another one.
+
+    Raises:
+        ConflictError: the store's row is of another generation, or the store is locked.
+        CompatError: the server cannot be reached.
+    """
     if store_exists(root):
         recover(root)
-    if (root / MANIFEST).exists() or not is_regular_file(path):
+    if (root / MANIFEST).exists() or not is_regular_file(generation_path(root, 1)):
         return
-    try:
-        first = read_generation(root, 1)
-    except CompatError:
-        return
-    row = switch.table.read()
-    if row is not None and _is_of(row, first):
-        require_blobs(root, first)
-        write_atomic(root / MANIFEST, manifest_bytes(first))
-        told = "its creation had been cut off after the row was written; it is completed now"
-        notice("rolled-forward", root, "generations", ["1"], told)
+    with Lock(root / LOCK, _WAIT_S, "recovery"):
+        try:
+            first = read_generation(root, 1)
+        except CompatError:
+            return
+        row = table.read()
+        if row is not None and _is_of(row, first):
+            require_blobs(root, first)
+            write_atomic(root / MANIFEST, manifest_bytes(first))
+            told = "its creation had been cut off after the row was written; it is completed now"
+            notice("rolled-forward", root, "generations", ["1"], told)

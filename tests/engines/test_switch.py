@@ -115,6 +115,10 @@ def test_an_import_that_was_killed_is_run_again(shop: Shop, table: Table, point:
     table.execute("DROP TABLE compatctl_deployment")
     words = ("import", *made.shop.args, table.url, "--model", made.path("old.onnx"))
     killed(point, *words)
+    left = {path for path in made.path("store").rglob("*") if path.name != "LOCK"}
+    dry = made.run("import", table.url, "--model", made.path("old.onnx"), "--dry-run")
+    assert dry.code == (6 if point == "after the row" else 0), "its row is there already"
+    assert {path for path in made.path("store").rglob("*") if path.name != "LOCK"} == left
     made.done("import", table.url, "--model", made.path("old.onnx"))
     assert table.row()["epoch"] == 1
     assert made.done("check").json["ok"]
