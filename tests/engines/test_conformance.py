@@ -75,6 +75,18 @@ def test_a_failing_model_is_not_deployed(deployed: EngineShop) -> None:
     assert deployed.done("status").json["head"] == before["head"]
 
 
+def test_a_model_of_another_space_is_bridged_to_the_rows(deployed: EngineShop) -> None:
+    """A map is fitted against the engine's rows, and verify judges the mapped model on them."""
+    out = deployed.path("bridged.onnx")
+    words = (deployed.path("turned.onnx"), "-o", out, "--kind", "ridge")
+    bridged = deployed.done("bridge", *words).json
+    assert bridged["dim"] == deployed.gallery().manifest.index.dim
+    report = ("--report", deployed.path("report.json"))
+    judged = deployed.run("verify", out, *report)
+    assert judged.code in {0, 3, 4}, judged.stderr
+    assert judged.json["store"]["stored_vectors"] == deployed.gallery().manifest.index.count
+
+
 def test_gc_keeps_what_a_rollback_needs(deployed: EngineShop) -> None:
     """check --gc --keep deletes nothing that serves, and a rollback works after it."""
     report = ("--report", deployed.path("report.json"))
