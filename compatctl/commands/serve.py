@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -122,6 +123,7 @@ def serve(
     host = f"[{options.host}]" if ":" in options.host else options.host
     address = f"http://{host}:{listener.getsockname()[1]}"
     text = f"generation {manifest.generation} of {shown_path(project.store)} is served on {address}"
+    _log_to_stderr()
     try:
         run(make_app(service, access), listener, started=lambda: announce(text))
     finally:
@@ -134,6 +136,16 @@ def serve(
         logged=0 if log is None else log.written,
         unlogged=0 if log is None else log.dropped,
     )
+
+
+def _log_to_stderr() -> None:
+    """Switches, and what went wrong, for who runs the service."""
+    logger = logging.getLogger("compatctl")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
 
 
 def _access(host: str) -> Access:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from compatctl.errors import CompatError, ConflictError, UsageError
 from compatctl.manifest import Manifest
 from compatctl.recipe import Project
 from compatctl.store import Store, is_in_bucket, store_path
+
+LOG = logging.getLogger("compatctl.searcher")
 
 MAX_ATTEMPTS = 20
 """Searches of one call that an engine may refuse because another generation took over."""
@@ -182,6 +185,8 @@ class Searcher:
                 switched = self._switch(Store.open(self._store))
             except CompatError as error:
                 self._failed_at = time.monotonic()
+                if self._current is not None and error.message != self._problem:
+                    LOG.warning("the newest generation does not serve: %s", error.message)
                 self._problem, self._seen = error.message, seen
                 raise
             self._problem, self._seen = None, seen
@@ -195,7 +200,10 @@ class Searcher:
         if self._stopped.is_set():
             return False
         self._current = loaded
-        self._switches += before is not None
+        if before is not None:
+            self._switches += 1
+            now = loaded.manifest
+            LOG.info("generation %d serves, query model %s", now.generation, now.query_model[:12])
         return True
 
     def _may_have_moved(self, seen: object) -> bool:

@@ -6,8 +6,9 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -141,28 +142,34 @@ class SearchService:
             InputError: the query is not what the model takes.
             UsageError: the searcher is closed.
         """
-        if self.is_full:
-            raise QueueFullError
-        self._requests += 1
         began = time.perf_counter()
-        try:
-            async with asyncio.timeout(self.limits.seconds):
-                served, current = await self._search_again(query)
-        finally:
-            self._requests -= 1
+        async with self._admitted():
+            served, current = await self._again(lambda: self._search(query))
         self.metrics.answered(served.side, served.answer, time.perf_counter() - began)
         self._record(query, served, current)
         return served
 
-    async def _search_again(self, query: Query) -> tuple[Served, LoadedGeneration]:
-        """``_search``, again where an engine has switched to another generation meanwhile."""
+    @asynccontextmanager
+    async def _admitted(self) -> AsyncIterator[None]:
+        """One request of those that may run at once, for the seconds that it may take."""
+        if self.is_full:
+            raise QueueFullError
+        self._requests += 1
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                yield
+        finally:
+            self._requests -= 1
+
+    async def _again(self, call: Callable[[], Awaitable[T]]) -> T:
+        """A call's result, again where an engine switched to another generation meanwhile."""
         for _ in range(MAX_ATTEMPTS):
             current = self.searcher.current
             try:
-                return await self._search(query)
+                return await call()
             except StaleEpochError:
                 await self._in_pool(self.searcher.catch_up, current)
-        return await self._search(query)
+        return await call()
 
     async def _search(self, query: Query) -> tuple[Served, LoadedGeneration]:
         current = self.searcher.current
@@ -229,13 +236,15 @@ class SearchService:
         Raises:
             as ``search``.
         """
-        current = self.searcher.current
-        async with asyncio.timeout(self.limits.seconds):
-            first = await self._ask("current", current, query)
-            if self.candidate is None:
-                return first.answer, None
-            candidate = self.candidate
-            second = await self._in_pool(lambda: _asked(candidate, current, query, self.limits))
+        async with self._admitted():
+            return await self._again(lambda: self._compare(query))
+
+    async def _compare(self, query: Query) -> tuple[Answer, Answer | None]:
+        current, candidate = self.searcher.current, self.candidate
+        first = await self._ask("current", current, query)
+        if candidate is None:
+            return first.answer, None
+        second = await self._in_pool(lambda: _asked(candidate, current, query, self.limits))
         return first.answer, second
 
     def state(self) -> dict[str, Any]:
