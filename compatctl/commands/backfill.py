@@ -370,6 +370,8 @@ class _Work:
         if options.until_gain and not options.dry_run:
             forecast = self._rest_forecast(encoder, run)
             run.worth = lambda: self._look(run, forecast)
+        elif not options.dry_run or not options.stepwise:
+            run.encoder = encoder
         del encoder
         release_memory()
         if options.stepwise and kept is not None:

@@ -16,6 +16,7 @@ from compatctl.deployment.gallery import load_query_model
 from compatctl.deployment.project import open_store
 from compatctl.deployment.ray_embedding import query_model_cluster
 from compatctl.deployment.step_embedding import StepEmbedding, embed_step
+from compatctl.encoder import Encoder
 from compatctl.files import json_safe
 from compatctl.migration.backfill_budget import Amount, Spending
 from compatctl.migration.backfill_curve import RunPoint
@@ -92,8 +93,8 @@ class BackfillRun:
 
     ``kept`` keeps what an unfinished step embedded; None: nothing is kept. ``step``: the size of a
     step that was requested; None where ``stepwise`` is false: one step with everything. ``worth``
-    says before each step whether the rest is worth it; None: it is. ``skipped`` are ids whose
-    content does not decode.
+    says before each step whether the rest is worth it; None: it is. ``encoder`` is that of
+    the first step, if it is loaded already. ``skipped`` are ids whose content does not decode.
     """
 
     setting: StepSetting
@@ -105,6 +106,7 @@ class BackfillRun:
     step: Amount | None
     skip_bad: bool
     worth: Callable[[], bool] | None = None
+    encoder: Encoder | None = None
     stopped: Stopped = "done"
     skipped: list[str] = field(default_factory=list)
 
@@ -160,8 +162,10 @@ class BackfillRun:
 
     def _embedded(self, items: Dataset) -> _Closing:
         """The features of the items; the encoder is in memory only meanwhile."""
-        store = open_store(self.setting.project)
-        encoder = load_query_model(store, store.manifest)
+        encoder, self.encoder = self.encoder, None
+        if encoder is None:
+            store = open_store(self.setting.project)
+            encoder = load_query_model(store, store.manifest)
         left = self.account.spending.seconds_left
         until = time.monotonic() + left - self.rates.fixed_s
         step = embed_step(
