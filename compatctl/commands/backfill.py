@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from compatctl.core.arrays import Rows
+from compatctl.core.arrays import Bools, Rows
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
 from compatctl.deployment.bulk_embedding import release_memory
@@ -53,7 +53,7 @@ from compatctl.migration.rewrite_gate import HeldOutQueries, require_queries
 from compatctl.migration.rewrite_trials import backfill_queries
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, load_policy
-from compatctl.store import Store, backfill_lock
+from compatctl.store import Store, backfill_lock, end_run, read_run
 from compatctl.store.pending_rows import PendingRows
 
 
@@ -89,6 +89,7 @@ def backfill(
         target = _target(store, catalog, options)
         result = unchanged(store.manifest, target, options)
         if not target.remaining:
+            _tidy(store, catalog, target.have, options)
             return result
         data, kept = load_data(project), PendingRows.existing(store.path, result.query_model)
         if kept is not None:
@@ -111,6 +112,21 @@ def backfill(
             progress=progress,
         )
         return work.run(result)
+
+
+def _tidy(store: Store, catalog: Catalog, have: Bools, options: BackfillOptions) -> None:
+    """Delete the account and the vectors of a run that was killed after its last step was written.
+
+    ``have`` (N,) marks the rows of the catalogue that the query model embedded.
+    """
+    if options.dry_run:
+        return
+    model = store.manifest.query_model
+    account, kept = read_run(store.path), PendingRows.existing(store.path, model)
+    if account is not None and account.get("identity") == options.identity(model):
+        end_run(store.path)
+    if kept is not None and not (kept.holds(catalog.ids) & ~have).any():
+        kept.delete()
 
 
 @contextmanager

@@ -11,7 +11,14 @@ from typing import Any
 from compatctl.errors import CompatError
 from compatctl.files import read_json
 from compatctl.manifest import Manifest
-from compatctl.store import NOTHING, Store, WrittenRows, side_size, written_rows
+from compatctl.store import (
+    NOTHING,
+    Store,
+    WrittenRows,
+    pending_count,
+    side_size,
+    written_rows,
+)
 
 PAIRS, STORED, EARLIER, RESCORED = "pairs", "stored", "earlier", "re-scored"
 PENDING = "pending"
@@ -59,7 +66,8 @@ class QueryModelPass:
         earlier = min(rows, written.most) - stored
         side = side_size(store.path, manifest.query_model)
         rescored = min(rows, side.records) if side else 0
-        counted = {STORED: stored, EARLIER: earlier, RESCORED: rescored}
+        pending = min(rows - stored, pending_count(store.path, manifest.query_model))
+        counted = {STORED: stored, EARLIER: earlier, RESCORED: rescored, PENDING: pending}
         made = {name: count for name, count in counted.items() if count}
         if stored == rows:
             return cls(rows=rows, passed=rows, share=1.0, trained=None, by=made)
@@ -67,14 +75,14 @@ class QueryModelPass:
         if counts is None:
             return cls(rows=rows, passed=None, share=None, trained=None, by=made)
         pairs = int(counts["by"].get(PAIRS, 0))
-        passed = min(rows, pairs + stored + earlier + rescored)
-        of_report = counts["rows"] == rows and not stored and not earlier
+        passed = min(rows, pairs + stored + earlier + rescored + pending)
+        of_report = counts["rows"] == rows and not stored and not earlier and not pending
         return cls(
             rows=rows,
             passed=passed,
             share=passed / max(1, rows),
             trained=int(counts["trained"]),
-            exact=not rescored and written.exact and (not pairs or of_report),
+            exact=not rescored and not pending and written.exact and (not pairs or of_report),
             by={PAIRS: pairs, **made} if pairs else made,
         )
 

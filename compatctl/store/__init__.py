@@ -48,6 +48,7 @@ from compatctl.store._lineage import (
     embedding_spaces,
     rolled_back_models,
 )
+from compatctl.store._pending_layout import pending_count, pending_path
 from compatctl.store._remote import (
     is_in_bucket,
     lies_at,
@@ -101,6 +102,8 @@ __all__ = [
     "lies_at",
     "made_side_lock",
     "manifest_digest",
+    "pending_count",
+    "pending_path",
     "read_attempts",
     "read_run",
     "record_attempt",

@@ -7,9 +7,7 @@ One process at a time writes it, the one that holds ``backfill_lock``.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,14 +19,15 @@ from compatctl.core.arrays import Bools, Bytes, Vectors, as_features, as_rows, c
 from compatctl.errors import InputError
 from compatctl.files import make_folder, os_errors, sync, write_atomic
 from compatctl.manifest import Erasures
-from compatctl.store._layout import (
-    BACKFILL,
-    PENDING_SUFFIX,
-    blob_path,
-    is_regular_file,
-    read_manifest,
+from compatctl.store._layout import blob_path, is_regular_file, read_manifest
+from compatctl.store._pending_layout import (
+    HEADER_BYTES,
+    header,
+    pending_path,
+    read_dim,
+    record_bytes,
 )
-from compatctl.store._side_layout import CHECKSUM_BYTES, IMAGE_BYTES, KEY_BYTES, PREFIX_BYTES
+from compatctl.store._side_layout import IMAGE_BYTES, KEY_BYTES, PREFIX_BYTES
 from compatctl.store._side_records import (
     Positions,
     checksums,
@@ -40,16 +39,9 @@ from compatctl.store._side_records import (
     words_of,
 )
 
-_HEADER = struct.Struct("<8sII32s8s8x")
-_MAGIC, _VERSION = b"comppend", 1
 _BEFORE_CHECKSUM = KEY_BYTES + IMAGE_BYTES
 BLOCK = 4096
 """Records that are read at a time."""
-
-
-def pending_path(root: Path, model_sha256: str) -> Path:
-    """The path of a model's file, whether or not it exists."""
-    return root / BACKFILL / f"{model_sha256}{PENDING_SUFFIX}"
 
 
 @dataclass(eq=False)
@@ -82,7 +74,7 @@ class PendingRows:
         if not is_regular_file(path):
             return None
         with os_errors("reading", path), path.open("rb") as file:
-            dim = _dim(file.read(_HEADER.size), model_sha256)
+            dim = read_dim(file.read(HEADER_BYTES), model_sha256)
         return None if dim is None else cls.open(store, model_sha256, dim)
 
     @property
@@ -133,7 +125,7 @@ class PendingRows:
         rows = as_rows(row for row, item in enumerate(ids) if item not in erased)
         keys = item_keys(ids)
         records = self._encoded(keys[rows], image_marks(images, len(ids))[rows], vectors[rows])
-        offset, data = _HEADER.size + self._records.size, records.tobytes()
+        offset, data = HEADER_BYTES + self._records.size, records.tobytes()
         with os_errors("writing", self.path):
             while data:
                 written = os.pwrite(self._file.fileno(), data, offset)
@@ -154,7 +146,7 @@ class PendingRows:
                 sync(self.path.parent)
 
     def _encoded(self, keys: Bytes, marks: Bytes, vectors: Vectors) -> Bytes:
-        records = np.zeros((len(keys), PREFIX_BYTES + 4 * self.dim), np.uint8)
+        records = np.zeros((len(keys), record_bytes(self.dim)), np.uint8)
         records[:, :KEY_BYTES] = keys
         records[:, KEY_BYTES:_BEFORE_CHECKSUM] = marks
         records[:, PREFIX_BYTES:] = np.ascontiguousarray(vectors, "<f4").view(np.uint8)
@@ -174,8 +166,7 @@ class PendingRows:
         self._close()
         with os_errors("creating", self.path.parent):
             make_folder(self.path.parent)
-        facts = (_MAGIC, _VERSION, self.dim, bytes.fromhex(self.model_sha256))
-        write_atomic(self.path, _HEADER.pack(*facts, _digest(facts)))
+        write_atomic(self.path, header(self.model_sha256, self.dim))
         self._open()
 
     def _open(self) -> None:
@@ -185,7 +176,7 @@ class PendingRows:
         writable = os.access(path, os.W_OK)
         with os_errors("reading", path):
             file = path.open("r+b" if writable else "rb")
-        if _dim(file.read(_HEADER.size), self.model_sha256) != self.dim:
+        if read_dim(file.read(HEADER_BYTES), self.model_sha256) != self.dim:
             file.close()
             return
         self._file = file
@@ -194,14 +185,14 @@ class PendingRows:
     def _map(self) -> None:
         """Map what the file holds now; the words of all keys are in memory."""
         assert self._file is not None
-        width = PREFIX_BYTES + 4 * self.dim
-        count = (os.fstat(self._file.fileno()).st_size - _HEADER.size) // width
+        width = record_bytes(self.dim)
+        count = (os.fstat(self._file.fileno()).st_size - HEADER_BYTES) // width
         known = len(self._records)
         if not count:
             self._records = np.zeros((0, width), np.uint8)
             return
         shape = (count, width)
-        self._records = np.memmap(self._file, np.uint8, "r", _HEADER.size, shape)
+        self._records = np.memmap(self._file, np.uint8, "r", HEADER_BYTES, shape)
         words = words_of(np.array(self._records[known:, :8]))
         self._positions = self._positions.merged(Positions.of(words, known))
 
@@ -219,16 +210,3 @@ class PendingRows:
             path = blob_path(self.store, "erasures", digest)
             self._erasures = digest, Erasures.read(path)
         return frozenset(self._erasures[1].matching(ids))
-
-
-def _dim(header: bytes, model_sha256: str) -> int | None:
-    """The dimension that a header states; None if it is not one of this model."""
-    if len(header) < _HEADER.size:
-        return None
-    *facts, digest = _HEADER.unpack(header)
-    written = (_MAGIC, _VERSION, facts[2], bytes.fromhex(model_sha256))
-    return int(facts[2]) if tuple(facts) == written and digest == _digest(written) else None
-
-
-def _digest(facts: tuple[object, ...]) -> bytes:
-    return hashlib.sha256(repr(facts).encode()).digest()[:CHECKSUM_BYTES]

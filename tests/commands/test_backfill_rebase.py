@@ -18,13 +18,15 @@ from compatctl.data import load
 from compatctl.encoder import Encoder
 from compatctl.errors import ConflictError
 from compatctl.manifest import Catalog
+from compatctl.migration.backfill_budget import Amount
 from compatctl.migration.backfill_result import BackfillOptions
 from compatctl.progress import Progress
 from compatctl.recipe import Project
-from compatctl.store import Store
+from compatctl.store import Store, write_run
 from compatctl.store.pending_rows import PendingRows
 
 FORCE = ("--force", "--reason", "drill")
+ALL = Amount.parse("100%", "--step")
 
 
 @pytest.fixture
@@ -170,3 +172,28 @@ def test_a_smaller_run_takes_what_a_refused_one_embedded(shop: Shop) -> None:
     assert result.code == 0, result.stderr
     assert (result.json["passed"], result.json["share"]) == (0, pytest.approx(0.5, abs=0.01))
     assert backfill(project(shop), options=options).outcome == "nothing to do"
+
+
+def test_what_a_run_left_that_was_killed_after_its_last_commit_is_deleted(deployed: Shop) -> None:
+    """The same command then says that there is nothing to do, and cleans up; status counts what is
+    kept until then."""
+    store = deployed.path("store")
+    ids, model = list(catalog(deployed).ids), deployed.manifest()["query_model"]
+    ran(deployed, "backfill", "--step", "100%")
+    kept = PendingRows.open(store, model, 32)
+    kept.append(ids[:3], stored_rows(deployed, ids[:3]), catalog(deployed).digests[:3])
+    write_run(store, {"identity": BackfillOptions(step=ALL).identity(model)})
+    assert deployed.run("check").json["unreferenced"] == [f"backfill/{model}.rows"]
+    again = deployed.run("backfill", "--step", "100%").json
+    assert again["outcome"] == "nothing to do"
+    assert [path.name for path in (store / "backfill").iterdir()] == ["LOCK"]
+
+
+def test_status_counts_what_is_kept(deployed: Shop) -> None:
+    """Rows that an unfinished backfill embedded passed, whether they are written or not."""
+    ids, model = list(catalog(deployed).ids), deployed.manifest()["query_model"]
+    kept = PendingRows.open(deployed.path("store"), model, 32)
+    kept.append(ids[:3], stored_rows(deployed, ids[:3]), catalog(deployed).digests[:3])
+    assert deployed.run("status").json["gallery_pass"]["by"] == {"pending": 3}
+    ran(deployed, "check", "--gc")
+    assert deployed.run("status").json["gallery_pass"]["by"] == {}

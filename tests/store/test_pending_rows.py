@@ -12,8 +12,8 @@ from store_kit import AT, PARAMS, begin, unit_rows
 
 from compatctl.errors import InputError
 from compatctl.manifest import Erasures
-from compatctl.store import Store, check, gc, sweep
-from compatctl.store.pending_rows import PendingRows, pending_path
+from compatctl.store import Store, check, gc, pending_count, pending_path, sweep
+from compatctl.store.pending_rows import PendingRows
 
 MODEL, OTHER = "ab" * 32, "cd" * 32
 DIM = 6
@@ -73,6 +73,7 @@ def test_a_file_that_is_cut_anywhere_has_its_whole_records(store: Store) -> None
         path.write_bytes(whole[:length])
         cut = PendingRows.open(store.path, MODEL, DIM)
         count = max(0, (length - 64) // record)
+        assert pending_count(store.path, MODEL) == count
         assert cut.lookup(names(4), images(4))[1].tolist() == [i < count for i in range(4)]
         cut.append(names(1, 9), unit(1, 3), images(1, 3))
         again = PendingRows.open(store.path, MODEL, DIM)

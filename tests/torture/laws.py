@@ -21,7 +21,7 @@ from compatctl.files import sha256_file
 from compatctl.manifest import Manifest
 from compatctl.store import KINDS, Store
 
-LOCKS = {"LOCK", "attempts/LOCK", "side/LOCK"}
+LOCKS = {"LOCK", "attempts/LOCK", "side/LOCK", "backfill/LOCK"}
 HANDLED = (5, 6)
 """The exit codes of a command that could not write."""
 
@@ -148,6 +148,7 @@ def _only_what_is_named(folder: Path) -> None:
     files = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
     models = {Path(name).stem for name in expected if name.startswith("models/")}
     expected |= files & {f"side/{model}.vectors" for model in models}
+    expected |= files & {"backfill/run.json"}  # of a backfill that was killed
     assert files - LOCKS == expected - LOCKS
 
 

@@ -370,7 +370,8 @@ def _prepare_remove(machine: Machine, folder: Path) -> None:
 IMPORT = ("compatctl", "import", "deployed.bin", "--model", "old.onnx", "--items", "keys.csv",
           "--json")  # fmt: skip
 DEPLOY = ("compatctl", "deploy", "--model", "new.onnx", "--force", "--reason", REASON, "--json")
-BACKFILL = ("compatctl", "backfill", "--share", "0.5", "--force", "--reason", REASON, "--json")
+BACKFILL = ("compatctl", "backfill", "--share", "0.5", "--step", "100%", "--force", "--reason",
+            REASON, "--json")  # fmt: skip
 LIFT = ("compatctl", "lift", "new.onnx", "--kind", "ridge", "--data", "lift.csv", "--force",
         "--reason", REASON, "--json")  # fmt: skip
 PROMOTE = ("compatctl", "promote", "--force", "--reason", REASON, "--json")
