@@ -20,7 +20,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compatctl.index import HnswIndex
 
 ROUNDS = 5
 SIDE = 16
@@ -61,13 +64,30 @@ def write_encoder(path: Path, dim: int, seed: int) -> None:
     seal(raw, path, (ImageInput(name="image", preprocessing=preprocessing),))
 
 
+def store_of(folder: Path, index: HnswIndex, model: Path) -> None:
+    """A store of an index, whose row 7 is item-000000007 of the class class-0007."""
+    from compatctl.deployment.artifacts import ModelArtifacts
+    from compatctl.deployment.creation import create_store, first_catalog, index_info
+    from compatctl.deployment.model_file import ModelFile
+
+    file, rows = ModelFile.read(model), len(index)
+    ids = tuple(f"item-{row:09d}" for row in range(rows))
+    labels = tuple(f"class-{row % 1000:04d}" for row in range(rows))
+    create_store(
+        folder / "store",
+        model=file,
+        artifacts=ModelArtifacts(registry=None, memory=None),
+        index=index.save,
+        info=index_info(index.params),
+        catalog=first_catalog(ids, labels, index.keys(), file.encoder.sha256),
+        operation="init",
+    )
+
+
 def make(folder: Path, rows: int, dim: int, added: int) -> None:
     """A project folder with a store of that many random rows, two encoders and new images."""
     import numpy as np
 
-    from compatctl.deployment.artifacts import ModelArtifacts
-    from compatctl.deployment.creation import create_store, first_catalog, index_info
-    from compatctl.deployment.model_file import ModelFile
     from compatctl.index import HnswIndex, HnswParams
 
     folder.mkdir()
@@ -81,18 +101,7 @@ def make(folder: Path, rows: int, dim: int, added: int) -> None:
         part = rng.standard_normal((len(keys), dim), dtype=np.float32)
         part /= np.linalg.norm(part, axis=1, keepdims=True)
         index.add(part, keys, threads=os.cpu_count() or 1)
-    model = ModelFile.read(folder / "old.onnx")
-    ids = tuple(f"item-{row:09d}" for row in range(rows))
-    labels = tuple(f"class-{row % 1000:04d}" for row in range(rows))
-    create_store(
-        folder / "store",
-        model=model,
-        artifacts=ModelArtifacts(registry=None, memory=None),
-        index=index.save,
-        info=index_info(params),
-        catalog=first_catalog(ids, labels, index.keys(), model.encoder.sha256),
-        operation="init",
-    )
+    store_of(folder, index, folder / "old.onnx")
     np.savez(
         folder / "new.npz",
         images=rng.integers(0, 256, (added, SIDE, SIDE, 3), dtype=np.uint8),

@@ -43,10 +43,7 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 def _store(folder: Path, rows: int, dim: int, ef: int) -> np.ndarray:
     """A store of rows around centres; 4,000 queries around the same ones."""
-    from benchmarks.speed.large_store import write_encoder
-    from compatctl.deployment.artifacts import ModelArtifacts
-    from compatctl.deployment.creation import create_store, first_catalog, index_info
-    from compatctl.deployment.model_file import ModelFile
+    from benchmarks.speed.large_store import store_of, write_encoder
     from compatctl.index import HnswIndex, HnswParams
 
     rng = np.random.default_rng(0)
@@ -59,17 +56,7 @@ def _store(folder: Path, rows: int, dim: int, ef: int) -> np.ndarray:
     index = HnswIndex.create(params, rows)
     index.add(near(rows), np.arange(rows, dtype=np.uint64), threads=os.cpu_count() or 1)
     write_encoder(folder / "model.onnx", dim, 0)
-    model = ModelFile.read(folder / "model.onnx")
-    ids = tuple(f"item-{row:09d}" for row in range(rows))
-    create_store(
-        folder / "store",
-        model=model,
-        artifacts=ModelArtifacts(registry=None, memory=None),
-        index=index.save,
-        info=index_info(params),
-        catalog=first_catalog(ids, ids, index.keys(), model.encoder.sha256),
-        operation="init",
-    )
+    store_of(folder, index, folder / "model.onnx")
     return near(4000)
 
 
