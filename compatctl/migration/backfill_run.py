@@ -163,8 +163,8 @@ class BackfillRun:
     def _embedded(self, items: Dataset) -> _Closing:
         """The features of the items; the encoder is in memory only meanwhile."""
         encoder, self.encoder = self.encoder, None
+        store = open_store(self.setting.project)
         if encoder is None:
-            store = open_store(self.setting.project)
             encoder = load_query_model(store, store.manifest)
         left = self.account.spending.seconds_left
         until = time.monotonic() + left - self.rates.fixed_s
