@@ -9,12 +9,11 @@ import sys
 import threading
 from pathlib import Path
 
-import psycopg
 import pytest
 from engine_kit import EngineShop, adopt
 from kill_kit import environment, killed
 from postgres_kit import Table
-from shop_kit import Shop
+from shop_kit import Shop, run
 
 from compatctl.encoder import Encoder
 from compatctl.store import Store, manifest_digest
@@ -303,28 +302,36 @@ def test_a_search_that_meets_a_switch_is_embedded_again(
     assert len(found["queries"][0]["hits"]) == 2
 
 
-def test_the_password_is_written_nowhere(
+def test_the_password_is_needed_and_written_nowhere(
     shop: Shop, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not in the store, the project, the row or any output, be it given in the URL or in the
-    environment."""
+    """A role with a password: import has it in the URL, later commands need it from the
+    environment; it is in no file of the project, not in the row, and in no output, of refusals
+    either."""
     secret = "s3cr3t-Passw0rd"
     made = adopt(shop, table)
     shutil.rmtree(made.path("store"))
     table.execute("DROP TABLE compatctl_deployment")
-    url = table.url.replace("postgres@", f"postgres:{secret}@")
-    imported = made.done("import", url, "--model", made.path("old.onnx"))
-    outputs = [imported.stdout + imported.stderr]
-    monkeypatch.setenv("PGPASSWORD", secret)
-    for command in (("status",), ("check",), ("doctor", url)):
-        result = made.run(*command) if command[0] != "doctor" else made.shop.run("status")
-        outputs.append(result.stdout + result.stderr)
-    monkeypatch.setenv("COMPATCTL_ENGINE_URL", url.replace("127.0.0.1", "127.0.0.2"))
-    refused = made.run("status")
-    outputs.append(refused.stdout + refused.stderr)
-    assert not any(secret in output for output in outputs)
+    table.execute(f"CREATE ROLE guarded SUPERUSER LOGIN PASSWORD '{secret}'")
+    url = table.url.replace("postgres@", f"guarded:{secret}@")
+    results = [made.done("import", url, "--model", made.path("old.onnx")), run("doctor", url)]
+    assert results[-1].code == 0
+    without = made.run("check")
+    assert without.code == 5
+    assert "no password supplied" in without.json["problems"][0]
+    wrong = run("doctor", url.replace(secret, secret + "x"))
+    assert wrong.code == 5
+    for name, value in (("PGPASSWORD", secret), ("COMPATCTL_ENGINE_URL", url)):
+        with monkeypatch.context() as environment:
+            environment.setenv(name, value)
+            results += [made.done("check"), made.done("status")]
+            assert results[-1].json["engine"]["problems"] == []
+            environment.setenv("COMPATCTL_ENGINE_URL", url.replace("@127.0.0.1", "@127.0.0.2"))
+            results.append(made.run("status"))
+    table.execute("REASSIGN OWNED BY guarded TO postgres")
+    table.execute("DROP ROLE guarded")
+    for result in (*results, without, wrong):
+        assert secret not in result.stdout + result.stderr
     for path in made.shop.folder.rglob("*"):
         assert not path.is_file() or secret.encode() not in path.read_bytes(), path
     assert secret not in json.dumps(table.row(), default=str)
-    with psycopg.connect(table.server.url(table.database)) as connection:
-        assert connection.execute("SELECT 1").fetchone() == (1,)

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from postgres_kit import Server, Table
+from postgres_kit import Server, Table, running_server
 from shop_kit import DIM, Result, Shop, run
 
 from compatctl.core.nearest import exact_search
@@ -362,6 +362,18 @@ def test_the_index_is_used(many: Rows, table: Table) -> None:
             return
         time.sleep(0.1)
     raise AssertionError(f"{scans() - before} scans of the index for 10 queries")
+
+
+def test_an_older_postgresql_is_searched_too(rows: Rows) -> None:
+    """Of PostgreSQL 16: doctor, import, search and check."""
+    with running_server("pginstall") as old:
+        table = Table(server=old, database=old.database())
+        table.create(rows.ids, rows.vectors, rows.labels)
+        found = run("doctor", table.url, "--json").json["findings"][0]["found"]
+        assert found.startswith("PostgreSQL 16.")
+        assert rows.adopt(table.url).code == 0
+        _searches_exactly(rows)
+        assert run("check", "--store", rows.shop.path("adopted")).code == 0
 
 
 def test_a_broken_connection_is_opened_again(rows: Rows, table: Table) -> None:

