@@ -62,6 +62,7 @@ HOMES = {
     "lancedb": {"index"},
     "chromadb": {"index"},
     "psycopg": {"engines"},
+    "pymilvus": {"engines"},
     "torch": {"train"},
     "safetensors": {"train"},
     "pyarrow": {"data"},

@@ -119,7 +119,8 @@ def import_(
         str,
         typer.Argument(
             help="A deployed index: hnswlib, FAISS, usearch, .npy, .npz, Parquet, or a folder of "
-            "LanceDB or Chroma; or the URL of a table of PostgreSQL, "
+            "LanceDB or Chroma; or the URL of a table of PostgreSQL or a "
+            "collection of Milvus, "
             "postgresql://USER@HOST:PORT/DATABASE/TABLE?id=COLUMN&vector=COLUMN."
         ),
     ],

@@ -14,8 +14,8 @@ def doctor(
     url: Annotated[
         str,
         typer.Argument(
-            help="A table of PostgreSQL: "
-            "postgresql://USER@HOST:PORT/DATABASE/TABLE?id=COLUMN&vector=COLUMN."
+            help="A table: postgresql://USER@HOST:PORT/DATABASE/TABLE?id=COLUMN&vector=COLUMN, or "
+            "a collection: milvus://HOST:PORT/DATABASE/COLLECTION?id=FIELD&vector=FIELD."
         ),
     ],
 ) -> Outcome[Any]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compatctl.engines import (
-    DeploymentTable,
-    TableRows,
-    connect,
+    PGVECTOR,
+    Check,
+    Location,
+    deployment_of,
+    engine_of,
+    inspect,
     is_engine_url,
+    open_connection_to,
     parse_url,
-    read_facts,
-    table_problems,
+    rows_of,
 )
-from compatctl.engines.checks import Check
 from compatctl.errors import UsageError
 
 
@@ -38,29 +40,29 @@ class Diagnosis:
 
 
 def doctor(url: str) -> Diagnosis:
-    """Check a table of PostgreSQL. Nothing is written.
+    """Check a table of PostgreSQL or a collection of Milvus. Nothing is written.
 
     Raises:
         UsageError: the URL is of another form.
-        InputError: psycopg is not installed.
+        InputError: the engine's library is not installed.
         CompatError: the server cannot be reached.
     """
     if not is_engine_url(url):
-        raise UsageError("doctor checks the URL of a table", tip="postgresql://...")
+        raise UsageError("doctor checks the URL of a table", tip="postgresql://... or milvus://...")
     location = parse_url(url)
-    with connect(location) as connection:
-        server, facts, location = read_facts(connection, location)
-        checks = list(table_problems(location, server, facts))
-        if not any(check.fatal for check in checks):
-            rows = TableRows(
-                location=location,
-                id_type=facts.id_type or "",
-                vector_type=facts.vector_type or "",
-                dim=facts.dim or 1,
+    with open_connection_to(location) as connection:
+        found = inspect(connection, location)
+        checks, location = list(found.checks), found.location
+        if not found.errors:
+            rows = rows_of(
+                location,
+                id_type=found.id_type,
+                vector_type=found.vector_type,
+                dim=found.dim or 1,
             )
             checks.append(_rows(*rows.count(connection)))
-    if facts.kind:
-        checks.append(_row(DeploymentTable(location=location)))
+    if found.exists:
+        checks.append(_row(location))
     return Diagnosis(
         url=location.url,
         usable=not any(check.fatal for check in checks),
@@ -85,11 +87,12 @@ def _rows(with_vector: int, without: int) -> Check:
                  fatal=not with_vector)  # fmt: skip
 
 
-def _row(table: DeploymentTable) -> Check:
-    row = table.read()
+def _row(location: Location) -> Check:
+    row = deployment_of(location).read()
     found = (
-        f"no row {table.location.name!r} yet"
+        f"no row {location.name!r} yet"
         if row is None
-        else f"row {table.location.name!r} at epoch {row.epoch}, model {row.query_model[:12]}"
+        else f"row {location.name!r} at epoch {row.epoch}, model {row.query_model[:12]}"
     )
-    return Check(name="compatctl_deployment", found=found)
+    where = "compatctl_deployment" if engine_of(location) == PGVECTOR else "properties"
+    return Check(name=where, found=found)

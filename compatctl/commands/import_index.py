@@ -37,7 +37,7 @@ from compatctl.deployment.provenance import (
     is_proven,
 )
 from compatctl.encoder import Encoder, check_steady
-from compatctl.engines import TableLocation, is_engine_url, parse_url, require_psycopg
+from compatctl.engines import Location, engine_of, is_engine_url, parse_url, require_engine
 from compatctl.errors import InputError, UsageError
 from compatctl.index import KeyLookup, require_hnswlib
 from compatctl.manifest import Catalog, Operation
@@ -113,9 +113,9 @@ def import_index(
 ) -> ImportResult:
     """Create a store with the rows of a deployed index.
 
-    An hnswlib file of unit rows is adopted byte for byte, and a table of PostgreSQL where it is.
-    Rows of another engine, of a table of vectors, or of other norms are indexed again; nothing is
-    embedded. If the project has data, a few items are
+    An hnswlib file of unit rows is adopted byte for byte, and a table of PostgreSQL or
+    a collection of Milvus where it is. Rows of another engine, of a table of vectors, or of other
+    norms are indexed again; nothing is embedded. If the project has data, a few items are
     embedded to check that this model made these vectors; otherwise the store is marked as unproven.
 
     Args:
@@ -134,7 +134,7 @@ def import_index(
             not name exactly its keys; or the vectors are another model's.
         UsageError: an option that does nothing for this file.
         DamagedError: the file is damaged, or has rows marked deleted.
-        ConflictError: another store switches the table of PostgreSQL.
+        ConflictError: another store switches the table or collection.
     """
     named = {} if columns is None else columns
     flags = ("--items", "--items-table", "--items-column", "--table", "--norms", "--drop-deleted")
@@ -178,7 +178,7 @@ def import_index(
 
 def _open(
     request: SourceRequest,
-    location: TableLocation | None,
+    location: Location | None,
     store: Path,
     progress: Progress,
     *,
@@ -198,7 +198,7 @@ def _open(
     return open_adopted_table(table, progress)
 
 
-def _location(index: Path | str, options: Mapping[str, object]) -> TableLocation | None:
+def _location(index: Path | str, options: Mapping[str, object]) -> Location | None:
     """The table of a URL, or None for a path; refuses options that only a file has."""
     if not isinstance(index, str) or not is_engine_url(index):
         require_hnswlib()
@@ -206,11 +206,12 @@ def _location(index: Path | str, options: Mapping[str, object]) -> TableLocation
     useless = next((name for name, value in options.items() if value), None)
     if useless is not None:
         raise UsageError(
-            f"{useless} is for files, and a table of PostgreSQL names its own columns",
+            f"{useless} is for files, and the URL of an engine names its own columns",
             tip="?id=COLUMN&vector=COLUMN&label=COLUMN in the URL",
         )
-    require_psycopg()
-    return parse_url(index)
+    location = parse_url(index)
+    require_engine(engine_of(location))
+    return location
 
 
 def _items_table(

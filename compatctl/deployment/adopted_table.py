@@ -1,4 +1,4 @@
-"""A table of PostgreSQL to adopt: every row is read once, nothing is copied."""
+"""A table or collection to adopt: every row is read once, nothing is copied."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ import numpy as np
 from compatctl.core.arrays import NORM_TOLERANCE, Checksums
 from compatctl.deployment.adopted_source import AdoptedSource
 from compatctl.engines import (
-    PGVECTOR,
-    DeploymentTable,
-    ServerFacts,
-    TableFacts,
+    Deployment,
+    Inspection,
+    Location,
+    Rows,
     TableFile,
-    TableLocation,
-    TableRows,
     VectorIndexFacts,
-    connect,
-    read_facts,
-    table_problems,
+    deployment_of,
+    inspect,
+    open_connection_to,
+    operators_of,
+    rows_of,
 )
-from compatctl.engines.facts import OPERATORS
 from compatctl.errors import ConflictError, InputError, UsageError
 from compatctl.files import sha256_file
 from compatctl.index import PgVectorIndex, row_checksums
@@ -47,7 +46,7 @@ class TableRequest:
         dry_run: complete no creation that was killed.
     """
 
-    location: TableLocation
+    location: Location
     store: Path
     dim: int
     space: str | None = None
@@ -65,31 +64,29 @@ def open_adopted_table(request: TableRequest, progress: Progress) -> Iterator[Ad
         ConflictError: another store switches the table.
         CompatError: the server cannot be reached.
     """
-    with connect(request.location) as connection:
-        server, facts, location = read_facts(connection, request.location)
-        _refuse_table(request.location, server, facts, request.dim)
-        index = _chosen_index(request, facts)
+    with open_connection_to(request.location) as connection:
+        found = inspect(connection, request.location, request.dim)
+        location = found.location
+        _refuse_table(found)
+        index = _chosen_index(request, found)
         space = request.space or (index.space if index else "cosine")
-        rows = TableRows(
-            location=location,
-            id_type=facts.id_type or "",
-            vector_type=facts.vector_type or "",
-            dim=request.dim,
+        rows = rows_of(
+            location, id_type=found.id_type, vector_type=found.vector_type, dim=request.dim
         )
-        table = DeploymentTable(location=location)
+        table = deployment_of(location)
         if not request.dry_run:
             finish_creation(request.store, table)
-        _refuse_other_store(request.store, table)
+        _refuse_other_store(request.store, location, table)
         adopted = _read(rows, connection, progress)
         without = rows.count(connection)[1]
     adopted.refuse(location.url, space)
-    _tell(location.url, facts, index, without, request.dim)
+    _tell(found, index, without, request.dim)
     file = TableFile(
         location=location,
         id_type=rows.id_type,
         vector_type=rows.vector_type,
-        operator=OPERATORS[space],
-        iterative_scan=server.iterative_scan,
+        operator=operators_of(location)[space],
+        iterative_scan=found.iterative_scan,
         rows=len(adopted.ids),
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -111,7 +108,7 @@ def _source(  # noqa: PLR0917
     sha256 = sha256_file(path)
     keys = np.arange(len(ids), dtype=np.uint64)
     info = IndexInfo(
-        engine=PGVECTOR,
+        engine=file.engine,
         space=space,
         dim=request.dim,
         M=index.m if index else 16,
@@ -135,7 +132,7 @@ def _source(  # noqa: PLR0917
             ef_search=request.ef_search,
         ),
         info=info,
-        engine=PGVECTOR,
+        engine=file.engine,
         kind=f"{file.vector_type} {index.method if index else 'without index'} {space}",
         rebuilt=False,
         dropped=np.zeros(0, np.uint64),
@@ -197,10 +194,10 @@ class _AdoptedRows:
             )
 
 
-_WHOLE = ("smallint", "integer", "bigint")
+_WHOLE = ("smallint", "integer", "bigint", "int64")
 
 
-def _read(rows: TableRows, connection: object, progress: Progress) -> _AdoptedRows:
+def _read(rows: Rows, connection: object, progress: Progress) -> _AdoptedRows:
     found = _AdoptedRows()
     for block in rows.blocks(connection):
         found.ids += block.ids
@@ -215,22 +212,20 @@ def _read(rows: TableRows, connection: object, progress: Progress) -> _AdoptedRo
     return found
 
 
-def _refuse_table(
-    location: TableLocation, server: ServerFacts, facts: TableFacts, dim: int
-) -> None:
-    problems = [check for check in table_problems(location, server, facts, dim=dim) if check.fatal]
+def _refuse_table(found: Inspection) -> None:
+    problems = found.errors
     if problems:
         raise InputError(
-            f"{location.url}: {'; '.join(check.problem for check in problems)}",
+            f"{found.location.url}: {'; '.join(check.problem for check in problems)}",
             tip=problems[0].tip or "compatctl doctor URL lists what is missing",
         )
 
 
-def _chosen_index(request: TableRequest, facts: TableFacts) -> VectorIndexFacts | None:
+def _chosen_index(request: TableRequest, found: Inspection) -> VectorIndexFacts | None:
     """The index that a search uses, hnsw before ivfflat; it must be of the space that is asked."""
-    if request.space not in {None, *OPERATORS}:
+    if request.space not in {None, *operators_of(found.location)}:
         raise UsageError(f"the space must be ip, cosine or l2, got {request.space!r}")
-    usable = sorted(facts.usable, key=lambda index: index.method != "hnsw")
+    usable = sorted(found.usable, key=lambda index: index.method != "hnsw")
     spaces = sorted({index.space for index in usable})
     if request.space is None and len(spaces) > 1:
         raise UsageError(
@@ -246,18 +241,20 @@ def _chosen_index(request: TableRequest, facts: TableFacts) -> VectorIndexFacts 
     return fits[0] if fits else None
 
 
-def _tell(
-    url: str, facts: TableFacts, index: VectorIndexFacts | None, without: int, dim: int
-) -> None:
+def _tell(found: Inspection, index: VectorIndexFacts | None, without: int, dim: int) -> None:
     """Notices of what is there and is not used."""
+    url = found.location.url
+    if index is not None and found.vector_type == "FLOAT_VECTOR":
+        _tell_collection(found, index)
+        return
     if without:
         notice("null-vectors", url, "rows without a vector", ["NULL"],
                "they are not part of the gallery; compatctl add takes them in later",
                count=without)  # fmt: skip
     if index is None:
-        limit = 2000 if facts.vector_type == "vector" else 4000
-        beyond = f": hnsw takes at most {limit} dimensions of {facts.vector_type}"
-        unused = [f"{other.name} ({other.defect})" for other in facts.indexes if other.defect]
+        limit = 2000 if found.vector_type == "vector" else 4000
+        beyond = f": hnsw takes at most {limit} dimensions of {found.vector_type}"
+        unused = [f"{other.name} ({other.defect})" for other in found.indexes if other.defect]
         notice("no-index", url, "indexes that a search of the column can use", unused or ["none"],
                f"every search reads the whole table{beyond * (dim > limit)}", count=0)  # fmt: skip
     elif index.method != "hnsw":
@@ -265,15 +262,26 @@ def _tell(
                "ef_search has no effect: ivfflat.probes decides")  # fmt: skip
 
 
-def _refuse_other_store(store: Path, table: DeploymentTable) -> None:
+def _tell_collection(found: Inspection, index: VectorIndexFacts) -> None:
+    """Notices of an alias, of rows that are not in the index, and of an index without ef."""
+    url = found.location.url
+    for check in found.checks:
+        if check.problem and check.name in {"collection", "index"}:
+            kind = "alias" if check.name == "collection" else "index-behind"
+            notice(kind, url, f"the {check.name}", [check.found], check.problem)
+    if index.method not in {"hnsw", "flat"}:
+        notice("no-ef", url, "indexes of another kind than HNSW", [index.name],
+               "ef_search has no effect: the index's own settings decide")  # fmt: skip
+
+
+def _refuse_other_store(store: Path, location: Location, table: Deployment) -> None:
     """Refuse a table that another store switches, before anything is written."""
     if store_exists(store):
         return
     row = table.read()
     if row is not None:
         raise ConflictError(
-            f"another store switches this table: the row {table.location.name!r} of "
-            f"compatctl_deployment is at epoch {row.epoch}",
+            f"another store switches this table: {location.row} is at epoch {row.epoch}",
             tip="go on with that store; &name=OTHER in the URL makes a second row, which the "
             "application then has to read",
         )

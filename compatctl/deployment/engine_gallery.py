@@ -6,7 +6,7 @@ import numpy as np
 
 from compatctl.core.arrays import Checksums, Vectors
 from compatctl.deployment.engines import REWRITES, in_engine, refuse_engine
-from compatctl.engines import TableFile, require_psycopg
+from compatctl.engines import TableFile, require_engine
 from compatctl.errors import ConflictError
 from compatctl.index import PgVectorIndex, TableChanges, compare_table, require_hnswlib
 from compatctl.manifest import Catalog, Manifest
@@ -22,7 +22,7 @@ def require_library(manifest: Manifest) -> None:
         InputError: it is not installed.
     """
     if in_engine(manifest):
-        require_psycopg()
+        require_engine(manifest.index.engine)
     else:
         require_hnswlib()
 

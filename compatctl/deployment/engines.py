@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compatctl.deployment.project import open_store
-from compatctl.engines import TableRows, connect
+from compatctl.engines import open_connection_to, rows_of
 from compatctl.errors import CompatError, UsageError
 from compatctl.manifest import Manifest
 from compatctl.recipe import Project
@@ -91,14 +91,14 @@ def engine_status(store: Store) -> EngineStatus | None:
     counts: tuple[int | None, int | None] = (None, None)
     try:
         location = file.location.from_environment()
-        reader = TableRows(
-            location=location,
+        reader = rows_of(
+            location,
             id_type=file.id_type,
             vector_type=file.vector_type,
             dim=manifest.index.dim,
         )
         problems = row_problems(store.path, manifest)
-        with connect(location) as connection:
+        with open_connection_to(location) as connection:
             counts = reader.count(connection)
     except CompatError as error:
         problems = [error.message]

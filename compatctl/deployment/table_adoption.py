@@ -172,7 +172,7 @@ def _refuse_rows(file: TableFile, found: RowsNow) -> None:
             f"{file.location.url}: {len(found.zero)} rows have a zero vector: {listed(found.zero)}",
             tip="set them to NULL, or embed these items again",
         )
-    if file.operator != "<=>" and found.most > 0.0 and not _is_unit(found):
+    if file.space != "cosine" and found.most > 0.0 and not _is_unit(found):
         raise InputError(
             f"{file.location.url}: new rows have norms from {found.least:.4g} to "
             f"{found.most:.4g}, and the table is ranked by {file.operator}",

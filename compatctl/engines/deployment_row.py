@@ -133,6 +133,10 @@ class DeploymentTable:
                 tip="compatctl check says how the row and the store differ",
             )
 
+    def elsewhere(self) -> str:
+        """Nothing leads the application elsewhere: the row names the table."""
+        return ""
+
     @property
     def table_name(self) -> tuple[str, str]:
         """The schema and the name of the table of rows."""

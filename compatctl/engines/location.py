@@ -70,6 +70,11 @@ class TableLocation:
         """The table as SQL writes it: schema and name, each quoted where it must be."""
         return ".".join(_quoted(name) for name in (self.schema, self.table) if name)
 
+    @property
+    def row(self) -> str:
+        """What is switched, for messages."""
+        return f"the row {self.name!r} of compatctl_deployment"
+
     def connection_parameters(self) -> dict[str, str]:
         """Keyword arguments of a connection; without a password libpq looks for one itself."""
         known = {
@@ -121,12 +126,12 @@ def _quoted(name: str) -> str:
     return name if plain else '"' + name.replace('"', '""') + '"'
 
 
-def is_engine_url(text: str) -> bool:
-    """Whether a text is the URL of an engine, not a path."""
+def is_table_url(text: str) -> bool:
+    """Whether a text is the URL of a table of PostgreSQL."""
     return text.partition("://")[0] in _SCHEMES and "://" in text
 
 
-def parse_url(text: str) -> TableLocation:
+def parse_table_url(text: str) -> TableLocation:
     """The table that a URL names, of the form postgresql://user@host:port/db/table?id=..&vector=..
 
     A table may be named schema.table. ``label`` names a column of classes, ``name`` the row of

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from compatctl.engines.facts import MAX_EF
 from compatctl.engines.location import PGVECTOR, TableLocation
+from compatctl.engines.milvus.location import MAX_EF as MAX_MILVUS_EF
+from compatctl.engines.milvus.location import MILVUS, CollectionLocation
 from compatctl.errors import DamagedError
 from compatctl.files import os_errors, parse_json
 
@@ -28,23 +31,38 @@ class TableFile:
     """A table that a store adopted.
 
     Attributes:
-        id_type: of the id column; ``vector_type``: vector or halfvec.
-        operator: of the order.
+        id_type: of the id column; ``vector_type``: vector, halfvec or FLOAT_VECTOR.
+        operator: of the order: of SQL, or a metric type of Milvus.
         iterative_scan: whether pgvector had it when the table was adopted.
         rows: how many were adopted.
     """
 
-    location: TableLocation
+    location: TableLocation | CollectionLocation
     id_type: str
     vector_type: str
     operator: str
     iterative_scan: bool
     rows: int
 
+    @property
+    def engine(self) -> str:
+        """The engine's name in a manifest."""
+        return PGVECTOR if isinstance(self.location, TableLocation) else MILVUS
+
+    @property
+    def space(self) -> str:
+        """cosine, ip or l2."""
+        return _SPACES[self.operator]
+
+    @property
+    def max_ef(self) -> int:
+        """The largest effort of a search that the engine takes."""
+        return MAX_EF if isinstance(self.location, TableLocation) else MAX_MILVUS_EF
+
     def write(self, path: Path, checksums: NDArray[np.uint64]) -> None:
         """Write a new file, with a checksum (N,) of each row."""
         entries: dict[str, Any] = {name: getattr(self, name) for name in _ENTRIES}
-        entries |= {"location": self.location.to_json(), "format": _FORMAT, "engine": PGVECTOR}
+        entries |= {"location": self.location.to_json(), "format": _FORMAT, "engine": self.engine}
         line = json.dumps(entries, sort_keys=True, separators=(",", ":")).encode("ascii")
         with path.open("xb") as file:
             file.write(line + b"\n")
@@ -62,10 +80,10 @@ class TableFile:
         raw = parse_json(line, path, error=DamagedError)
         if not isinstance(raw, dict) or raw.keys() != {*_ENTRIES, "location", "format", "engine"}:
             raise DamagedError(f"{path}: not the file of a table")
-        if (raw["format"], raw["engine"]) != (_FORMAT, PGVECTOR):
+        if raw["format"] != _FORMAT or raw["engine"] not in _LOCATIONS:
             raise DamagedError(f"{path}: the file of a table in a form that is not known")
         entries: dict[str, Any] = {name: raw[name] for name in _ENTRIES}
-        location = TableLocation.from_json(raw["location"], str(path))
+        location = _LOCATIONS[raw["engine"]].from_json(raw["location"], str(path))
         return cls(**entries, location=location)
 
     def read_checksums(self, path: Path) -> NDArray[np.uint64]:
@@ -85,3 +103,10 @@ class TableFile:
 
 
 _ENTRIES = ("id_type", "vector_type", "operator", "iterative_scan", "rows")
+_LOCATIONS: dict[str, type[TableLocation] | type[CollectionLocation]] = {
+    PGVECTOR: TableLocation,
+    MILVUS: CollectionLocation,
+}
+_SPACES = {
+    "<=>": "cosine", "<#>": "ip", "<->": "l2", "COSINE": "cosine", "IP": "ip", "L2": "l2",
+}  # fmt: skip

@@ -18,7 +18,7 @@ FORMAT = 4
 _EMPTY: dict[str, Any] = {"erased_models": [], "stand_ins": []}
 """Entries of format 4 that are always empty: nothing uses them any more."""
 
-ENGINES = {"hnswlib": "indexes", "pgvector": "tables"}
+ENGINES = {"hnswlib": "indexes", "pgvector": "tables", "milvus": "tables"}
 """An engine -> the folder of its files in a store."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -44,10 +44,10 @@ class Operation(StrEnum):
 class IndexInfo:
     """An ANN index: the parameters needed to open its file.
 
-    ``engine`` is hnswlib, or pgvector: then the file only names a table, which holds the rows.
+    ``engine`` is hnswlib, or pgvector or milvus: then the file only names what holds the rows.
     ``dim`` is the dimension of a row, ``count`` the number of rows, ``sha256`` the file's digest.
     M, ef_construction, ef_search (the size of the candidate list) and seed are hnswlib's; the first
-    three are pgvector's too.
+    three are the others' too.
     """
 
     engine: str
@@ -291,7 +291,7 @@ _MODEL: dict[str, _Rule] = {
     "proven": ("true or false", lambda value: type(value) is bool),
 }
 _INDEX: dict[str, _Rule] = {
-    "engine": ("'hnswlib' or 'pgvector'", lambda value: value in list(ENGINES)),
+    "engine": ("'hnswlib', 'pgvector' or 'milvus'", lambda value: value in list(ENGINES)),
     "space": ("'ip', 'cosine' or 'l2'", lambda value: value in ("ip", "cosine", "l2")),
     **dict.fromkeys(("dim", "ef_construction", "ef_search", "count"), _whole(1)),
     "M": _whole(2),

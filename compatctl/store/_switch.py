@@ -33,7 +33,7 @@ from compatctl.store._layout import (
 from compatctl.store._remote import is_in_bucket, remote_of, shown_path, store_exists
 
 if TYPE_CHECKING:
-    from compatctl.engines import DeploymentRow, DeploymentTable, TableFile
+    from compatctl.engines import Deployment, DeploymentRow, TableFile
 
 _COMPLETES = "the next command that writes, such as compatctl check --gc, completes it"
 _WAIT_S = 10.0
@@ -47,11 +47,11 @@ class Switch:
     file: TableFile
 
     @property
-    def table(self) -> DeploymentTable:
-        """The table of rows, reached as the environment says."""
-        from compatctl.engines import DeploymentTable
+    def table(self) -> Deployment:
+        """What holds the row, reached as the environment says."""
+        from compatctl.engines import deployment_of
 
-        return DeploymentTable(location=self.file.location.from_environment())
+        return deployment_of(self.file.location.from_environment())
 
     def switch(self, before: Manifest | None, after: Manifest) -> None:
         """Make the row that of ``after``, if it is that of ``before``; None: there is none yet.
@@ -68,7 +68,7 @@ class Switch:
 
     def row(self, manifest: Manifest) -> DeploymentRow:
         """The row that a generation has."""
-        from compatctl.engines import MAX_EF, DeploymentRow
+        from compatctl.engines import DeploymentRow
 
         location = self.file.location
         return DeploymentRow(
@@ -79,7 +79,7 @@ class Switch:
             id_column=location.id,
             vector_column=location.vector,
             operator=self.file.operator,
-            ef_search=min(manifest.index.ef_search, MAX_EF),
+            ef_search=min(manifest.index.ef_search, self.file.max_ef),
             calibration=manifest.calibration,
             previous_epoch=manifest.generation - 1 if manifest.generation > 1 else None,
             manifest=manifest_digest(manifest),
@@ -150,7 +150,9 @@ class Switch:
                 problem += f": a commit was cut off after the row was switched; {_COMPLETES}"
             return [problem]
         changed = replace(row, switched_at="") != replace(self.row(current), switched_at="")
-        return ["entries of the row were changed by hand"] if changed else []
+        elsewhere = self.table.elsewhere()
+        problems = ["entries of the row were changed by hand"] if changed else []
+        return [*problems, elsewhere] if elsewhere else problems
 
 
 def _is_of(row: DeploymentRow, manifest: Manifest) -> bool:
@@ -166,7 +168,7 @@ def _is_before(row: DeploymentRow | None, manifest: Manifest) -> bool:
 
 
 def _difference(file: TableFile, current: Manifest, row: DeploymentRow | None) -> str:
-    where = f"the row {file.location.name!r} of compatctl_deployment"
+    where = file.location.row
     if row is None:
         return f"{where} is gone, and the store is at generation {current.generation}"
     other = ", of another manifest" if row.epoch == current.generation else ""
@@ -217,7 +219,7 @@ def recover(root: Path) -> None:
             switch.roll_forward(root, current)
 
 
-def finish_creation(root: Path, table: DeploymentTable) -> None:
+def finish_creation(root: Path, table: Deployment) -> None:
     """Complete a creation that was killed after its row was written; call it before another one.
 
     Raises:

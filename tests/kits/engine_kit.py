@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from milvus_kit import Collection
 from postgres_kit import Table
 from shop_kit import Result, Shop
 
@@ -15,11 +16,13 @@ from compatctl.store import Store
 
 @dataclass(frozen=True)
 class EngineShop:
-    """A project whose store has its rows in an engine. ``table`` is None for the folder."""
+    """A project whose store has its rows in an engine: in ``table``, in ``collection``, or in the
+    folder, where both are None."""
 
     engine: str
     shop: Shop
     table: Table | None
+    collection: Collection | None = None
 
     def run(self, command: str, *arguments: object) -> Result:
         """Run a command in the project with ``--json``."""
@@ -40,17 +43,21 @@ class EngineShop:
         return DeployedGallery.open(Store.open(self.path("store")))
 
 
-def fill(table: Table, shop: Shop, **options: object) -> None:
+def fill(table: Table | Collection, shop: Shop, **options: object) -> None:
     """A table of the rows of the project's store, as an application would have made it."""
     gallery = DeployedGallery.open(Store.open(shop.path("store")))
     catalog = gallery.catalog
     table.create(catalog.ids, gallery.vectors(), catalog.labels, **options)  # type: ignore[arg-type]
 
 
-def adopt(shop: Shop, table: Table) -> EngineShop:
+def adopt(shop: Shop, table: Table | Collection) -> EngineShop:
     """Fill the table with the store's rows, and make a store of the table."""
     fill(table, shop)
     shutil.rmtree(shop.path("store"))
-    made = EngineShop(engine="pgvector", shop=shop, table=table)
+    made = (
+        EngineShop(engine="pgvector", shop=shop, table=table)
+        if isinstance(table, Table)
+        else EngineShop(engine="milvus", shop=shop, table=None, collection=table)
+    )
     made.done("import", table.url, "--model", shop.path("old.onnx"))
     return made

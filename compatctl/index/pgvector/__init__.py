@@ -1,1 +1,1 @@
-"""Rows in a table of PostgreSQL with pgvector, which somebody else's application owns."""
+"""Rows in a table of PostgreSQL or a collection of Milvus, which an application owns."""

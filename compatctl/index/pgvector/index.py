@@ -1,4 +1,4 @@
-"""The pgvector engine: search in the application's own table, fenced by the epoch."""
+"""Search in the application's own table or collection, fenced by the epoch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NoReturn
 import numpy as np
 
 from compatctl.core.arrays import Keys, Scores, Vectors
-from compatctl.engines import ConnectionPool, FencedSearch, Scan, TableFile
+from compatctl.engines import Pool, Scan, TableFile, pool_of, search_of
 from compatctl.errors import ConflictError, InputError
 from compatctl.index.pgvector.reading import table_rows, unit_directions
 from compatctl.index.rows import KeyLookup, check_unit
@@ -37,7 +37,7 @@ class PgVectorIndex:
         dim: int,
         epoch: int | None,
         ef_search: int,
-        pool: ConnectionPool | None = None,
+        pool: Pool | None = None,
     ) -> None:
         self.file = file
         self._ids, self._row_of, self._keys = ids, row_of, keys
@@ -45,10 +45,8 @@ class PgVectorIndex:
         self._rows = table_rows(file, dim)
         self._location = self._rows.location
         self._lookup = KeyLookup(np.asarray(keys, np.uint64))
-        self._search = FencedSearch(
-            self._location, file.vector_type, file.operator, epoch, file.iterative_scan
-        )
-        self._pool = pool or ConnectionPool(self._location)
+        self._search = search_of(file, self._rows, epoch)
+        self._pool = pool or pool_of(self._location)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -169,9 +167,9 @@ class PgVectorIndex:
         return ended
 
     def _scores(self, distances: np.ndarray) -> Scores:
-        if self.file.operator == "<#>":
+        if self.file.space == "ip":
             return (-distances).astype(np.float32)
-        half = distances**2 / 2 if self.file.operator == "<->" else distances
+        half = distances**2 / 2 if self.file.space == "l2" else distances
         return (1.0 - half).astype(np.float32)
 
     def _refuse_lost(self, item: str = "") -> NoReturn:

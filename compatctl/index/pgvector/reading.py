@@ -9,7 +9,8 @@ from itertools import repeat
 import numpy as np
 
 from compatctl.core.arrays import Bools, Checksums, Rows, Vectors
-from compatctl.engines import RowBlock, TableFile, TableRows, connect
+from compatctl.engines import RowBlock, TableFile, open_connection_to, rows_of
+from compatctl.engines import Rows as EngineRows
 from compatctl.errors import InputError
 from compatctl.index.rows import row_checksums
 from compatctl.printable import listed
@@ -73,10 +74,10 @@ class TableChanges:
         return "; ".join(parts)
 
 
-def table_rows(file: TableFile, dim: int) -> TableRows:
+def table_rows(file: TableFile, dim: int) -> EngineRows:
     """The reader of a table's rows, reached as the environment says."""
-    return TableRows(
-        location=file.location.from_environment(),
+    return rows_of(
+        file.location.from_environment(),
         id_type=file.id_type,
         vector_type=file.vector_type,
         dim=dim,
@@ -85,7 +86,7 @@ def table_rows(file: TableFile, dim: int) -> TableRows:
 
 def unit_directions(file: TableFile, rows: Vectors) -> Vectors:
     """Rows (n, D) as the engine ranks them: divided by their norms where it ranks by the cosine."""
-    if file.operator != "<=>":
+    if file.space != "cosine":
         return rows
     norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
     unit: Vectors = (rows / np.maximum(norms, 1e-30)).astype(np.float32)
@@ -216,7 +217,7 @@ def compare_table(
     )
     reader = table_rows(file, dim)
     done = 0
-    with connect(reader.location) as connection:
+    with open_connection_to(reader.location) as connection:
         for block in reader.blocks(connection):
             found.take(block)
             done += len(block.ids)

@@ -1,0 +1,121 @@
+"""The rows of a collection as blocks of arrays: page after page in the order of the primary key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compatctl.engines.milvus.connection import DATA_S, Client
+from compatctl.engines.milvus.location import CollectionLocation
+from compatctl.engines.rows import RowBlock
+from compatctl.errors import InputError
+
+MAX_ROWS = 16_384
+"""Most rows that a server gives in one answer."""
+_MAX_BYTES = 32 << 20
+"""Most bytes of vectors in one answer: a server sends at most 64 MiB."""
+STRONG = "Strong"
+"""The consistency level at which every row that was written before is seen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectionRows:
+    """The rows of a collection, all partitions together.
+
+    Attributes:
+        id_type: int64 or varchar. ``vector_type``: FLOAT_VECTOR.
+        dim: D of each vector.
+    """
+
+    location: CollectionLocation
+    id_type: str
+    vector_type: str
+    dim: int
+
+    def blocks(self, connection: Client) -> Iterator[RowBlock]:
+        """Every row in blocks, by ascending primary key.
+
+        Each page sees all rows that were written before it (level Strong). Together they are no
+        snapshot: Milvus keeps none for a reader. pymilvus's own iterator is not used, as it breaks
+        off at keys with quotes and backslashes.
+
+        Raises:
+            InputError: rows are hidden behind the same primary key, which Milvus does not prevent.
+        """
+        before = self.count(connection)[0]
+        page = max(1, min(MAX_ROWS, _MAX_BYTES // (4 * self.dim)))
+        label, total, condition = self.location.label, 0, ""
+        while True:
+            rows = self._query(connection, condition, label=label, limit=page)
+            if not rows:
+                break
+            yield self._block(rows, label=label)
+            total += len(rows)
+            last = max(row[self.location.id] for row in rows)
+            condition = f"{self.location.id} > {_literal(last)}"
+        if total != before and self.count(connection)[0] == before:
+            raise InputError(
+                f"{self.location.url}: the collection counts {before} rows and gives {total}: a "
+                "primary key was inserted more than once, and which of its vectors is found cannot "
+                "be known",
+                tip="delete these keys and insert each once; upsert replaces rows",
+            )
+
+    def find(self, connection: Client, ids: Sequence[str]) -> Iterator[RowBlock]:
+        """The rows of these ids that are there, in blocks, without labels, in any order."""
+        size = max(1, min(MAX_ROWS // 4, _MAX_BYTES // (4 * self.dim)))
+        whole = self.id_type == "int64"
+        for start in range(0, len(ids), size):
+            part = [int(item) if whole else item for item in ids[start : start + size]]
+            condition = f"{self.location.id} in [{', '.join(map(_literal, part))}]"
+            rows = self._query(connection, condition, label="", limit=None)
+            if rows:
+                yield self._block(rows, label="")
+
+    def count(self, connection: Client) -> tuple[int, int]:
+        """The number of rows, and 0: every row has a vector."""
+        found = connection.query(
+            self.location.table,
+            filter="",
+            output_fields=["count(*)"],
+            consistency_level=STRONG,
+            timeout=DATA_S,
+        )
+        return int(found[0]["count(*)"]), 0
+
+    def _query(
+        self, connection: Client, condition: str, *, label: str, limit: int | None
+    ) -> list[dict[str, Any]]:
+        names = [self.location.id, self.location.vector, *((label,) if label else ())]
+        ordered = {"limit": limit, "iterator": "True", "reduce_stop_for_best": "True"}
+        return list(
+            connection.query(
+                self.location.table,
+                filter=condition,
+                output_fields=names,
+                consistency_level=STRONG,
+                timeout=DATA_S,
+                **(ordered if limit is not None else {}),
+            )
+        )
+
+    def _block(self, rows: list[dict[str, Any]], *, label: str) -> RowBlock:
+        import numpy as np
+
+        vectors = np.array([row[self.location.vector] for row in rows], np.float32)
+        return RowBlock(
+            ids=tuple(str(row[self.location.id]) for row in rows),
+            vectors=vectors.reshape(len(rows), self.dim),
+            labels=tuple(_text(row.get(label)) for row in rows) if label else None,
+        )
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _literal(value: object) -> str:
+    """A primary key as an expression has it."""
+    return json.dumps(value, ensure_ascii=False)
