@@ -171,7 +171,7 @@ def test_other_commands_refuse_to_run_several_times(shop: Shop) -> None:
 
 
 def _gap(shop: Shop, one: str, two: str) -> float:
-    """Largest difference between weights, and between embeddings, of two candidates."""
+    """Largest difference between weights, and between rows of either output, of two candidates."""
     first, second = (
         load_file(shop.path(f"build/{name}/weights.safetensors")) for name in (one, two)
     )
@@ -180,8 +180,11 @@ def _gap(shop: Shop, one: str, two: str) -> float:
         float((value.double() - second[key].double()).abs().max()) for key, value in first.items()
     ]
     items = load(shop.data())
-    rows = [Encoder.load(shop.path(f"{name}.onnx")).embed(items) for name in (one, two)]
-    return max(*gaps, float(np.abs(rows[0].features - rows[1].features).max()))
+    rows = [Encoder.load(shop.path(f"{name}.onnx")).embed(items, free=True) for name in (one, two)]
+    for output in ("features", "free"):
+        here, there = (getattr(embedded, output) for embedded in rows)
+        gaps.append(float(np.abs(here - there).max()))
+    return max(gaps)
 
 
 def _wait_for(path: Path) -> None:
