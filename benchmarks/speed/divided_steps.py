@@ -3,9 +3,9 @@
     python -m benchmarks.speed.divided_steps [--batch N] [--micro-batch N] [--size PIXELS] [--json]
 
 ``finetune``'s own loop with ``train: full`` and EfficientNet-lite0 on the demo's images, one batch
-an epoch. Seconds are of CPU, which other work on the machine does not change much. Each way runs in
-a process of its own: three epochs after one that allocates, and the peak of the process.
-``nothing`` only makes the network and the data.
+an epoch. Seconds are of CPU, of one thread, which other work on the machine changes little. Each
+way runs in a process of its own: three epochs after one that allocates, and the peak of the
+process. ``nothing`` only makes the network and the data.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.speed.step_time import checkpoint, images_of, network_of, pixels_of, recipe_of
 
@@ -32,7 +33,8 @@ WAYS = ("nothing", "whole", "parts", "bf16", "bf16, parts")
 
 
 def measure(way: str, batch: int, micro_batch: int, size: int) -> dict[str, float]:
-    """Median seconds of CPU an epoch, of all threads, and the peak of this process in MiB."""
+    """Median seconds of CPU an epoch, and the peak of this process in MiB."""
+    torch.set_num_threads(1)  # several count their waiting for each other
     from compatctl.train import Reference, embed, train
 
     recipe = recipe_of("lite0", size)
