@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +17,17 @@ from engine_kit import EngineShop, adopt, fill
 from kill_kit import environment, killed
 from milvus_kit import TOKEN, Collection
 from pymilvus import DataType
-from shop_kit import DIM, Result, Shop, run
+from shop_kit import DIM, Result, Shop, run, turned
 
 import compatctl
 from compatctl.core.nearest import exact_search
+from compatctl.data import load
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.searcher import Searcher
 from compatctl.encoder import Encoder
+from compatctl.engines import DeploymentRow, deployment_of, parse_url
 from compatctl.engines.milvus import rows as pages
+from compatctl.errors import ConflictError
 from compatctl.store import Store, manifest_digest
 
 REPORT = "report.json"
@@ -434,3 +439,80 @@ def test_what_milvus_cannot_do_is_refused_by_name(
         assert refused.code == 2
         assert f"{name} is not for a store whose rows are in milvus" in refused.stderr
     assert collection.row() == before
+
+
+def test_an_import_that_was_killed_is_run_again(shop: Shop, collection: Collection) -> None:
+    """Killed after the properties were written: the same command ends with one store."""
+    fill(collection, shop)
+    shutil.rmtree(shop.path("store"))
+    made = EngineShop(engine="milvus", shop=shop, table=None, collection=collection)
+    words = (collection.url, "--model", shop.path("old.onnx"))
+    killed("after the row", "import", *shop.args, *words)
+    assert collection.row()["epoch"] == "1"
+    made.done("import", *words)
+    assert collection.row()["epoch"] == "1"
+    assert made.done("check").json["ok"]
+    assert not made.done("import", *words).json["written"]
+
+
+def test_new_rows_are_compared_and_stay_after_a_rollback(
+    shop: Shop, collection: Collection
+) -> None:
+    """Rows that the query model did not make are refused; its own are adopted, and a rollback of
+    the model leaves them in the gallery."""
+    fill(collection, shop)
+    gallery = DeployedGallery.open(Store.open(shop.path("store")))
+    ids, rows = list(gallery.catalog.ids[:3]), gallery.vectors()[:3]
+    collection.delete(ids)
+    shutil.rmtree(shop.path("store"))
+    mv = EngineShop(engine="milvus", shop=shop, table=None, collection=collection)
+    mv.done("import", collection.url, "--model", shop.path("old.onnx"))
+    n = mv.gallery().manifest.index.count
+    items, other = load(shop.data()), turned(shop, "other.onnx", of="old.onnx")
+    taken = items.take([items.row_of[item] for item in ids])
+    collection.insert(ids, Encoder.load(other).embed(taken).features)
+    refused = mv.run("add")
+    assert refused.code == 5
+    assert "did not fill this index" in refused.json["error"]["message"]
+    assert collection.row()["epoch"] == "1"
+    collection.insert(ids, rows, replace=True)
+    added = mv.done("add").json
+    assert (added["added"], added["present"], added["uncompared"]) == (3, n, 0)
+    mv.done("deploy", "--model", shop.path("new.onnx"), "--force", "--reason", "drill")
+    assert mv.done("rollback", "--to", 1).json["kept"] == 3
+    assert mv.gallery().manifest.index.count == n + 3
+    assert mv.done("check").json["problems"] == []
+
+
+def test_the_writer_whose_row_stays_is_told_so(mv: EngineShop) -> None:
+    """Eight writers replace the same row at once, ten times. Others than the last may believe that
+    they won, as Milvus has no compare-and-swap; but the one whose row stays does, and whoever
+    finds another row is told."""
+    location = parse_url(of(mv).url)
+    deployment = deployment_of(location)
+    refused = 0
+    for turn in range(10):
+        expected = deployment.read()
+        assert expected is not None
+        believed: list[str] = []
+
+        def write(name: str, before: DeploymentRow = expected, to: list[str] = believed) -> None:
+            row = replace(before, epoch=before.epoch + 1, manifest=name)
+            try:
+                deployment_of(location).swap(row, expected=before)
+            except ConflictError:
+                return
+            to.append(name)
+
+        names = [f"{turn}-{number}" for number in range(8)]
+        threads = [threading.Thread(target=write, args=(name,)) for name in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        last = deployment.read()
+        assert last is not None
+        assert last.epoch == expected.epoch + 1
+        assert last.manifest in believed
+        refused += len(names) - len(believed)
+    assert refused > 0
