@@ -6,6 +6,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlencode
@@ -362,6 +363,22 @@ def test_the_index_is_used(many: Rows, table: Table) -> None:
             return
         time.sleep(0.1)
     raise AssertionError(f"{scans() - before} scans of the index for 10 queries")
+
+
+def test_any_number_of_threads_may_search(many: Rows, table: Table) -> None:
+    """Eight threads over one index get the answers of one, each over a connection of its own."""
+    assert many.adopt(table.url).code == 0
+    index = many.gallery().index
+    queries = [many.vectors[start : start + 5] for start in range(0, 400, 5)]
+    alone = [index.search(query, 4)[0] for query in queries]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda query: index.search(query, 4)[0], queries))
+    assert all(np.array_equal(one, other) for one, other in zip(alone, together, strict=True))
+    (connections,) = table.execute(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'compatctl' "
+        "AND datname = current_database()"
+    )
+    assert 1 <= connections[0] <= 8
 
 
 def test_an_older_postgresql_is_searched_too(rows: Rows) -> None:
