@@ -98,15 +98,18 @@ def test_two_processes_give_the_candidate_of_one(shop: Shop, train: str, micro: 
 
 
 def test_a_killed_process_ends_the_run_which_resumes_to_the_same_candidate(shop: Shop) -> None:
-    """SIGKILL of one process ends the other with a message; --resume gives the uninterrupted
-    candidate, bit by bit."""
+    """SIGKILL of one process ends the other; --resume gives the uninterrupted candidate, bit by
+    bit."""
     _recipe(shop, "full", "7", weights="0.25", epochs=10)
     process = _start(*_arguments(shop, "two"), folder=shop.folder)
     _wait_for(shop.path("build/two/checkpoint.pt"))
     os.kill(_workers(process)[1], signal.SIGKILL)
     _, stderr = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
-    assert "process 0: another process of this run ended" in stderr
+    assert "Signal 9 (SIGKILL)" in stderr, stderr
+    # torchrun may stop the first process before it can say so itself
+    told = "process 0: another process of this run ended" in stderr
+    assert told or "Signal 15 (SIGTERM)" in stderr, stderr
     assert not shop.path("two.onnx").exists()
     resumed, stdout, stderr = _torchrun(*_arguments(shop, "two", "--resume"), folder=shop.folder)
     assert resumed == 0, stderr
