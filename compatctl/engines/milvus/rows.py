@@ -97,6 +97,7 @@ class CollectionRows:
                 output_fields=names,
                 consistency_level=STRONG,
                 timeout=DATA_S,
+                strict_float32=True,  # rows as arrays; an older pymilvus gives lists
                 **(ordered if limit is not None else {}),
             )
         )

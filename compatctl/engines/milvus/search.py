@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 LEVEL = "Bounded"
 """The consistency level of searches: they may miss what was written seconds ago.
-Strong costs .2 s."""
+Strong waits for the server's clock."""
 _ANSWERS = 500_000
 """Most rows that one call answers."""
 
