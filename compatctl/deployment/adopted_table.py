@@ -27,7 +27,7 @@ from compatctl.engines import (
 )
 from compatctl.errors import ConflictError, InputError, UsageError
 from compatctl.files import sha256_file
-from compatctl.index import PgVectorIndex, row_checksums
+from compatctl.index import EngineIndex, row_checksums
 from compatctl.manifest import IndexInfo
 from compatctl.notices import notice
 from compatctl.printable import listed
@@ -122,7 +122,7 @@ def _source(  # noqa: PLR0917
     return AdoptedSource(
         path=path,
         sha256=sha256,
-        index=PgVectorIndex(
+        index=EngineIndex(
             file,
             ids=ids,
             row_of={item: row for row, item in enumerate(ids)},

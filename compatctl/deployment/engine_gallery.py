@@ -8,7 +8,7 @@ from compatctl.core.arrays import Checksums, Vectors
 from compatctl.deployment.engines import REWRITES, in_engine, refuse_engine
 from compatctl.engines import TableFile, require_engine
 from compatctl.errors import ConflictError
-from compatctl.index import PgVectorIndex, TableChanges, compare_table, require_hnswlib
+from compatctl.index import EngineIndex, TableChanges, compare_table, require_hnswlib
 from compatctl.manifest import Catalog, Manifest
 from compatctl.notices import notice
 from compatctl.progress import Progress, silent
@@ -38,14 +38,14 @@ def require_own_rows(manifest: Manifest, what: str) -> None:
     require_hnswlib()
 
 
-def open_table(store: Store, manifest: Manifest, catalog: Catalog) -> PgVectorIndex:
+def open_table(store: Store, manifest: Manifest, catalog: Catalog) -> EngineIndex:
     """The table of a generation, searched at the generation's epoch.
 
     Raises:
         DamagedError: the file that names the table is missing or changed.
     """
     file, _ = _adopted(store, manifest)
-    return PgVectorIndex(
+    return EngineIndex(
         file,
         ids=catalog.ids,
         row_of=catalog.row_of,

@@ -19,7 +19,7 @@ from compatctl.deployment.engines import in_engine, refuse_engine
 from compatctl.encoder import CANARY_LIMIT, Canary, Encoder
 from compatctl.errors import DamagedError
 from compatctl.files import is_remembered, remember
-from compatctl.index import HnswIndex, HnswParams, PgVectorIndex, VectorIndex, read_all, read_keys
+from compatctl.index import EngineIndex, HnswIndex, HnswParams, VectorIndex, read_all, read_keys
 from compatctl.manifest import Catalog, IndexInfo, Manifest
 from compatctl.store import Store
 
@@ -73,7 +73,7 @@ class DeployedGallery:
             vars(self)["catalog"] = other.catalog
         if replace(own.index, ef_search=others.index.ef_search) == others.index:
             index = loaded.get("index")
-            if isinstance(index, PgVectorIndex):  # its searches are of one epoch
+            if isinstance(index, EngineIndex):  # its searches are of one epoch
                 index = index.at(own.generation, own.index.ef_search)
             vars(self).update({} if index is None else {"index": index})
         same_model = own.query_model == others.query_model

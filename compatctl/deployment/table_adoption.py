@@ -17,7 +17,7 @@ from compatctl.deployment.project import utc_now
 from compatctl.deployment.provenance import compare
 from compatctl.engines import TableFile
 from compatctl.errors import InputError
-from compatctl.index import PgVectorIndex, RowsNow, TableChanges
+from compatctl.index import EngineIndex, RowsNow, TableChanges
 from compatctl.manifest import Catalog, Manifest, Operation
 from compatctl.notices import notice
 from compatctl.printable import listed
@@ -130,7 +130,7 @@ class TableAdoption:
                    "the data has none of these items", count=len(items))  # fmt: skip
             return False
         manifest = self.store.manifest
-        index = PgVectorIndex(
+        index = EngineIndex(
             self.file,
             ids=self.catalog.ids,
             row_of=self.catalog.row_of,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from compatctl.index.engine.index import EngineIndex
+from compatctl.index.engine.reading import RowsNow, TableChanges, compare_table
 from compatctl.index.faiss_header import FaissHeader, read_faiss_header
 from compatctl.index.hnswlib.index import HnswIndex, require_hnswlib
 from compatctl.index.hnswlib.layout import read_header
@@ -20,8 +22,6 @@ from compatctl.index.hnswlib.rebuilding import (
     build_without,
     build_without_deleted,
 )
-from compatctl.index.pgvector.index import PgVectorIndex
-from compatctl.index.pgvector.reading import RowsNow, TableChanges, compare_table
 from compatctl.index.protocol import VectorIndex
 from compatctl.index.rows import KeyLookup, NotUnitError, row_checksums
 from compatctl.index.sources import (
@@ -39,6 +39,7 @@ from compatctl.index.tuning import recall_per_query, tune_ef
 
 __all__ = [
     "DATABASES",
+    "EngineIndex",
     "FaissHeader",
     "ForeignRows",
     "Form",
@@ -46,7 +47,6 @@ __all__ = [
     "HnswParams",
     "KeyLookup",
     "NotUnitError",
-    "PgVectorIndex",
     "RowsAt",
     "RowsNow",
     "TableChanges",

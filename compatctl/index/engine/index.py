@@ -10,7 +10,7 @@ import numpy as np
 from compatctl.core.arrays import Keys, Scores, Vectors
 from compatctl.engines import Pool, Scan, TableFile, pool_of, search_of
 from compatctl.errors import ConflictError, InputError
-from compatctl.index.pgvector.reading import table_rows, unit_directions
+from compatctl.index.engine.reading import table_rows, unit_directions
 from compatctl.index.rows import KeyLookup, check_unit
 from compatctl.notices import notice
 from compatctl.progress import Progress, silent
@@ -18,7 +18,7 @@ from compatctl.progress import Progress, silent
 _CHANGED = "compatctl check lists what changed; compatctl add takes new rows in"
 
 
-class PgVectorIndex:
+class EngineIndex:
     """The adopted rows of a table, under their keys; any number of threads may search.
 
     Args:
@@ -51,9 +51,9 @@ class PgVectorIndex:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def at(self, epoch: int, ef_search: int) -> PgVectorIndex:
+    def at(self, epoch: int, ef_search: int) -> EngineIndex:
         """The same rows at another epoch, over the same connections."""
-        return PgVectorIndex(
+        return EngineIndex(
             self.file,
             ids=self._ids,
             row_of=self._row_of,
@@ -107,9 +107,9 @@ class PgVectorIndex:
     def search(self, queries: Vectors, k: int, ef: int | None = None) -> tuple[Keys, Scores]:
         """Keys and cosines (Q, min(k, N)) of approximately the nearest rows, nearest first.
 
-        ``ef`` is hnsw.ef_search, at most 1,000 and at least k. Where the scan finds fewer adopted
-        rows than it should, it goes on (pgvector 0.8), or the search is exact. Rows that were not
-        adopted are left out, with a notice.
+        ``ef`` is the engine's effort, at least k and at most what the engine takes. Where the scan
+        finds fewer adopted rows than it should, it goes on (pgvector 0.8), or the search is exact.
+        Rows that were not adopted are left out, with a notice.
 
         Raises:
             StaleEpochError: the row was switched since.
