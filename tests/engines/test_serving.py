@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import secrets
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
 from engine_kit import EngineShop
-from load_kit import Clients, Expected, judge, query_files
+from load_kit import Clients, Expected, judge, kill_and_replace, query_files
 from s3_kit import S3Server
 from serve_kit import Server, wait_for
 from shop_kit import Shop, run
@@ -16,24 +18,56 @@ from shop_kit import Shop, run
 FORCE = ("--force", "--reason", "drill")
 
 
-def test_no_answer_fails_or_is_mixed_during_switches(deployed: EngineShop) -> None:
-    """Eight clients ask through ten deploys and rollbacks; each answer is that of its model."""
+@pytest.mark.parametrize("deployed", ["pgvector", "milvus"], indirect=True)
+def test_no_answer_fails_or_is_mixed_whatever_happens(deployed: EngineShop) -> None:
+    """16 clients and two services; 20 deploys and rollbacks, five adds of rows that the application
+    inserted, a damaged candidate, and a service that is killed."""
     shop = deployed.shop
     paths = query_files(shop, 4)
     expected = Expected(shop, paths)
     expected.learn()
-    with Server(shop.folder) as server:
-        clients = Clients([server, server], [path.read_bytes() for path in paths])
-        with clients.asking(8):
-            for number in range(10):
+    with ExitStack() as stack:
+        servers = [stack.enter_context(Server(shop.folder)) for _ in range(2)]
+        clients = Clients(servers, [path.read_bytes() for path in paths])
+        with clients.asking(16):
+            for number in range(20):
                 if number % 2:
                     deployed.done("rollback")
                 else:
                     deployed.done("deploy", "--model", shop.path("new.onnx"), *FORCE)
-                wanted = expected.learn()
-                wait_for(lambda n=wanted: server.status()["generation"] == n)
+                _follow(servers, expected)
+                if number % 4 == 1:
+                    _insert(deployed, f"fresh-{number}")
+                    deployed.done("add")
+                    _follow(servers, expected)
+            _refuse_damaged(deployed)
+            kill_and_replace(servers, stack)
     seen = judge(clients, expected)
-    assert len(seen) >= 10
+    assert len(seen) >= 23
+    assert clients.moved > 0
+
+
+def _follow(servers: list[Server], expected: Expected) -> None:
+    wanted = expected.learn()
+    wait_for(lambda: all(server.status()["generation"] == wanted for server in servers))
+
+
+def _insert(deployed: EngineShop, item: str) -> None:
+    """A row of the application: between two rows of the query model."""
+    rows = deployed.gallery().vectors()[:2].sum(axis=0, keepdims=True)
+    holder = deployed.table or deployed.collection
+    assert holder is not None
+    holder.insert([item], rows / np.linalg.norm(rows), ["fresh"])
+
+
+def _refuse_damaged(deployed: EngineShop) -> None:
+    """A candidate with a changed byte changes neither the store nor what the engine says."""
+    whole = deployed.path("worse.onnx").read_bytes()
+    bad = deployed.path("damaged.onnx")
+    bad.write_bytes(whole[:2000] + b"\xff" * 40 + whole[2040:])
+    before = deployed.done("status").json["head"]
+    assert deployed.run("deploy", "--model", bad, *FORCE).code == 5
+    assert deployed.done("status").json["head"] == before
 
 
 def test_a_service_follows_a_store_in_a_bucket(

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,3 +124,12 @@ def judge(clients: Clients, expected: Expected) -> Counter[int]:
         f"{clients.moved} asked the other server; p50 {p50:.3f} s, p99 {p99:.3f} s"
     )
     return seen
+
+
+def kill_and_replace(servers: list[Server], stack: ExitStack) -> None:
+    """One server is killed, and another takes its place."""
+    servers[0].process.kill()
+    servers[0].process.wait()
+    time.sleep(1)
+    servers[0] = stack.enter_context(Server(servers[1].folder))
+    time.sleep(1)

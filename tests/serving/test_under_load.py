@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from load_kit import Clients, Expected, judge, query_files
+from load_kit import Clients, Expected, judge, kill_and_replace, query_files
 from serve_kit import Server, wait_for
 from shop_kit import Shop
 
@@ -37,7 +37,7 @@ def test_no_answer_fails_or_is_mixed_whatever_happens(shop: Shop, emoji: Path) -
                 number = expected.learn()
                 wait_for(lambda n=number: all(s.status()["generation"] == n for s in servers))
             _damage(shop, servers, expected)
-            _kill(servers, stack)
+            kill_and_replace(servers, stack)
             wait_for(lambda: time.monotonic() - began >= SECONDS, SECONDS + 60)
     seen = judge(clients, expected)
     assert len(seen) >= len(expected.cosines) - 2
@@ -88,15 +88,6 @@ def _damage(shop: Shop, servers: list[Server], expected: Expected) -> None:
     for server in servers:
         wait_for(lambda s=server: s.status()["generation"] == number)
         assert not server.status()["newest_does_not_serve"]
-
-
-def _kill(servers: list[Server], stack: ExitStack) -> None:
-    """One server is killed, and another takes its place."""
-    servers[0].process.kill()
-    servers[0].process.wait()
-    time.sleep(1)
-    servers[0] = stack.enter_context(Server(servers[1].folder))
-    time.sleep(1)
 
 
 def _done(shop: Shop, *arguments: object) -> None:
