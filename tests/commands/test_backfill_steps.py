@@ -266,7 +266,7 @@ def test_a_run_killed_in_a_step_goes_on_without_embedding_again(slow: Shop) -> N
     assert process.returncode == -signal.SIGKILL
     assert len(_own(slow)) == step
     kept = _kept(slow)
-    assert 0 < kept < step
+    assert 0 < kept <= step  # a block has what two seconds embed
     assert slow.run("check").code == 0
     again = slow.run("backfill", *arguments)
     assert again.code == 0, again.stderr

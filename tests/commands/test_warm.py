@@ -272,6 +272,7 @@ def test_a_limit_that_was_lowered_after_the_deploy_is_said(
         "rows_allowed": shop.manifest()["index"]["count"],
         "rows_passed": passed,
         "exact": True,
+        "in_bucket": False,
     }
     assert before.stderr == ""
     share = limited(shop, passed + 4)

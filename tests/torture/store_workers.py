@@ -259,9 +259,14 @@ class Target:
     swap: tuple[Path, ...] = ()
 
 
-NAMES = ("manifest", "newest", "oldest", *(kind for kind in KINDS if kind != "erasures"))
+NAMES = (
+    "manifest",
+    "newest",
+    "oldest",
+    *(kind for kind in KINDS if kind not in {"erasures", "tables"}),
+)
 """The targets: manifest.json, the newest and the oldest file of history/, and a file of each kind
-that a store without erasures has."""
+that a store has without erasures, whose rows are its own."""
 
 _ALL = ("search", "add", "deploy", "history", "rollback")
 
