@@ -18,7 +18,7 @@ demo: $(READY)                 ## the whole story on real images, in a temporary
 	$(BIN)/compatctl demo
 
 test: $(READY)                 ## every test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 torture: $(READY)              ## every write, killed, starved or cut off at every call: takes long
 	COMPATCTL_TORTURE=long $(BIN)/python -m pytest -n 2 tests/torture
@@ -44,7 +44,7 @@ libraries-test: $(LIBRARIES)/.ready ## exports and readers of other libraries, a
 	$(LIBRARIES)/bin/python -m pytest -p no:cacheprovider tests/libraries
 
 engines-test: $(ENGINES)/.ready ## stores and rows on servers, against real ones on loopback ports
-	$(ENGINES)/bin/python -m pytest -p no:cacheprovider -n 2 tests/engines
+	$(ENGINES)/bin/python -m pytest -p no:cacheprovider -n 2 --dist loadscope tests/engines
 
 wheel-test: $(READY)           ## build the wheel, install it alone, run the gate's commands from it
 	$(BIN)/python tests/wheel/run.py

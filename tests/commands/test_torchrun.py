@@ -100,7 +100,7 @@ def test_two_processes_give_the_candidate_of_one(shop: Shop, train: str, micro: 
 def test_a_killed_process_ends_the_run_which_resumes_to_the_same_candidate(shop: Shop) -> None:
     """SIGKILL of one process ends the other; --resume gives the uninterrupted candidate, bit by
     bit."""
-    _recipe(shop, "full", "7", weights="0.25", epochs=10)
+    _recipe(shop, "full", "31", weights="0.25", epochs=8)
     process = _start(*_arguments(shop, "two"), folder=shop.folder)
     _wait_for(shop.path("build/two/checkpoint.pt"))
     os.kill(_workers(process)[1], signal.SIGKILL)
