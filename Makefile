@@ -18,7 +18,7 @@ demo: $(READY)                 ## the whole story on real images, in a temporary
 	$(BIN)/compatctl demo
 
 test: $(READY)                 ## every test
-	$(BIN)/python -m pytest -n 2 --dist loadscope
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 torture: $(READY)              ## every write, killed, starved or cut off at every call: takes long
 	COMPATCTL_TORTURE=long $(BIN)/python -m pytest -n 2 tests/torture
