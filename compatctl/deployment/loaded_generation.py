@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
@@ -96,8 +95,6 @@ class LoadedGeneration:
     rescorer: Rescorer | None
     keys_are_rows: bool
     """Whether each row's key in the index is its number, which was checked."""
-    _searching: AbstractContextManager[object]
-    """An engine's connection takes one search at a time; the embedded index takes any number."""
     _rescoring: Lock = field(default_factory=Lock, repr=False)
 
     @classmethod
@@ -134,7 +131,6 @@ class LoadedGeneration:
             scale=score_map(gallery),
             rescorer=rescorer,
             keys_are_rows=_keys_are_rows(catalog),
-            _searching=nullcontext() if isinstance(gallery.index, HnswIndex) else Lock(),
         )
 
     def with_model(self, encoder: Encoder) -> LoadedGeneration:
@@ -157,11 +153,7 @@ class LoadedGeneration:
         gallery.take_from(self.gallery)
         gallery.use_encoder(encoder)
         return LoadedGeneration(
-            gallery=gallery,
-            scale=None,
-            rescorer=None,
-            keys_are_rows=self.keys_are_rows,
-            _searching=self._searching,
+            gallery=gallery, scale=None, rescorer=None, keys_are_rows=self.keys_are_rows
         )
 
     @property
@@ -220,8 +212,7 @@ class LoadedGeneration:
                 tip="search for items, so that the query model embeds them",
             )
         count = k if manifest.rescoring is None else max(k, manifest.rescoring.candidates)
-        with self._searching:
-            keys, cosines = gallery.index.search(features, count, manifest.index.ef_search)
+        keys, cosines = gallery.index.search(features, count, manifest.index.ef_search)
         rows = keys.view(np.int64) if self.keys_are_rows else gallery.catalog.rows_of(keys)
         known, rescored = np.zeros(rows.shape, bool), None
         if self.rescorer is not None and free is not None:
