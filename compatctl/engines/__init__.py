@@ -30,11 +30,12 @@ from compatctl.engines.engine import (
 )
 from compatctl.engines.facts import VectorIndexFacts
 from compatctl.engines.inspection import Inspection, Location
-from compatctl.engines.location import PGVECTOR, URL_VARIABLE, TableLocation
+from compatctl.engines.location import PGVECTOR, TableLocation
 from compatctl.engines.milvus.location import MILVUS, CollectionLocation
 from compatctl.engines.rows import RowBlock
 from compatctl.engines.search import FencedSearch, Scan, StaleEpochError
 from compatctl.engines.table_file import TableFile
+from compatctl.engines.url import URL_VARIABLE
 
 __all__ = [
     "MILVUS",

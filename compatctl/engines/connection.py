@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from compatctl.engines.location import URL_VARIABLE, TableLocation
+from compatctl.engines.location import TableLocation
+from compatctl.engines.url import URL_VARIABLE
 from compatctl.errors import CompatError, InputError
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from compatctl.engines.location import PGVECTOR, TableLocation, is_table_url, pa
 from compatctl.engines.milvus.connection import ClientPool, connect_milvus, require_pymilvus
 from compatctl.engines.milvus.facts import OPERATORS as METRICS
 from compatctl.engines.milvus.facts import inspect_collection
-from compatctl.engines.milvus.location import MILVUS, parse_collection_url
+from compatctl.engines.milvus.location import MILVUS, is_collection_url, parse_collection_url
 from compatctl.engines.milvus.properties import DeploymentProperties
 from compatctl.engines.milvus.rows import CollectionRows
 from compatctl.engines.milvus.search import CollectionSearch
@@ -100,12 +100,12 @@ class Pool(Protocol):
 
 def is_engine_url(text: str) -> bool:
     """Whether a text is the URL of an engine, not a path."""
-    return is_table_url(text) or text.startswith(f"{MILVUS}://")
+    return is_table_url(text) or is_collection_url(text)
 
 
 def parse_url(text: str) -> Location:
     """The table or collection that a URL names; UsageError for another form."""
-    return parse_collection_url(text) if text.startswith(f"{MILVUS}:") else parse_table_url(text)
+    return parse_collection_url(text) if is_collection_url(text) else parse_table_url(text)
 
 
 def engine_of(location: Location) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from compatctl.engines.location import URL_VARIABLE
 from compatctl.engines.milvus.location import TOKEN_VARIABLE, CollectionLocation
+from compatctl.engines.url import URL_VARIABLE
 from compatctl.errors import CompatError, InputError
 
 T = TypeVar("T")

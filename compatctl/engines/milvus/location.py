@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Self
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+from urllib.parse import quote
 
-from compatctl.engines.location import URL_VARIABLE
-from compatctl.errors import DamagedError, UsageError
+from compatctl.engines.url import NAMES, EngineLocation, scheme_of, split_url, unknown_parameter
+from compatctl.errors import UsageError
 
 MILVUS = "milvus"
 """The name of the engine in a manifest, and the scheme of its URLs."""
@@ -20,12 +19,9 @@ PREFIX = "compatctl"
 MAX_EF = 32_768
 """The largest ef that Milvus takes."""
 
-_NAMES = ("id", "vector", "label", "name")
-_FORM = "milvus://HOST:PORT/DATABASE/COLLECTION?id=FIELD&vector=FIELD"
-
 
 @dataclass(frozen=True, kw_only=True)
-class CollectionLocation:
+class CollectionLocation(EngineLocation):
     """A collection of Milvus, and how to connect to it.
 
     Attributes:
@@ -38,30 +34,19 @@ class CollectionLocation:
         password: of the URL, or its token; never written, never shown.
     """
 
-    host: str
-    port: str
-    user: str
-    database: str
+    what: ClassVar[str] = "collection"
+    form: ClassVar[str] = "milvus://HOST:PORT/DATABASE/COLLECTION?id=FIELD&vector=FIELD"
+    ways: ClassVar[tuple[str, ...]] = ("host", "port", "user", "password", "secure")
+
     secure: str
-    table: str
     alias: str
-    id: str
-    vector: str
-    label: str
-    name: str
-    password: str = field(default="", repr=False, compare=False)
 
     @property
     def url(self) -> str:
         """The URL without the password."""
-        user = f"{quote(self.user, safe='')}@" if self.user else ""
-        port = f":{self.port}" if self.port else ""
-        names = {name: getattr(self, name) for name in _NAMES}
+        names = {name: getattr(self, name) for name in NAMES}
         names["name"] = "" if self.name == PREFIX else self.name
-        query = urlencode({**{k: v for k, v in names.items() if v}, **self._further()})
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        where = f"{quote(self.database, safe='')}/{quote(self.table, safe='')}"
-        return f"{MILVUS}://{user}{host}{port}/{where}?{query}"
+        return self.to_url(MILVUS, quote(self.table, safe=""), names | {"secure": self.secure})
 
     @property
     def quoted_table(self) -> str:
@@ -84,37 +69,36 @@ class CollectionLocation:
             "token": token if self.password else os.environ.get(TOKEN_VARIABLE, ""),
         }
 
-    def from_environment(self) -> CollectionLocation:
-        """The same collection, reached as ``COMPATCTL_ENGINE_URL`` says, where that is set and this
-        location has no password of its own.
-
-        Raises:
-            UsageError: the variable holds no such URL.
-        """
-        text = os.environ.get(URL_VARIABLE, "")
-        if not text or self.password:
-            return self
-        other = _connection(text, URL_VARIABLE)
-        names = ("host", "port", "user", "password", "secure")
-        changes: dict[str, Any] = {name: getattr(other, name) for name in names}
-        return replace(self, **changes, database=other.database or self.database)
-
-    def to_json(self) -> dict[str, Any]:
-        """The entries as JSON values, without the password."""
-        entries = asdict(self)
-        del entries["password"]
-        return entries
-
     @classmethod
-    def from_json(cls, raw: Mapping[str, Any], where: str) -> Self:
-        """The location of ``to_json``; DamagedError if it is something else."""
-        entries = {name: raw.get(name) for name in cls.__dataclass_fields__ if name != "password"}
-        if not all(isinstance(value, str) for value in entries.values()):
-            raise DamagedError(f"{where}: not the location of a collection")
-        return cls(**entries)  # type: ignore[arg-type]
+    def read(cls, text: str, where: str) -> Self:
+        """What a URL says, be it complete or not; UsageError for another form."""
+        url = split_url(text, where, schemes=(MILVUS,), form=cls.form)
+        given = url.further()
+        secure, token = given.pop("secure", ""), given.pop("token", "")
+        known = (*NAMES, "secure", "token")
+        if given:
+            raise unknown_parameter(min(given), where, known)
+        if secure not in {"", "true"}:
+            raise UsageError(
+                f"{where} has the parameter secure that is not true",
+                tip=f"known are {', '.join(known)}",
+            )
+        return cls(
+            host=url.host,
+            port=url.port,
+            user=url.user,
+            database=url.database,
+            secure=secure,
+            table=url.table,
+            alias="",
+            password=token or url.password,
+            **url.names(),
+        )
 
-    def _further(self) -> dict[str, str]:
-        return {"secure": self.secure} if self.secure else {}
+
+def is_collection_url(text: str) -> bool:
+    """Whether a text is the URL of a collection of Milvus."""
+    return scheme_of(text) == MILVUS
 
 
 def parse_collection_url(text: str) -> CollectionLocation:
@@ -125,49 +109,9 @@ def parse_collection_url(text: str) -> CollectionLocation:
     Raises:
         UsageError: another form, or an unknown parameter.
     """
-    location = _connection(text, "the URL")
+    location = CollectionLocation.read(text, "the URL")
     if not location.table or not location.host:
         what = "collection" if location.host else "host"
-        raise UsageError(f"the URL names no {what}", tip=_FORM)
-    missing = [name for name in ("id", "vector") if not getattr(location, name)]
-    if missing:
-        raise UsageError(f"the URL does not say which field is the {missing[0]}", tip=_FORM)
+        raise UsageError(f"the URL names no {what}", tip=location.form)
+    location.require_columns("field")
     return replace(location, name=location.name or PREFIX)
-
-
-def _connection(text: str, where: str) -> CollectionLocation:
-    """What a URL says, be it complete or not; messages never show it, as it may hold a password."""
-    try:
-        parts = urlsplit(text)
-        port = str(parts.port or "")
-        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-    except ValueError as error:
-        raise UsageError(f"{where} is not one that can be read: {error}", tip=_FORM) from None
-    if parts.scheme != MILVUS or parts.fragment:
-        raise UsageError(f"{where} is not of the form {_FORM}")
-    path = [unquote(part) for part in parts.path.strip("/").split("/")]
-    if len(path) > 2:
-        raise UsageError(f"{where} has {len(path)} parts after the host, not 2", tip=_FORM)
-    given = dict(pairs)
-    if len(given) < len(pairs):
-        raise UsageError(f"{where} has a parameter twice")
-    named = {name: given.pop(name, "") for name in _NAMES}
-    secure = given.pop("secure", "")
-    password = given.pop("token", "") or unquote(parts.password or "")
-    if given or secure not in {"", "true"}:
-        unknown = (
-            f"unknown parameter {min(given)}" if given else "parameter secure that is not true"
-        )
-        known = ", ".join((*_NAMES, "secure", "token"))
-        raise UsageError(f"{where} has the {unknown}", tip=f"known are {known}")
-    return CollectionLocation(
-        host=parts.hostname or "",
-        port=port,
-        user=unquote(parts.username or ""),
-        database=path[0],
-        secure=secure,
-        table=path[1] if len(path) == 2 else "",
-        alias="",
-        password=password,
-        **named,
-    )
