@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,7 @@ def verify(
             project says that the old model is gone.
         UnsteadyError: a model has more than one answer for one item; the report says so.
     """
+    began = time.monotonic()
     options = (options or VerifyOptions()).within(project)
     policy = gate_policy(project)
     options.check(policy)
@@ -121,7 +123,8 @@ def verify(
     if key := report_key():
         report = sign_report(report, key)
     if not options.dry_run:
-        write_report(report, project.report, options.outputs)
+        seconds = time.monotonic() - began
+        write_report(report, project.report, options.outputs, seconds=seconds)
     return report
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,7 +21,7 @@ from compatctl.evaluation.adaptive_resampling import Sampling
 from compatctl.evaluation.clusters import can_resample, dependence_warnings
 from compatctl.evaluation.comparison import GroupResult
 from compatctl.evaluation.exact_retrieval import CMC_MAX_K
-from compatctl.files import write_atomic
+from compatctl.files import append, write_atomic
 from compatctl.recipe import Project
 from compatctl.report import (
     NEXT_STEP,
@@ -121,16 +122,25 @@ def verdict_fields(
     }
 
 
-def write_report(report: Report, path: Path, outputs: Outputs) -> None:
-    """Write report.json first: the other files are views of it."""
+def write_report(
+    report: Report, path: Path, outputs: Outputs, *, seconds: float | None = None
+) -> None:
+    """Write report.json first: the other files are views of it.
+
+    The page of a job on GitHub has a section for each step: where ``outputs.markdown`` is its file,
+    the summary is added to it. Other files are replaced. ``seconds``: what verify took.
+    """
     write_atomic(path, report.to_bytes())
-    for target, text in (
-        (outputs.junit, junit),
-        (outputs.markdown, markdown),
-        (outputs.metrics, openmetrics),
-    ):
-        if target is not None:
-            write_atomic(target, text(report))
+    if outputs.junit is not None:
+        write_atomic(outputs.junit, junit(report, seconds=seconds))
+    if outputs.markdown is not None:
+        page = os.environ.get("GITHUB_STEP_SUMMARY")
+        if page and outputs.markdown.resolve() == Path(page).resolve():
+            append(outputs.markdown, b"\n" + markdown(report))
+        else:
+            write_atomic(outputs.markdown, markdown(report))
+    if outputs.metrics is not None:
+        write_atomic(outputs.metrics, openmetrics(report))
 
 
 def judgment_notes(

@@ -77,6 +77,18 @@ def write_atomic(path: Path, data: bytes) -> None:
             raise DamagedError(f"{path}: read back other bytes than were written")
 
 
+def append(path: Path, data: bytes) -> None:
+    """Add to the end of a file that others write too, and create it if there is none.
+
+    Raises:
+        CompatError: no space, no permission, or no such folder.
+    """
+    with os_errors("writing", path), path.open("ab") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_blob(folder: Path, suffix: str, write: Callable[[Path], object]) -> Blob:
     """Have ``write`` make a file, and move it to ``folder/<sha256><suffix>``, read-only.
 

@@ -1,4 +1,4 @@
-"""OpenMetrics 1.0 text, for a dashboard: gauges with escaped labels, and an end mark."""
+"""OpenMetrics 1.0 text, for a dashboard: state sets, gauges with escaped labels, an end mark."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from compatctl.report._report import Group, Report
 
-_OUTCOMES = {"pass": 1, "inconclusive": 0, "fail": -1}
+_OUTCOMES = ("pass", "inconclusive", "fail")
 
 
 def openmetrics(report: Report) -> bytes:
@@ -15,13 +15,19 @@ def openmetrics(report: Report) -> bytes:
 
 
 def _lines(report: Report) -> Iterator[str]:
-    yield from _head("compatctl_verdict", "1 pass, 0 inconclusive, -1 fail")
+    yield from _head("compatctl_verdict", "1 for the verdict, 0 for the others", "stateset")
     models = {"old": report.old.sha256, "new": report.new.sha256, "policy": report.policy_sha256}
-    yield _sample("compatctl_verdict", models, _OUTCOMES[report.verdict.outcome])
-    yield from _head("compatctl_check_outcome", "1 pass, 0 inconclusive, -1 fail")
+    yield from _states("compatctl_verdict", models, report.verdict.outcome)
+    yield from _head(
+        "compatctl_check_outcome",
+        "1 for the outcome, 0 for the others; decides: whether the verdict depends on it",
+        "stateset",
+    )
     for check in report.verdict.checks:
-        labels = {"check": check.name, "group": check.group, "decides": str(check.decides).lower()}
-        yield _sample("compatctl_check_outcome", labels, _OUTCOMES[check.outcome])
+        if check.threshold is not None:  # without a limit it is measured, and has no outcome
+            decides = str(check.decides).lower()
+            labels = {"check": check.name, "group": check.group, "decides": decides}
+            yield from _states("compatctl_check_outcome", labels, check.outcome)
     yield from _head("compatctl_check", "estimate and ends of the confidence interval")
     for check in report.verdict.checks:
         bounds = {"estimate": check.estimate, "low": check.low, "high": check.high}
@@ -46,8 +52,14 @@ def _measure(name: str, groups: Sequence[Group]) -> Iterator[str]:
                     yield _sample(f"compatctl_{name}", labels, value)
 
 
-def _head(name: str, text: str) -> Iterator[str]:
-    yield f"# TYPE {name} gauge"
+def _states(name: str, labels: dict[str, str], outcome: str) -> Iterator[str]:
+    """A state set: a sample for each outcome there is, of which one is 1."""
+    for state in _OUTCOMES:
+        yield _sample(name, {**labels, name: state}, int(state == outcome))
+
+
+def _head(name: str, text: str, kind: str = "gauge") -> Iterator[str]:
+    yield f"# TYPE {name} {kind}"
     yield f"# HELP {name} {text}"
 
 

@@ -13,6 +13,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 from markdown_it import MarkdownIt
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
 from compatctl.cli.app import app
@@ -71,14 +72,16 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def test_junit_counts_its_cases(report: Report) -> None:
-    """A case a check; failures, errors and skipped are as many as the attributes say."""
-    suite = ET.fromstring(junit(report)).find("testsuite")
+    """A case for each check that decides; failures and errors are as many as the attributes say."""
+    root = ET.fromstring(junit(report))
+    suite = root.find("testsuite")
     assert suite is not None
     cases = suite.findall("testcase")
-    assert len(cases) == len(report.verdict.checks) == int(suite.attrib["tests"])
+    deciding = [item for item in report.verdict.checks if item.decides]
+    assert len(cases) == len(deciding) == int(suite.attrib["tests"])
     for name, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
         assert int(suite.attrib[name]) == len(suite.findall(f"testcase/{tag}")), name
-    deciding = [item for item in report.verdict.checks if item.decides]
+        assert root.attrib[name] == suite.attrib[name]
     assert int(suite.attrib["failures"]) == sum(item.outcome == "fail" for item in deciding)
     assert int(suite.attrib["errors"]) == sum(item.outcome == "inconclusive" for item in deciding)
     green = suite.attrib["failures"] == suite.attrib["errors"] == "0"
@@ -86,25 +89,47 @@ def test_junit_counts_its_cases(report: Report) -> None:
 
 
 def test_junit_says_which_check_it_was(report: Report) -> None:
-    """Every case, in order, has the name, group and outcome of its check."""
-    cases = ET.fromstring(junit(report)).findall("testsuite/testcase")
-    for case, check in zip(cases, report.verdict.checks, strict=True):
-        assert case.attrib["name"].split(" ")[0] == check.name
+    """Every case, in order, has the name, group and outcome of its check; what does not decide is a
+    property with its figures, and nothing is skipped."""
+    root = ET.fromstring(junit(report))
+    deciding = [item for item in report.verdict.checks if item.decides]
+    for case, check in zip(root.findall("testsuite/testcase"), deciding, strict=True):
+        assert case.attrib["name"] == check.name
         tags = [item.tag for item in case if item.tag != "system-out"]
-        wanted = {"pass": [], "fail": ["failure"], "inconclusive": ["error"]}[check.outcome]
-        assert tags == (wanted if check.decides else ["skipped"])
+        assert tags == {"pass": [], "fail": ["failure"], "inconclusive": ["error"]}[check.outcome]
         text = case.findtext("system-out") or ""
         assert f"estimate={check.estimate} " in text
+    measured = {
+        item.attrib["name"]: item.attrib["value"]
+        for item in root.iter("property")
+        if item.attrib["name"].startswith("measured.")
+    }
+    others = [item for item in report.verdict.checks if not item.decides]
+    assert len(measured) == len(others) > 0
+    assert all(
+        any(f"estimate={item.estimate} " in text for text in measured.values()) for item in others
+    )
+
+
+def test_junit_has_the_seconds_of_the_verification(report: Report) -> None:
+    """The suite has the time that was given; without one, equal reports give equal bytes."""
+    timed = ET.fromstring(junit(report, seconds=12.3456))
+    assert timed.attrib["time"] == timed.find("testsuite").attrib["time"] == "12.346"  # type: ignore[union-attr]
+    assert b"time=" not in junit(report)
 
 
 def test_junit_keeps_hostile_names_readable(report: Report) -> None:
     """Markup, quotes, newlines and emoji survive; characters that XML forbids become question
     marks."""
     root = ET.fromstring(junit(report))
-    groups = {case.attrib["classname"] for case in root.iter("testcase")}
+    groups = {case.attrib["classname"].removeprefix("compatctl.") for case in root.iter("testcase")}
+    groups |= {
+        item.attrib["name"].removeprefix("measured.").rpartition(".")[0]
+        for item in root.iter("property")
+    }
     for name in ("cdata", "emoji", "html", "link", "cell", "quote"):
-        assert f"compatctl.unseen, {name}={HOSTILE[name]}" in groups
-    assert "compatctl.unseen, control=a?b?[31mc\x7f" in groups
+        assert f"unseen, {name}={HOSTILE[name]}" in groups
+    assert "unseen, control=a?b?[31mc\x7f" in groups
     known = {
         "testsuites", "testsuite", "properties", "property", "testcase",
         "failure", "error", "skipped", "system-out",
@@ -242,12 +267,13 @@ SAMPLE = re.compile(
     r'([a-zA-Z_:][a-zA-Z0-9_:]*)\{((?:[a-z_]+="(?:[^"\\\n]|\\["\\n])*"(?:,(?!\})|(?=\})))+)\} (\S+)'
 )
 LABEL = re.compile(r'([a-z_]+)="((?:[^"\\\n]|\\["\\n])*)"')
+STATES = ("pass", "inconclusive", "fail")
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def strictly(body: bytes) -> Samples:
-    """OpenMetrics text of gauges, every rule of the format kept: families whole, TYPE and HELP
-    once and first, names and labels well formed, no sample twice, finite values, one end."""
+    """OpenMetrics text of gauges and state sets, every rule of the format kept: families whole,
+    TYPE and HELP once and first, names and labels well formed, no sample twice, one end."""
     text = body.decode("utf-8")
     assert text.endswith("# EOF\n")
     lines = text[:-1].split("\n")
@@ -259,7 +285,7 @@ def strictly(body: bytes) -> Samples:
             _, kind, name, rest = line.split(" ", 3)
             assert kind in {"TYPE", "HELP"}
             assert (kind, name) not in seen
-            assert rest == "gauge" if kind == "TYPE" else rest
+            assert rest in {"gauge", "stateset"} if kind == "TYPE" else rest
             assert kind == "TYPE" or name == family
             seen.add((kind, name))
             family = name
@@ -284,16 +310,23 @@ def strictly(body: bytes) -> Samples:
 def test_metrics_parse_strictly_and_say_what_the_report_says(report: Report) -> None:
     """Every check's outcome and defined figures appear once, under names that survive escaping."""
     parsed = strictly(openmetrics(report))
-    values = {"pass": 1.0, "inconclusive": 0.0, "fail": -1.0}
-    verdicts = [value for (name, _), value in parsed.items() if name == "compatctl_verdict"]
-    assert verdicts == [values[report.verdict.outcome]]
+    verdict = {
+        dict(labels)["compatctl_verdict"]: value
+        for (name, labels), value in parsed.items()
+        if name == "compatctl_verdict"
+    }
+    assert verdict == {state: float(state == report.verdict.outcome) for state in STATES}
     outcomes = {
-        (dict(labels)["check"], dict(labels)["group"]): value
+        (of["check"], of["group"], of["decides"], of[name]): value
         for (name, labels), value in parsed.items()
         if name == "compatctl_check_outcome"
+        for of in [dict(labels)]
     }
     assert outcomes == {
-        (item.name, item.group): values[item.outcome] for item in report.verdict.checks
+        (item.name, item.group, str(item.decides).lower(), state): float(state == item.outcome)
+        for item in report.verdict.checks
+        if item.threshold is not None
+        for state in STATES
     }
     numbers = {
         (dict(labels)["check"], dict(labels)["group"], dict(labels)["bound"]): value
@@ -308,6 +341,17 @@ def test_metrics_parse_strictly_and_say_what_the_report_says(report: Report) -> 
     }
     assert numbers == wanted
     assert any(HOSTILE["quote"] in group for _, group, _ in numbers)
+
+
+def test_prometheus_reads_the_metrics(report: Report) -> None:
+    """Its own parser of OpenMetrics finds the same samples."""
+    body = openmetrics(report)
+    read = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(body.decode())
+        for sample in family.samples
+    }
+    assert read == strictly(body)
 
 
 def test_metrics_leave_out_what_is_not_a_number(tmp_path: Path) -> None:
