@@ -20,6 +20,7 @@ LEVELS = {
     "printable": 0,
     "_version": 0,
     "notices": 1,
+    "libraries": 1,
     "processes": 1,
     "core": 1,
     "files": 1,

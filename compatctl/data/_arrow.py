@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from compatctl.data._columns import MAPPED_NAMES, UNREAD, Fields, folded
 from compatctl.errors import InputError, UsageError
+from compatctl.libraries import require_library
 from compatctl.notices import notice
 
 if TYPE_CHECKING:
@@ -32,11 +32,7 @@ def require_pyarrow(path: Path) -> None:
     Raises:
         UsageError: it is not installed.
     """
-    if importlib.util.find_spec("pyarrow") is None:
-        raise UsageError(
-            f"{path}: reading it needs pyarrow, which is not installed",
-            tip="pip install 'compatctl[parquet]'",
-        )
+    require_library("pyarrow", extra="parquet", subject=f"{path}: reading it", error=UsageError)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from compatctl.data import Dataset
 from compatctl.encoder import Encoder
 from compatctl.errors import CompatError, InputError
 from compatctl.files import DIGEST_BYTES
+from compatctl.libraries import require_library
 from compatctl.notices import DataWarning, notice
 from compatctl.recipe import Project
 from compatctl.store import Store
@@ -240,13 +241,10 @@ def _connected(address: str) -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address == LOCAL and "ray" not in sys.modules:  # which reads the token when it is imported
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise InputError(
-            f"--ray needs the library ray: {error}", tip="pip install 'compatctl[ray]'"
-        ) from None
+    require_library("ray.data", extra="ray", subject="--ray")
+    import ray
+    import ray.data
+
     with contextlib.redirect_stdout(sys.stderr):
         try:
             _require_reachable(address)

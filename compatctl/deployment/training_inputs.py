@@ -19,6 +19,7 @@ from compatctl.deployment.old_features import cached_features
 from compatctl.deployment.project import find_store, open_store, require
 from compatctl.deployment.text_export import TextFolder, is_text_folder, seal_text_folder
 from compatctl.errors import InputError
+from compatctl.libraries import require_library
 from compatctl.processes import ALONE, Processes
 from compatctl.progress import Progress
 from compatctl.recipe import Augmentation, Project, Recipe
@@ -235,13 +236,9 @@ def _refuse_useless_images(recipe: Recipe, gallery: DeployedGallery | None) -> N
 
 
 def require_torch() -> None:
-    """Raise ``InputError`` unless ``compatctl.train`` can be imported."""
-    try:
-        import compatctl.train  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f"finetune needs torch: {error}", tip="pip install 'compatctl[train]'"
-        ) from None
+    """Raise ``InputError`` unless torch, and with it ``compatctl.train``, can be imported."""
+    for name in ("torch", "safetensors"):
+        require_library(name, extra="train", subject="finetune")
 
 
 def embed_reference(

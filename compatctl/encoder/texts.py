@@ -21,6 +21,7 @@ from onnx import TensorProto
 from compatctl.data import Content, Role, is_blank
 from compatctl.encoder.inputs import EncoderInput
 from compatctl.errors import InputError
+from compatctl.libraries import require_library
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -171,13 +172,9 @@ def load_tokenizer(text: str, max_length: int) -> Tokenizer:
         InputError: it is no tokenizer, it cannot cut at so few tokens, or the library tokenizers is
             not installed.
     """
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise InputError(
-            f"a model that takes texts needs the library tokenizers: {error}",
-            tip="pip install 'compatctl[text]'",
-        ) from None
+    require_library("tokenizers", extra="text", subject="a model that takes texts")
+    from tokenizers import Tokenizer
+
     try:
         tokenizer = Tokenizer.from_str(text)
         tokenizer.no_padding()

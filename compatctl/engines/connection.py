@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 from compatctl.engines.location import TableLocation
 from compatctl.engines.url import URL_VARIABLE
 from compatctl.errors import CompatError, InputError
+from compatctl.libraries import require_library
 
 T = TypeVar("T")
 Connection = Any
@@ -20,13 +20,9 @@ def require_psycopg() -> None:
     """Refuse to go on without psycopg.
 
     Raises:
-        InputError: it is not installed.
+        InputError: it is not installed, or does not load.
     """
-    if importlib.util.find_spec("psycopg") is None:
-        raise InputError(
-            "a table of PostgreSQL needs psycopg, which is not installed",
-            tip="pip install 'compatctl[pgvector]'",
-        )
+    require_library("psycopg", extra="pgvector", subject="a table of PostgreSQL")
 
 
 @contextmanager

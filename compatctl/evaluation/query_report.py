@@ -23,6 +23,7 @@ from compatctl.core.arrays import Rows
 from compatctl.core.retrieval import NEVER, Retrieval
 from compatctl.errors import UsageError
 from compatctl.files import write_atomic
+from compatctl.libraries import require_library
 
 FORMS = (".csv", ".jsonl", ".parquet")
 OUTCOMES = ("lost", "same_wrong", "won", "same_right", "no_match")
@@ -60,10 +61,13 @@ def check_form(path: Path | None) -> None:
         raise UsageError(
             f"--queries writes {', '.join(FORMS)}, got {path.name}", tip="name the file so"
         )
-    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise UsageError(
-            f"{path.name}: parquet needs pyarrow, which is not installed",
-            tip="pip install 'compatctl[parquet]', or name a .csv or .jsonl file",
+    if path.suffix == ".parquet":
+        require_library(
+            "pyarrow",
+            extra="parquet",
+            subject=f"{path.name}: parquet",
+            tip=", or name a .csv or .jsonl file",
+            error=UsageError,
         )
 
 

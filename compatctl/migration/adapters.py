@@ -15,6 +15,7 @@ from compatctl.core.arrays import Vectors
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder, check_parity, parity_items
 from compatctl.errors import InputError, UsageError
+from compatctl.libraries import require_library
 from compatctl.progress import Progress
 
 KINDS = ("orthogonal", "ridge", "low-rank", "mlp")
@@ -100,10 +101,8 @@ def available_kinds(kind: str = AUTO) -> tuple[str, ...]:
     """
     check_adapter_options(kind, 0.0)
     has_torch = importlib.util.find_spec("torch") is not None
-    if kind == "mlp" and not has_torch:
-        raise InputError(
-            "the kind mlp needs torch, which is not installed", tip="pip install 'compatctl[train]'"
-        )
+    if kind == "mlp":
+        require_library("torch", extra="train", subject="the kind mlp", load=False)
     if kind != AUTO:
         return (kind,)
     return KINDS if has_torch else tuple(name for name in KINDS if name != "mlp")

@@ -7,21 +7,14 @@ http (FastAPI), server (uvicorn).
 
 from __future__ import annotations
 
-from importlib import import_module
-
-from compatctl.errors import InputError
+from compatctl.libraries import require_library
 
 
 def require_serving() -> None:
     """Refuse to go on without the libraries of the extra.
 
     Raises:
-        InputError: one is not installed.
+        InputError: one is not installed, or does not load.
     """
-    try:
-        for name in ("fastapi", "prometheus_client", "uvicorn"):
-            import_module(name)
-    except ImportError as error:
-        raise InputError(
-            f"serving needs the extra serve: {error}", tip="pip install 'compatctl[serve]'"
-        ) from None
+    for name in ("fastapi", "prometheus_client", "uvicorn"):
+        require_library(name, extra="serve", subject="serving")

@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from compatctl.errors import CompatError, ConflictError, InputError, UsageError
+from compatctl.libraries import require_library
 
 PART_BYTES = 16 << 20
 """A larger file is uploaded in parts of this size; the object appears when all are there."""
@@ -88,12 +89,9 @@ def open_bucket(url: str) -> Bucket:
 
 @lru_cache(maxsize=8)
 def _opened(url: str, address: str, _settings: tuple[tuple[str, str], ...]) -> Bucket:
-    try:
-        from obstore.store import S3Store
-    except ImportError:
-        raise InputError(
-            f"{url} needs obstore, which is not installed", tip="pip install 'compatctl[s3]'"
-        ) from None
+    require_library("obstore.store", extra="s3", subject=url)
+    from obstore.store import S3Store
+
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     config: dict[str, Any] = {"endpoint": address} if address else {}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from compatctl.errors import InputError
+from compatctl.libraries import require_library
 from compatctl.recipe import Recipe
 
 
@@ -79,12 +80,9 @@ def _last_blocks(backbone: nn.Module, layers: int) -> nn.ModuleList:
 
 
 def _add_lora(backbone: nn.Module, linear: list[str], recipe: Recipe) -> None:
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise InputError(
-            f"train: lora needs the library peft: {error}", tip="pip install 'compatctl[lora]'"
-        ) from None
+    require_library("peft", extra="lora", subject="train: lora")
+    from peft import LoraConfig, inject_adapter_in_model
+
     config = LoraConfig(
         r=recipe.lora.rank,
         lora_alpha=recipe.lora.alpha,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 from compatctl.engines.milvus.location import TOKEN_VARIABLE, CollectionLocation
 from compatctl.engines.url import URL_VARIABLE
 from compatctl.errors import CompatError, InputError
+from compatctl.libraries import require_library
 
 T = TypeVar("T")
 Client = Any
@@ -29,13 +29,9 @@ def require_pymilvus() -> None:
     """Refuse to go on without pymilvus.
 
     Raises:
-        InputError: it is not installed.
+        InputError: it is not installed, or does not load.
     """
-    if importlib.util.find_spec("pymilvus") is None:
-        raise InputError(
-            "a collection of Milvus needs pymilvus, which is not installed",
-            tip="pip install 'compatctl[milvus]'",
-        )
+    require_library("pymilvus", extra="milvus", subject="a collection of Milvus")
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from compatctl.index.hnswlib.checks import check_layout, check_written
 from compatctl.index.hnswlib.layout import StoredRows
 from compatctl.index.hnswlib.params import HnswParams
 from compatctl.index.rows import check_unit, first_duplicate, row_checksums
+from compatctl.libraries import require_library
 from compatctl.progress import Progress, silent
 
 _ADD_BATCH = 2048
@@ -304,13 +305,12 @@ def require_hnswlib() -> None:
     Raises:
         InputError: hnswlib is not installed, or does not load.
     """
-    try:
-        import hnswlib  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f"the index of a store needs hnswlib: {error}",
-            tip="pip install 'compatctl[hnswlib]', which compiles it: a C++ compiler is needed",
-        ) from None
+    require_library(
+        "hnswlib",
+        extra="hnswlib",
+        subject="the index of a store",
+        tip=", which compiles it: a C++ compiler is needed",
+    )
 
 
 def _engine(params: HnswParams) -> Any:

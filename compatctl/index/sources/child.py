@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -19,6 +18,7 @@ from compatctl.core.arrays import Keys
 from compatctl.errors import CompatError, DamagedError, InputError
 from compatctl.index.rows import first_duplicate
 from compatctl.index.sources.rows import ForeignRows
+from compatctl.libraries import require_library
 
 _DAMAGED = "export it again, or take it from a backup"
 _PACKAGE = Path(__file__).resolve().parents[2]
@@ -55,11 +55,12 @@ def read_in_child(
         CompatError: there is no space for the rows in ``scratch``.
     """
     name = library.name
-    if importlib.util.find_spec(library.package) is None:
-        raise InputError(
-            f"{path} is of {name}: reading it needs {name}, which is not installed",
-            tip=f"pip install 'compatctl[{library.extra}]'",
-        )
+    require_library(
+        library.package,
+        extra=library.extra,
+        subject=f"{path} is of {name}: reading it",
+        load=False,
+    )
     words = [str(path.resolve()), str(scratch.resolve()), json.dumps(dict(options))]
     command = [sys.executable, "-P", "-m", f"{__package__}.{library.module}", *words]
     child = subprocess.run(
