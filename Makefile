@@ -31,8 +31,9 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-docs: $(READY)                 ## the files that are written from the settings of the recipe
+docs: $(READY)                 ## the files that are written from the recipe's settings and the report's entries
 	$(BIN)/python docs/recipe_files.py
+	$(BIN)/python docs/report_schema.py
 
 bench: $(READY) $(ENGINES)/.ready ## comparisons, minutes each: both sides in one run, the ratio printed
 	for name in $(COMPARED); do echo "== $$name"; $(BIN)/python -m benchmarks.speed.$$name || exit 1; done

@@ -183,12 +183,9 @@ def _verify_models(  # noqa: PLR0917
     return Report(
         **inputs.entries(),
         attempt=attempt,
-        searched=findings.searched,
+        **findings.entries(),
         gallery_pass=passed,
         pairs=pairs,
-        ann=findings.ann,
-        rescoring=findings.rescoring,
-        rescored_today=findings.rescored_today,
         latency=latency,
         registry_sha256=record.registry_sha256 if record else None,
         not_checked=unchecked + unproven(checks),

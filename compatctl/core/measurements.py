@@ -164,6 +164,10 @@ class ChainEvidence:
     """That version's queries on its own rows."""
     new: Retrieval
     """New queries on the same rows."""
+    model: str = ""
+    """The digest of the version."""
+    rows: int = 0
+    """How many rows it owns."""
     unit: tuple[str, ...] = ("class",)
 
 

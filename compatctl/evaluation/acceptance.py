@@ -12,7 +12,7 @@ from compatctl.core.calibration import ScoreMap, fit_score_map
 from compatctl.core.compatibility import Inequalities
 from compatctl.core.pair_tiles import PairTruth
 from compatctl.core.policy import Policy
-from compatctl.core.score_histogram import score_histogram
+from compatctl.core.score_histogram import ScoreHistogram, score_histogram
 from compatctl.core.thresholds import AcceptCounts, count_accepts, threshold_keeping_far
 from compatctl.report import Calibration, ErrorRates, OperatingPoint
 
@@ -146,14 +146,13 @@ def error_rates(
 
 
 def operating_points(
-    queries: tuple[Features, Features], gallery: Features, truth: PairTruth
+    scores: tuple[ScoreHistogram, ScoreHistogram],
 ) -> tuple[OperatingPoint, ...]:
-    """Thresholds and FRR of old and new queries at a few false accept rates."""
-    old, new = (score_histogram(features, gallery, truth) for features in queries)
-    counts = {"old": old, "new": new}
+    """Thresholds and FRR of old and new queries at a few false accept rates, by their scores."""
+    counts = {"old": scores[0], "new": scores[1]}
     rows = []
     for far in FARS:
-        points = {name: scores.at_far(far) for name, scores in counts.items()}
+        points = {name: of_model.at_far(far) for name, of_model in counts.items()}
         resolved = {name: point for name, point in points.items() if point is not None}
         if len(resolved) == len(points):
             rows.append(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from compatctl.core.arrays import Bools, Rows, Vectors
+from compatctl.core.arrays import Bools, Rows, Scores, Vectors
 from compatctl.core.class_sums import row_products
 from compatctl.core.compatibility import Inequalities, inequalities, judged_inequalities
 from compatctl.core.dependence import Dependence, measure_dependence
@@ -16,6 +16,7 @@ from compatctl.core.measurements import GroupEvidence
 from compatctl.core.nearest import Neighbours
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import Retrieval
+from compatctl.core.score_histogram import ScoreHistogram, score_histogram
 from compatctl.core.unjudged import UnjudgedBounds, bound_unjudged, unknown_found
 from compatctl.evaluation.acceptance import (
     CalibrationRequest,
@@ -33,7 +34,7 @@ from compatctl.evaluation.exact_retrieval import (
     retrieval,
 )
 from compatctl.evaluation.ground_truth import GroundTruth
-from compatctl.report import Calibration, ErrorRates, OperatingPoint
+from compatctl.report import MAX_ANSWERS, Calibration, ErrorRates, OperatingPoint
 
 MAX_COUNTED_PAIRS = 50_000_000
 """Pairs of queries and gallery rows up to which single pairs are counted as well."""
@@ -78,6 +79,27 @@ class RescoredAnswers:
     touched: dict[str, Rows]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FirstAnswers:
+    """The first answers of Q queries, at most ``MAX_ANSWERS``; row -1 where there are fewer."""
+
+    rows: Rows
+    """(Q, n) gallery rows, or -1."""
+    scores: Scores
+    """(Q, n) cosines."""
+    relevant: Bools
+    """(Q, n) whether each is right."""
+
+    @classmethod
+    def of(cls, truth: GroundTruth, nearest: Neighbours) -> FirstAnswers:
+        """Those of the ranked rows."""
+        rows, scores = nearest.rows[:, :MAX_ANSWERS].copy(), nearest.scores[:, :MAX_ANSWERS].copy()
+        relevant = np.zeros(rows.shape, bool)
+        if len(truth.gallery_labels):
+            relevant = truth.is_relevant(rows) & (rows >= 0)
+        return cls(rows=rows, scores=scores, relevant=relevant)
+
+
 Rescore = Callable[[Neighbours, Vectors], RescoredAnswers]
 """Re-scores first answers (Q, C) of queries with these free vectors (Q, D_free)."""
 
@@ -102,6 +124,10 @@ class GroupResult:
     """Old queries without re-scoring, where the store re-scores their answers today."""
     n_judged: int = 0
     """Judgments of its queries and gallery rows."""
+    first: tuple[FirstAnswers, FirstAnswers] | None = None
+    """Those of old and of new queries on the old gallery; None: not searched."""
+    scores: tuple[ScoreHistogram, ScoreHistogram] | None = None
+    """Scores of old and of new queries; None: too many pairs to count, or no cosines."""
     kept: Bools
     """(Q,) the given queries that are in the evidence: no duplicate of their image is in the
     gallery."""
@@ -138,6 +164,7 @@ def compare(
     pairs = (embeddings.old_queries, embeddings.new_queries), embeddings.old_gallery, truth.pairs
     fitted = None if calibrate is None else fit_calibration(*pairs, truth.classes, calibrate.scale)
     accepts, rates = error_rates(*pairs, thresholds, fitted) if thresholds else (None, None)
+    scores = _scores(embeddings, truth, at_any_size=thresholds is not None) if cosines else None
     return GroupResult(
         evidence=GroupEvidence(
             name=name,
@@ -158,9 +185,9 @@ def compare(
         rank_bias=bias,
         rates=rates,
         calibration=None if fitted is None else fitted.reported,
-        points=operating_points(*pairs)
-        if cosines and (thresholds is not None or _few_pairs(embeddings))
-        else (),
+        points=operating_points(scores) if scores else (),
+        scores=scores,
+        first=(FirstAnswers.of(truth, old), FirstAnswers.of(truth, new)),
         n_judged=0 if truth.judged is None else len(truth.judged[0]),
         touched=touched,
         old_first_stage=old_first,
@@ -295,6 +322,19 @@ def _inequalities(truth: GroundTruth, embeddings: PairedEmbeddings) -> Inequalit
         shares=_few_pairs(embeddings),
         by_query=truth.unit != ("class",),
     )
+
+
+def _scores(
+    embeddings: PairedEmbeddings, truth: GroundTruth, *, at_any_size: bool
+) -> tuple[ScoreHistogram, ScoreHistogram] | None:
+    """The scores of old and of new queries; None: too many pairs."""
+    if not at_any_size and not _few_pairs(embeddings):
+        return None
+    old, new = (
+        score_histogram(queries, embeddings.old_gallery, truth.pairs)
+        for queries in (embeddings.old_queries, embeddings.new_queries)
+    )
+    return old, new
 
 
 def _few_pairs(embeddings: PairedEmbeddings) -> bool:

@@ -18,6 +18,7 @@ from compatctl.data import FeatureTable, Judgments, load_features, read_pairs, r
 from compatctl.errors import InputError
 from compatctl.evaluation.adaptive_resampling import Sampling, adaptive_verdict, sampling
 from compatctl.evaluation.comparison import GroupResult, PairedEmbeddings, compare
+from compatctl.evaluation.details import group_details, score_distributions
 from compatctl.evaluation.gallery_report import duplicate_warnings
 from compatctl.evaluation.ground_truth import GroundTruth, reembedded_half, warn_of_unknown_ids
 from compatctl.evaluation.ignored_rows import Column, missing_value_notes, with_ignored_rows
@@ -27,7 +28,7 @@ from compatctl.evaluation.protocol import same_dimension, slice_masks
 from compatctl.evaluation.query_report import QueryAnswers, write_queries
 from compatctl.evaluation.verdict import judgment_notes, verdict_fields
 from compatctl.files import canonical_json, sha256_bytes, sha256_file
-from compatctl.report import DataId, ModelId, PairsResult, Report
+from compatctl.report import DataId, Details, ModelId, PairsResult, Report
 
 UNCHECKED = (
     "training leaks: features say nothing of what was trained on; the items must be held out",
@@ -78,8 +79,7 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
     answers = _answers(tables[0], queries[result.kept], gallery, result, options)
     write_queries(options.queries_file, [replace(answers, ndcg_at=policy.ndcg_at)])
     draws = sampling(policy, options.seed or 0, len(truth.slices), 0)
-    measure = partial(_pairs, tables, policy, options)
-    pair_checks, pairs = measure(draws)
+    pair_checks, pairs = (measure := partial(_pairs, tables, policy, options))(draws)
     verdict = adaptive_verdict(policy, [result], [], pair_checks, draws, measure)
     unchecked = (*_unchecked(options, similarity), *missing_value_notes(shared))
     fields = verdict_fields(policy, verdict, draws, [result], NEXT_STEPS)
@@ -95,6 +95,7 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
         latency=None,
         training_record_sha256=None,
         registry_sha256=None,
+        details=_details(result, policy, answers, None if only_ranks else (truth, embeddings)),
         not_checked=unchecked + judgment_notes(judged, result, policy),
         **fields,
     )
@@ -230,6 +231,29 @@ def _answers(
         gallery_ids=[table.ids[row] for row in gallery],
         gallery_labels=[table.labels[row] for row in gallery],
         tests=(result.evidence.old_old, result.evidence.new_old),
+    )
+
+
+def _details(
+    result: GroupResult,
+    policy: Policy,
+    answers: QueryAnswers,
+    compared: tuple[GroundTruth, PairedEmbeddings] | None,
+) -> Details:
+    """What the report shows beside its figures; ``compared``: what has cosines, else None."""
+    scores = None
+    if compared is not None:
+        truth, embeddings = (
+            compared[0].select_queries(result.kept),
+            compared[1].select_queries(result.kept),
+        )
+        scores = score_distributions(result, truth, embeddings)
+    return group_details(
+        result,
+        policy,
+        queries=(answers.ids, answers.labels),
+        gallery=(answers.gallery_ids, answers.gallery_labels),
+        scores=scores,
     )
 
 

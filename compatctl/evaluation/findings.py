@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,8 @@ from compatctl.encoder import Encoder
 from compatctl.evaluation.adaptive_resampling import Sampling
 from compatctl.evaluation.ann import AnnCheck
 from compatctl.evaluation.clusters import columns_of
-from compatctl.evaluation.comparison import GroupResult, compare
+from compatctl.evaluation.comparison import GroupResult, PairedEmbeddings, compare
+from compatctl.evaluation.details import group_details, score_distributions, with_versions
 from compatctl.evaluation.embedding import VerifyEmbeddings, embed_for_verify, prefixed
 from compatctl.evaluation.exact_retrieval import measured_ks, retrieval_of_rows
 from compatctl.evaluation.gallery import EmbeddedRows, EvaluationGallery
@@ -39,6 +41,7 @@ from compatctl.evaluation.verdict import judgment_notes
 from compatctl.progress import Progress
 from compatctl.report import (
     AnnRecall,
+    Details,
     PairsResult,
     RescoredToday,
     RescoringEntry,
@@ -125,6 +128,25 @@ class VerifySetup:
         )
         return [answers]
 
+    def details(
+        self,
+        group: QueryGroup,
+        gallery: EvaluationGallery,
+        result: GroupResult,
+        truth: GroundTruth,
+        embeddings: PairedEmbeddings,
+    ) -> Details:
+        """What the report shows of a group beside its figures; ``truth`` and ``embeddings`` are of
+        the queries in the evidence."""
+        queries = self.data.take(group.queries[result.kept])
+        return group_details(
+            result,
+            self.policy,
+            queries=(queries.ids, queries.labels),
+            gallery=(gallery.ids, gallery.labels),
+            scores=score_distributions(result, truth, embeddings),
+        )
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Findings:
@@ -147,6 +169,8 @@ class Findings:
     rescored_today: RescoredToday | None = None
     ann_check: AnnCheck | None = None
     ann: AnnRecall | None = None
+    details: Details | None = None
+    """Of the deciding group."""
 
     @classmethod
     def measure(
@@ -233,22 +257,44 @@ class Findings:
             answers=self.answers + setup.answers(group, gallery, result),
             unchecked=self.unchecked if self.results else missing_value_notes(shared),
         )
-        if store is None or group.name != DECIDING_GROUP or not result.kept.any():
+        if group.name != DECIDING_GROUP:
             return findings
+        truth = truth.select_queries(result.kept)
         embeddings = embeddings.select_queries(result.kept)
+        details = setup.details(group, gallery, result, truth, embeddings)
+        findings = replace(findings, details=details)
+        if store is None or not result.kept.any():
+            return findings
+        rows = group.queries[result.kept]
+        return findings._on_store(setup, store, truth, embeddings, rows, progress)
+
+    def _on_store(  # noqa: PLR0917
+        self,
+        setup: VerifySetup,
+        store: DeployedGallery,
+        truth: GroundTruth,
+        embeddings: PairedEmbeddings,
+        query_rows: Rows,
+        progress: Progress,
+    ) -> Findings:
+        """The same with what only a store has: earlier versions, and an index to search."""
+        assert self.embeddings is not None
+        assert self.details is not None
+        gallery = self.embeddings.gallery
         chain = version_chain(
             store,
             gallery,
             setup.data,
-            truth.select_queries(result.kept),
-            query_rows=group.queries[result.kept],
+            truth,
+            query_rows=query_rows,
             queries={self.embeddings.old_sha256: embeddings.old_queries},
             new=embeddings.new_queries,
             policy=setup.policy,
             progress=prefixed(progress, "earlier model"),
         )
         ann_check = AnnCheck.of(store, gallery, embeddings.new_queries)
-        return replace(findings, chain=chain, ann_check=ann_check)
+        details = with_versions(self.details, store, chain, setup.policy)
+        return replace(self, chain=chain, ann_check=ann_check, details=details)
 
     def pairs(self, setup: VerifySetup) -> MeasurePairs:
         """Returns the function that measures the user's pairs; it keeps only their embeddings."""
@@ -274,6 +320,11 @@ class Findings:
             return checks, replace(result, seen=groups.pairs_seen)
 
         return measured
+
+    def entries(self) -> dict[str, Any]:
+        """The report's entries of what is found here."""
+        names = ("searched", "ann", "rescoring", "rescored_today", "details")
+        return {name: getattr(self, name) for name in names}
 
     def without_embeddings(self) -> Findings:
         """The same without the embeddings, so that the gallery's vectors are in memory once: here,
@@ -344,6 +395,8 @@ def version_chain(
                 unit=part.unit,
                 own=own_test,
                 new=new_test,
+                model=sha256,
+                rows=len(rows),
             )
         )
     return links

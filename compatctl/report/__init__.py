@@ -3,6 +3,21 @@
 from __future__ import annotations
 
 from compatctl.report._contradictions import AT_LIMIT, NEXT_STEP
+from compatctl.report._details import (
+    BINS,
+    MAX_ANSWERS,
+    MAX_LABEL,
+    MAX_LOST,
+    MAX_WON,
+    ChangedQuery,
+    Changes,
+    Details,
+    FoundAnswer,
+    GalleryModel,
+    ScoreDistributions,
+    SliceRates,
+    VersionRates,
+)
 from compatctl.report._junit import junit
 from compatctl.report._markdown import markdown
 from compatctl.report._metrics import openmetrics
@@ -32,19 +47,30 @@ from compatctl.report._report import (
     ranking_columns,
     refusal,
 )
+from compatctl.report._schema import report_schema
 from compatctl.report._signature import check_signature, sign_report
 from compatctl.report._summary import attempt_sentence, summary
 
 __all__ = [
     "AT_LIMIT",
+    "BINS",
     "FORMAT",
+    "MAX_ANSWERS",
+    "MAX_LABEL",
+    "MAX_LOST",
+    "MAX_WON",
     "NEXT_STEP",
     "AnnRecall",
     "Attempts",
     "Calibration",
+    "ChangedQuery",
+    "Changes",
     "DataId",
+    "Details",
     "EarlierAttempt",
     "ErrorRates",
+    "FoundAnswer",
+    "GalleryModel",
     "Group",
     "Latency",
     "ModelId",
@@ -54,11 +80,14 @@ __all__ = [
     "RescoredToday",
     "RescoringEntry",
     "RescoringState",
+    "ScoreDistributions",
     "SearchedGallery",
     "Signature",
+    "SliceRates",
     "StoreId",
     "TrainingOverlapEntry",
     "VerifiedReport",
+    "VersionRates",
     "attempt_sentence",
     "check_signature",
     "junit",
@@ -68,6 +97,7 @@ __all__ = [
     "ranking_columns",
     "read_report",
     "refusal",
+    "report_schema",
     "sign_report",
     "summary",
 ]

@@ -19,6 +19,7 @@ from compatctl.core.knots import knots_problem
 from compatctl.core.measurements import DECIDING_GROUP, PARTIAL_CHECKS
 from compatctl.core.policy import Policy, Rule
 from compatctl.core.rescoring import rule_problem
+from compatctl.report._detail_contradictions import detail_contradictions
 from compatctl.report._report import FORMAT, Group, Report
 from compatctl.report._summary import summary
 
@@ -92,6 +93,7 @@ def contradictions(report: Report) -> Iterator[str]:
     for check_name, group in sorted(_required_checks(report, rules) - present):
         yield f"the check {check_name} of {group} is missing"
     yield from _group_contradictions(report)
+    yield from detail_contradictions(report)
     yield from _missing_from_not_checked(report, {check_name for check_name, _ in present})
 
 

@@ -16,6 +16,7 @@ from compatctl.core.gate import Verdict
 from compatctl.core.policy import Policy
 from compatctl.errors import CompatError
 from compatctl.files import canonical_json, json_safe, sha256_bytes
+from compatctl.report._details import Details
 
 FORMAT = 5
 
@@ -383,6 +384,8 @@ class Report:
     """None: answers are not re-scored."""
     rescored_today: RescoredToday | None = field(default=None, metadata=OPTIONAL)
     """None: answers of old queries are not re-scored today."""
+    details: Details | None = field(default=None, metadata=OPTIONAL)
+    """None: a report of an earlier version."""
     signature: Signature | None = None
     format: int = FORMAT
     tool_version: str = __version__

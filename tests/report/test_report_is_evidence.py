@@ -50,6 +50,14 @@ def seller(judged: Path, tmp_path: Path) -> Shop:
     return Shop(tmp_path / "shop")
 
 
+_SLICE = {
+    "name": "vendor=x",
+    "n_queries": 3,
+    "hit_rate": {"old": 0.5, "new": 0.9},
+    "recall": {"old": 0.5, "new": 0.9},
+}
+
+
 def _edit(path: Path, edit: Edit) -> None:
     raw = json.loads(path.read_bytes())
     edit(raw)
@@ -138,6 +146,14 @@ def test_a_softened_policy_is_not_the_projects_policy(seller: Shop) -> None:
         (lambda raw: raw.pop("options"), "options"),
         (lambda raw: raw["verdict"]["checks"].append(raw["verdict"]["checks"][0]), "once"),
         (lambda raw: raw.update(policy_sha256="a" * 64), "policy"),
+        (lambda raw: raw["details"]["changes"].update(lost=77), "lost queries"),
+        (lambda raw: raw["details"]["changes"]["listed"].pop(), "queries"),
+        (lambda raw: raw["details"]["changes"]["listed"][0].update(outcome="won"), "queries"),
+        (lambda raw: raw["details"]["changes"]["listed"][0]["old"].pop(0), "its outcome"),
+        (lambda raw: raw["details"]["gallery_models"][0].update(rows=1), "the models"),
+        (lambda raw: raw["details"]["scores"]["same"]["old"].pop(), "64 bins"),
+        (lambda raw: raw["details"]["scores"]["same"]["new"].__setitem__(3, 10**6), "same pairs"),
+        (lambda raw: raw["details"]["slices"].append(_SLICE), "the slices"),
     ],
 )
 def test_an_edited_entry_is_refused(seller: Shop, edit: Edit, says: str) -> None:
