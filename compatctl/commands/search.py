@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,13 +19,14 @@ from compatctl.deployment.gallery import DeployedGallery, score_map
 from compatctl.deployment.kept_norms import KeptNorms, read_norms
 from compatctl.deployment.project import named_tables, open_store
 from compatctl.deployment.rescoring import RescoredSearch, rescorer_of
+from compatctl.deployment.searcher import Attempts
 from compatctl.deployment.searching import Hit, hits_of, nearest_rows
 from compatctl.encoder import Encoder
 from compatctl.engines import StaleEpochError
 from compatctl.errors import InputError, UsageError
 from compatctl.evaluation.clusters import columns_of
 from compatctl.files import sha256_file
-from compatctl.manifest import Catalog
+from compatctl.manifest import Catalog, Manifest
 from compatctl.manifest import Rescoring as RescoringSettings
 from compatctl.recipe import Project
 
@@ -128,7 +129,7 @@ def search(
             query model; the query model fails its canary; or no item has a column.
         DamagedError: the index or the model differs from the manifest's digest.
     """
-    waited = 0.0
+    attempts = Attempts()
     while True:
         gallery = DeployedGallery.open(open_store(project))
         try:
@@ -140,15 +141,13 @@ def search(
                 ignore_same=ignore_same,
                 norms=norms,
             )
-        except StaleEpochError:
-            if waited > _PATIENCE_S and open_store(project).manifest == gallery.manifest:
-                raise
-        time.sleep(_PAUSE_S)
-        waited += _PAUSE_S
+        except StaleEpochError as refusal:
+            attempts.next(refusal, partial(_has_moved, project, gallery.manifest))
 
 
-_PAUSE_S, _PATIENCE_S = 0.05, 1.0
-"""Seconds between two searches where a switch was under way, and after which it is given up."""
+def _has_moved(project: Project, before: Manifest) -> bool:
+    """Whether the store has another generation now."""
+    return open_store(project).manifest != before
 
 
 class _Asked(NamedTuple):

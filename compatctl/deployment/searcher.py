@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Event, Lock, Thread
 from types import TracebackType
@@ -31,6 +32,28 @@ CATCH_UP_S = 0.05
 
 RETRY_S = 5.0
 """Seconds after which a generation that could not be loaded is tried again."""
+
+
+class Attempts:
+    """The searches of one call, which an engine refuses while another generation takes over."""
+
+    def __init__(self) -> None:
+        self._refused = 0
+
+    def next(self, refusal: StaleEpochError, catch_up: Callable[[], bool]) -> None:
+        """Prepare the next attempt; an engine's row is switched a moment before the manifest.
+
+        ``catch_up`` says whether another generation is there by now; if not, this waits a moment.
+
+        Raises:
+            StaleEpochError: ``refusal``, after ``MAX_ATTEMPTS`` of them.
+            CompatError: as ``catch_up``.
+        """
+        self._refused += 1
+        if self._refused == MAX_ATTEMPTS:
+            raise refusal
+        if not catch_up():
+            time.sleep(CATCH_UP_S)
 
 
 class Searcher:
@@ -125,27 +148,18 @@ class Searcher:
         """
         if isinstance(items, str | bytes | Path):
             raise UsageError("search takes a sequence of queries", tip="for one: search([query])")
-        for attempt in range(1, MAX_ATTEMPTS + 1):
+        attempts = Attempts()
+        while True:
             current = self.current
             try:
                 return current.answer([current.prepare(item) for item in items], k)
-            except StaleEpochError:
-                if attempt == MAX_ATTEMPTS:
-                    raise
-                self.catch_up(current)
-        raise AssertionError
+            except StaleEpochError as refusal:
+                attempts.next(refusal, partial(self.catch_up, current))
 
-    def catch_up(self, stale: LoadedGeneration) -> None:
-        """After a ``StaleEpochError`` of a generation: wait a moment for the one that replaces it.
-
-        An engine's own row is switched a moment before the store's manifest.
-
-        Raises:
-            CompatError: as ``refresh``.
-        """
+    def catch_up(self, stale: LoadedGeneration) -> bool:
+        """``refresh``; whether another generation than ``stale`` serves now."""
         self.refresh()
-        if self._current is stale:
-            time.sleep(CATCH_UP_S)
+        return self.current is not stale
 
     def search_vectors(
         self, vectors: Vectors, k: int = 10, *, query_model: str | None = None

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from compatctl.data import Dataset, ItemVectors, thumbnail
 from compatctl.deployment.loaded_generation import LoadedGeneration, QueryItem
-from compatctl.deployment.searcher import MAX_ATTEMPTS, Searcher
+from compatctl.deployment.searcher import Attempts, Searcher
 from compatctl.engines import StaleEpochError
 from compatctl.errors import InputError, UsageError
 from compatctl.manifest import Manifest
@@ -163,13 +164,14 @@ class SearchService:
 
     async def _again(self, call: Callable[[], Awaitable[T]]) -> T:
         """A call's result, again where an engine switched to another generation meanwhile."""
-        for _ in range(MAX_ATTEMPTS):
+        attempts = Attempts()
+        while True:
             current = self.searcher.current
             try:
                 return await call()
-            except StaleEpochError:
-                await self._in_pool(self.searcher.catch_up, current)
-        return await call()
+            except StaleEpochError as refusal:
+                catch_up = partial(self.searcher.catch_up, current)
+                await self._in_pool(attempts.next, refusal, catch_up)
 
     async def _search(self, query: Query) -> tuple[Served, LoadedGeneration]:
         current = self.searcher.current

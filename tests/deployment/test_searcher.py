@@ -17,7 +17,8 @@ import compatctl
 from compatctl.data import from_files, load
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.loaded_generation import Answers
-from compatctl.deployment.searcher import Searcher
+from compatctl.deployment.searcher import CATCH_UP_S, MAX_ATTEMPTS, Attempts, Searcher
+from compatctl.engines import StaleEpochError
 from compatctl.errors import ConflictError, DamagedError, InputError, UsageError
 from compatctl.store import Store
 
@@ -239,3 +240,24 @@ def test_a_store_of_texts_is_searched_by_texts(tmp_path: Path) -> None:
         assert not searcher.current.prepare(text).cut
         with pytest.raises(InputError, match="takes texts"):
             searcher.search([b"bytes"], K)
+
+
+def test_a_search_that_an_engine_refuses_is_tried_again_for_a_second() -> None:
+    """``MAX_ATTEMPTS`` refusals end a call with the last one; after each other it catches up, and
+    waits a moment only where no other generation is there yet."""
+    attempts = Attempts()
+    asked: list[float] = []
+
+    def catch_up() -> bool:
+        asked.append(time.monotonic())
+        return len(asked) % 2 == 0
+
+    for _ in range(MAX_ATTEMPTS - 1):
+        attempts.next(StaleEpochError("another epoch"), catch_up)
+    last = StaleEpochError("the last")
+    with pytest.raises(StaleEpochError, match="the last"):
+        attempts.next(last, catch_up)
+    assert len(asked) == MAX_ATTEMPTS - 1
+    waits = np.diff(asked)
+    assert waits[::2].min() >= CATCH_UP_S
+    assert np.median(waits[1::2]) < CATCH_UP_S
