@@ -10,10 +10,9 @@ STUDIED    := $(basename $(notdir $(wildcard benchmarks/studies/[a-z]*.py)))
 CHARACTERS := examples/kanji/data/kanji.npz examples/characters/data/characters.npz
 
 LIBRARIES  := .venv-libraries
-RAY_TESTS  := tests/libraries/test_ray_embedding.py
 ENGINES    := .venv-engines
 
-.PHONY: ray-test libraries-test engines-test demo test torture lint types docs bench studies wheel-test clean
+.PHONY: libraries-test engines-test demo test torture lint types docs bench studies wheel-test clean
 
 demo: $(READY)                 ## the whole story on real images, in a temporary folder
 	$(BIN)/compatctl demo
@@ -43,10 +42,7 @@ studies: $(READY) $(CHARACTERS) ## every other benchmark: long training runs and
 	for name in $(STUDIED); do echo "== $$name"; $(BIN)/python -m benchmarks.studies.$$name || exit 1; done
 
 libraries-test: $(LIBRARIES)/.ready ## exports and readers of other libraries, against these libraries
-	$(LIBRARIES)/bin/python -m pytest -p no:cacheprovider tests/libraries --ignore $(RAY_TESTS)
-
-ray-test: $(LIBRARIES)/.ready  ## embedding on a cluster of Ray; no part of .ci/run: not yet steady there
-	$(LIBRARIES)/bin/python -m pytest -p no:cacheprovider $(RAY_TESTS)
+	$(LIBRARIES)/bin/python -m pytest -p no:cacheprovider tests/libraries
 
 engines-test: $(ENGINES)/.ready ## stores and rows on servers, against real ones on loopback ports
 	$(ENGINES)/bin/python -m pytest -p no:cacheprovider -n 2 --dist loadscope tests/engines

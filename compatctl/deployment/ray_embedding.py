@@ -13,6 +13,8 @@ import pickle
 import secrets
 import socket
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -43,6 +45,12 @@ RESTARTS = 3
 
 CONNECT_S = 10.0
 """How long to try an address, in seconds."""
+
+THREADS_S = 30.0
+"""How long to wait for the threads of Ray Data after a pass, in seconds."""
+
+# Threads that call Ray by themselves.
+_THREADS = ("StreamingExecutor", "ray-data-metadata-prefetch", "iter_threaded")
 
 _LOOPBACK = "127.0.0.2"
 """An address that Ray does not replace by that of the network, as it does 127.0.0.1."""
@@ -115,11 +123,12 @@ def embed_each(
         model = ray.put(cluster.model())
         for window in _windows(parts, skip_bad=skip_bad):
             blocks = [part for _, part in window]
-            answers = _run(ray, blocks, model, encoder.name, skip_bad=skip_bad)
-            for (items, _), answer in zip(window, answers, strict=True):
-                block = _received(answer)
-                items.remember(block.rows, block.digests)
-                yield block
+            run = _run(ray, blocks, model, encoder.name, skip_bad=skip_bad)
+            with contextlib.closing(run) as answers:
+                for (items, _), answer in zip(window, answers, strict=True):
+                    block = _received(answer)
+                    items.remember(block.rows, block.digests)
+                    yield block
 
 
 def embed_block(encoder: Encoder, items: Dataset, *, skip_bad: bool) -> Block:
@@ -201,8 +210,9 @@ def _windows(
 
 def _run(
     ray: Any, window: list[dict[str, bytes]], model: Any, name: str, *, skip_bad: bool
-) -> Iterator[_Answer]:
-    """The answers to the blocks of a window, in order."""
+) -> Generator[_Answer, None, None]:
+    """The answers to the blocks of a window, in order. Close it to leave early: what Ray runs for
+    them has ended then."""
     total = int(ray.cluster_resources().get("CPU", 1))
     threads = min(4, total)
     blocks = ray.data.from_items(window, override_num_blocks=len(window))
@@ -218,8 +228,9 @@ def _run(
             max_task_retries=RESTARTS,
         )
     try:
-        for row in answers.iter_rows():
-            yield pickle.loads(row["answer"])
+        with _ended_threads(), contextlib.closing(iter(answers.iter_rows())) as rows:
+            for row in rows:
+                yield pickle.loads(row["answer"])
     except ray.exceptions.RayTaskError:
         raise
     except ray.exceptions.RayError as error:
@@ -229,6 +240,23 @@ def _run(
             tip="a worker may need more memory than its machine has; without --ray the items are "
             "embedded here",
         ) from error
+
+
+@contextlib.contextmanager
+def _ended_threads() -> Iterator[None]:
+    """Wait at the end for threads that Ray Data has started meanwhile.
+
+    Ray ends the process if one of them calls it after ``ray.shutdown``, and Ray Data itself waits
+    two seconds for them at most.
+    """
+    earlier = set(threading.enumerate())
+    try:
+        yield
+    finally:
+        deadline = time.monotonic() + THREADS_S
+        for thread in set(threading.enumerate()) - earlier:
+            if thread.name.startswith(_THREADS):
+                thread.join(max(0.0, deadline - time.monotonic()))
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,10 +23,9 @@ from store_kit import begin
 from compatctl.data import Dataset, load
 from compatctl.deployment import bulk_embedding
 from compatctl.deployment.bulk_embedding import BulkEmbedding
-from compatctl.deployment.ray_embedding import LOCAL, RESTARTS, RayCluster
+from compatctl.deployment.ray_embedding import LOCAL, RESTARTS, RayCluster, embed_each
 from compatctl.deployment.step_embedding import embed_step
 from compatctl.encoder import Encoder
-from compatctl.errors import CompatError, InputError
 from compatctl.store.pending_rows import PendingRows
 
 # Not importorskip: Ray reads the token of its cluster when it is imported.
@@ -121,13 +121,12 @@ def test_a_killed_worker_is_started_again(table: Path, model: Path) -> None:
     assert on_ray == _embedded(model, items, ray=False)
 
 
-@pytest.mark.parametrize("form", ["table", "parquet"])
 def test_a_step_of_a_backfill_is_that_of_one_process(
-    form: str, model: Path, request: pytest.FixtureRequest, tmp_path: Path
+    parquet: Path, model: Path, tmp_path: Path
 ) -> None:
     """A step that stops early has whole blocks. In the next one vectors that are kept do not pass
     again, and the others do."""
-    items = load(request.getfixturevalue(form))
+    items = load(parquet)
     encoder, found = Encoder.load(model), []
     for name, cluster in (
         ("here", None),
@@ -150,22 +149,35 @@ def test_a_step_of_a_backfill_is_that_of_one_process(
     assert found[1][1] == ITEMS - 1 - found[0][1]
 
 
-def test_workers_that_always_die_end_the_pass(table: Path, model: Path) -> None:
-    """As where a model needs more memory than the machine has: an error, and no endless retry."""
-    with _killer(), pytest.raises(CompatError, match=f"a worker died {RESTARTS + 1} times"):
-        _embedded(model, load(table), ray=True)
-    assert not _workers()
+def test_workers_that_always_die_end_the_command(table: Path, model: Path) -> None:
+    """As where a model needs more memory than the machine has: an error, and no endless retry,
+    nothing written, and no process left."""
+    with _killer():
+        done = _init(table, model, "--ray", LOCAL)
+    assert done.returncode == 5, done.stderr
+    assert f"a worker died {RESTARTS + 1} times" in done.stderr
+    _wait_for_no_processes_of_ray()
 
 
 def test_an_image_that_does_not_decode_is_named_as_in_one_process(table: Path, model: Path) -> None:
-    """Without --skip-bad: the worker's error is raised here, message and tip."""
-    errors = []
-    for ray in (True, False):
-        with pytest.raises(InputError) as caught:
-            _embedded(model, load(table), ray=ray, skip_bad=False)
-        errors.append((caught.value.message, caught.value.tip))
-    assert errors[0] == errors[1]
-    assert f"item-{BROKEN}" in errors[0][0]
+    """Without --skip-bad: the same error and exit code; the blocks after it do not run on."""
+    on_ray = _init(table, model, "--ray", LOCAL)
+    here = _init(table, model)
+    assert on_ray.returncode == here.returncode == 5, on_ray.stderr
+    assert on_ray.stderr.endswith(here.stderr)  # after what Ray itself prints
+    assert f"item-{BROKEN}" in here.stderr
+    _wait_for_no_processes_of_ray()
+
+
+def test_a_pass_that_is_left_early_leaves_no_thread(table: Path, model: Path) -> None:
+    """Ray would end the process in which a thread of its own calls it after its end."""
+    items, encoder = load(table), Encoder.load(model)
+    parts = (items.take(range(at, at + 10)) for at in range(BROKEN + 1, ITEMS - 10, 10))
+    cluster = RayCluster(address=LOCAL, model=model.read_bytes)
+    with contextlib.closing(embed_each(encoder, parts, cluster, skip_bad=False)) as blocks:
+        assert len(next(blocks).rows) == 10
+        assert _threads_of_ray_data(), "the others are embedded meanwhile"
+    assert not _threads_of_ray_data()
 
 
 def test_init_and_add_give_the_store_of_one_process(table: Path, model: Path) -> None:
@@ -198,6 +210,22 @@ def test_an_address_without_a_cluster_is_refused(table: Path, model: Path) -> No
     assert not shop.path("store").exists()
 
 
+def _init(table: Path, model: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """``init`` of the table; no store may be there afterwards."""
+    store = table.with_name("store")
+    done = _command(
+        "init", "--model", str(model), "--data", str(table), "--store", str(store), *flags
+    )
+    assert not store.exists()
+    return done
+
+
+def _threads_of_ray_data() -> list[str]:
+    """Threads that call Ray by themselves."""
+    names = ("StreamingExecutor", "ray-data-metadata-prefetch", "iter_threaded")
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(names)]
+
+
 def _json_of(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
     """The JSON on stdout, which holds nothing else."""
     value: dict[str, object] = json.loads(done.stdout)
@@ -214,16 +242,24 @@ def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def _workers() -> list[int]:
+def _workers(name: bytes = b"ray::MapWorker") -> list[int]:
     """The processes of Ray that embed: they change their names."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if path.read_bytes().startswith(b"ray::MapWorker"):
+            if path.read_bytes().startswith(name):
                 found.append(int(path.parent.name))
         except OSError:
             continue  # it ended meanwhile
     return found
+
+
+def _wait_for_no_processes_of_ray() -> None:
+    """Ray's processes end by themselves, soon after the one that started them."""
+    deadline = time.monotonic() + 30
+    while left := _workers(b"ray::"):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
 
 
 @contextlib.contextmanager
