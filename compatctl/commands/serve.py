@@ -7,15 +7,16 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from socket import socket
 
 from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
-from compatctl.deployment.project import open_store
 from compatctl.deployment.searcher import Searcher
 from compatctl.encoder import Encoder
 from compatctl.errors import InputError, UsageError
 from compatctl.evaluation.report_match import require_matching_report
 from compatctl.evaluation.verified_candidate import refuse_unverified
+from compatctl.manifest import Manifest
 from compatctl.recipe import Project, gate_policy
 from compatctl.report import policy_sha256, read_report
 from compatctl.serving.answer_log import AnswerLog, LogLine
@@ -99,36 +100,37 @@ def serve(
         DamagedError: the store is damaged.
     """
     access = _access(options.host)
-    traffic = _traffic(project, options)
     shadow_model = None if options.shadow is None else _encoder(options.shadow.model)
-    log = None if options.log is None else AnswerLog(options.log)
     data = _data(project)
-    listener = listen(options.host, options.port)
-    searcher = Searcher.open(project.store, project=project, data=data, follow_s=FOLLOW_S)
-    shadow = None
-    if options.shadow is not None and shadow_model is not None:
-        shadow = Shadow(shadow_model, share=options.shadow.share, write=_writer(log))
-    service = SearchService(
-        searcher=searcher,
-        limits=options.limits,
-        metrics=Metrics(),
-        log=log,
-        shadow=shadow,
-        traffic=traffic,
-        data=data,
-    )
-    if service.candidate is not None:
-        service.candidate.on(searcher.current)
-    manifest = searcher.manifest
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    address = f"http://{host}:{listener.getsockname()[1]}"
-    text = f"generation {manifest.generation} of {shown_path(project.store)} is served on {address}"
-    _log_to_stderr()
-    try:
-        run(make_app(service, access), listener, started=lambda: announce(text))
-    finally:
-        manifest, switches = searcher.manifest, searcher.switches
-        service.close()
+    with (
+        listen(options.host, options.port) as listener,
+        Searcher.open(project.store, project=project, data=data, follow_s=FOLLOW_S) as searcher,
+    ):
+        traffic = _traffic(project, options, searcher.manifest)
+        log = None if options.log is None else AnswerLog(options.log)
+        shadow = None
+        if options.shadow is not None and shadow_model is not None:
+            shadow = Shadow(shadow_model, share=options.shadow.share, write=_writer(log))
+        service = SearchService(
+            searcher=searcher,
+            limits=options.limits,
+            metrics=Metrics(),
+            log=log,
+            shadow=shadow,
+            traffic=traffic,
+            data=data,
+        )
+        try:
+            if service.candidate is not None:
+                service.candidate.on(searcher.current)
+            address = _address(options.host, listener)
+            where = f"{shown_path(project.store)} is served on {address}"
+            text = f"generation {searcher.manifest.generation} of {where}"
+            _log_to_stderr()
+            run(make_app(service, access), listener, started=lambda: announce(text))
+        finally:
+            manifest, switches = searcher.manifest, searcher.switches
+            service.close()
     return ServeResult(
         generation=manifest.generation,
         answered=service.answered,
@@ -136,6 +138,11 @@ def serve(
         logged=0 if log is None else log.written,
         unlogged=0 if log is None else log.dropped,
     )
+
+
+def _address(host: str, listener: socket) -> str:
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{listener.getsockname()[1]}"
 
 
 def _log_to_stderr() -> None:
@@ -181,12 +188,11 @@ def _data(project: Project) -> Dataset | None:
     return load_data(project, labelled=False) if has_data else None
 
 
-def _traffic(project: Project, options: ServeOptions) -> Traffic | None:
+def _traffic(project: Project, options: ServeOptions, manifest: Manifest) -> Traffic | None:
     """The candidate that gets a share of the traffic, if it may."""
     trial = options.traffic
     if trial is None:
         return None
-    manifest = open_store(project).manifest
     for what, settings in (
         ("re-scores answers", manifest.rescoring),
         ("calibrates scores", manifest.calibration),
@@ -198,16 +204,15 @@ def _traffic(project: Project, options: ServeOptions) -> Traffic | None:
             )
     candidate = _encoder(trial.model)
     if not options.allow_unverified:
-        _require_verified(project, candidate.encoder)
+        _require_verified(project, manifest, candidate.encoder)
     return Traffic(candidate, share=trial.share)
 
 
-def _require_verified(project: Project, encoder: Encoder) -> None:
+def _require_verified(project: Project, manifest: Manifest, encoder: Encoder) -> None:
     """Refuse a candidate for real queries that deploy would refuse."""
-    store = open_store(project)
     verified = read_report(project.report)
     policy = policy_sha256(gate_policy(project))
-    refuse_unverified(verified, store.manifest, encoder.sha256, policy)
+    refuse_unverified(verified, manifest, encoder.sha256, policy)
     require_matching_report(verified.report, project)
     if verified.report.rescoring is not None or verified.report.calibration is not None:
         raise InputError(
