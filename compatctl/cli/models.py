@@ -9,7 +9,7 @@ import typer
 
 from compatctl.cli.app import Outcome, command
 from compatctl.cli.options import DryRun, PreprocessingFile, with_project
-from compatctl.errors import UsageError
+from compatctl.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from compatctl.recipe import Project
@@ -127,11 +127,29 @@ def _template(source: str | None, output: Path | None) -> Outcome[Any]:
 
 @command
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A file, a folder, or s3://BUCKET/PREFIX.")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="A file, a folder, or s3://BUCKET/PREFIX.", metavar="PATH")
+    ],
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="A line for each of several files; exit code 5 if something is missing to use "
+            "one. For a hook that runs before a commit.",
+        ),
+    ] = False,
 ) -> Outcome[Any]:
     """Say what a model, checkpoint, index, table, store, recipe, project or policy is, what it
     takes and gives, and what is missing to use it. Runs nothing of it."""
-    from compatctl.commands.inspect import inspect
-    from compatctl.render.inspection_table import inspection_table
+    from compatctl.commands.inspect import check_files, inspect
+    from compatctl.render.inspection_table import checked_table, inspection_table
 
-    return Outcome(result=inspect(path), table=inspection_table)
+    if check:
+        checked = check_files(paths)
+        code = InputError.exit_code if checked.unusable else 0
+        return Outcome(result=checked, table=checked_table, exit_code=code)
+    if len(paths) > 1:
+        raise UsageError(
+            "inspect describes one file", tip="compatctl inspect --check takes several"
+        )
+    return Outcome(result=inspect(paths[0]), table=inspection_table)

@@ -88,6 +88,38 @@ def inspect(path: Path) -> Inspection:
     return _by_content(path, head)(path)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """Files that were checked, and those of them of which something is missing to use them."""
+
+    files: tuple[Inspection, ...]
+    unusable: int
+
+
+def check_files(paths: list[Path]) -> Checked:
+    """Inspect each file; what cannot be read is one of which something is missing.
+
+    A project is checked with the recipe and the policy that it names.
+    """
+    files = tuple(_checked(path) for path in paths)
+    return Checked(files=files, unusable=sum(bool(found.missing) for found in files))
+
+
+def _checked(path: Path) -> Inspection:
+    from compatctl.recipe import Project, Recipe, gate_policy
+
+    try:
+        found = inspect(path)
+        if found.kind == "project" and not found.missing:
+            project = Project.load(path)
+            gate_policy(project)
+            if project.recipe is not None:
+                Recipe.load(project.recipe)
+    except CompatError as error:
+        return Inspection(path=str(path), kind="file", missing=(error.message,))
+    return found
+
+
 def _unusable(path: Path, kind: str, tip: str) -> Inspection:
     """What a file is that no command takes, and what to do about it."""
     return Inspection(
@@ -353,24 +385,26 @@ def _json(path: Path) -> Inspection:
 
 
 def _yaml(path: Path) -> Inspection:
-    """A recipe, a project or a policy: the first that reads it."""
-    from compatctl.recipe import Project, Recipe, load_policy
+    """A recipe, a project or a policy, as most of its keys say."""
+    from compatctl.recipe import nearest_kind, read_settings
 
-    readers: tuple[tuple[str, Callable[[Path], Any], str], ...] = (
-        ("recipe", Recipe.load, "compatctl finetune --base new.ckpt --recipe {path}"),
-        ("policy", load_policy, "compatctl verify old.onnx new.onnx --policy {path}"),
-        ("project", Project.load, "compatctl status --project {path}"),
-    )
-    errors: list[str] = []
-    for kind, read, command in readers:
-        try:
-            content = read(path)
-        except CompatError as error:
-            errors.append(f"as a {kind}: {error.message}")
-            continue
-        facts = json.loads(json.dumps(asdict(content), default=str))
-        return Inspection(path=str(path), kind=kind, facts=facts, next=(command.format(path=path),))
-    return Inspection(path=str(path), kind="YAML file", missing=tuple(errors))
+    kind = "YAML file"
+    try:
+        kind = nearest_kind(path)
+        settings = read_settings(path)
+    except CompatError as error:
+        lacks = (error.message, error.tip) if error.tip else (error.message,)
+        return Inspection(path=str(path), kind=kind, missing=lacks)
+    facts = json.loads(json.dumps(asdict(settings.content), default=str))
+    next_step = _SETTINGS_NEXT[settings.kind].format(path=path)
+    return Inspection(path=str(path), kind=settings.kind, facts=facts, next=(next_step,))
+
+
+_SETTINGS_NEXT = {
+    "recipe": "compatctl finetune --base new.ckpt --recipe {path}",
+    "policy": "compatctl verify old.onnx new.onnx --policy {path}",
+    "project": "compatctl status --project {path}",
+}
 
 
 def _folder(path: Path) -> Inspection:

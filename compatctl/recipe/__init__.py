@@ -30,6 +30,7 @@ from compatctl.recipe._recipe import (
     default_recipe,
     read_ids,
 )
+from compatctl.recipe._settings import Settings, nearest_kind, read_settings
 from compatctl.recipe._typed import read_bounded
 
 __all__ = [
@@ -47,11 +48,14 @@ __all__ = [
     "Project",
     "Recipe",
     "Rehearsal",
+    "Settings",
     "Split",
     "default_recipe",
     "gate_policy",
     "load_policy",
+    "nearest_kind",
     "read_bounded",
     "read_ids",
+    "read_settings",
     "shipped_policies",
 ]

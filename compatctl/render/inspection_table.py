@@ -10,7 +10,7 @@ from compatctl.render.console import cell
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from compatctl.commands.inspect import Inspection
+    from compatctl.commands.inspect import Checked, Inspection
 
 
 def inspection_table(console: Console, found: Inspection) -> None:
@@ -28,6 +28,16 @@ def inspection_table(console: Console, found: Inspection) -> None:
         console.print(cell(json.dumps(found.write.content)))
     for command in found.next:
         console.print(f"next: {cell(command)}")
+
+
+def checked_table(console: Console, checked: Checked) -> None:
+    """A line for each file, and one for each thing that is missing to use it."""
+    for found in checked.files:
+        console.print(
+            f"{cell(found.path)}: {'cannot be used' if found.missing else cell(found.kind)}"
+        )
+        for lack in found.missing:
+            console.print(f"  {cell(lack)}")
 
 
 def _text(entry: object) -> str:

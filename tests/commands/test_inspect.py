@@ -214,6 +214,38 @@ def test_settings_and_stores_are_told_by_their_entries(shop: Shop) -> None:
     found = inspected(broken)
     assert found["kind"] == "YAML file"
     assert any("backbonne" in line for line in found["missing"])
+    broken.write_text("train: head\nbackbonne: {}\n")
+    found = inspected(broken)
+    assert found["kind"] == "recipe"
+    assert found["missing"][0] == f"{broken}: unknown key backbonne"
+
+
+def test_settings_are_checked_before_a_commit(shop: Shop) -> None:
+    """--check has a line for each file; it ends with 5 if one of them, or a recipe or policy
+    that a project names, cannot be used."""
+    root = Path(__file__).parents[2]
+    good = [root / "recipes" / "default.yaml", root / "compatctl" / "policies" / "strict.yaml"]
+    done = run("inspect", "--check", *good, shop.path("compatctl.yaml"))
+    assert done.code == 0
+    kinds = [line.rpartition(": ")[2] for line in done.stdout.splitlines()]
+    assert kinds == ["recipe", "policy", "project"]
+    recipe = shop.path("mine.yaml")
+    recipe.write_text("train: hed\n")
+    project = shop.path("compatctl.yaml")
+    project.write_text(project.read_text() + "recipe: mine.yaml\n")
+    done = run("inspect", "--check", *good, project, shop.path("none.yaml"), "--json")
+    assert done.code == 5
+    lacking = {Path(entry["path"]).name: entry["missing"] for entry in done.json["files"]}
+    assert [name for name, lacks in lacking.items() if lacks] == ["compatctl.yaml", "none.yaml"]
+    assert "hed" in lacking["compatctl.yaml"][0]
+    assert done.json["unusable"] == 2
+
+
+def test_several_files_are_only_checked(shop: Shop) -> None:
+    """Without --check one file is described, and a second one is a usage error."""
+    done = run("inspect", shop.path("compatctl.yaml"), shop.path("store"))
+    assert done.code == 2
+    assert "inspect --check" in done.stderr
 
 
 def test_a_model_and_a_table_are_inspected_without_torch(tmp_path: Path) -> None:
