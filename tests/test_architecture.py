@@ -40,6 +40,8 @@ LEVELS = {
     "migration": 6,
     "serving": 6,
     "commands": 7,
+    "testing": 8,
+    "pytest_plugin": 9,
     "render": 8,
     "cli": 9,
 }
@@ -78,6 +80,7 @@ HOMES = {
     "uvicorn": {"serving"},
     "prometheus_client": {"serving"},
     "ray": {"deployment"},
+    "pytest": {"pytest_plugin"},
 }
 MAX_MODULE_LINES = 500
 MAX_FUNCTION_LINES = 40
