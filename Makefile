@@ -5,7 +5,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-COMPARED   := $(filter-out pgvector_fence,$(basename $(notdir $(wildcard benchmarks/speed/[a-z]*.py))))
+SERVED     := pgvector_fence milvus_verify
+COMPARED   := $(filter-out $(SERVED),$(basename $(notdir $(wildcard benchmarks/speed/[a-z]*.py))))
 STUDIED    := $(basename $(notdir $(wildcard benchmarks/studies/[a-z]*.py)))
 CHARACTERS := examples/kanji/data/kanji.npz examples/characters/data/characters.npz
 
@@ -36,7 +37,7 @@ docs: $(READY)                 ## the files that are written from the recipe's s
 
 bench: $(READY) $(ENGINES)/.ready ## comparisons, minutes each: both sides in one run, the ratio printed
 	for name in $(COMPARED); do echo "== $$name"; $(BIN)/python -m benchmarks.speed.$$name || exit 1; done
-	$(ENGINES)/bin/python -m benchmarks.speed.pgvector_fence
+	for name in $(SERVED); do echo "== $$name"; $(ENGINES)/bin/python -m benchmarks.speed.$$name || exit 1; done
 
 studies: $(READY) $(CHARACTERS) ## every other benchmark: long training runs and simulations; writes no page
 	for name in $(STUDIED); do echo "== $$name"; $(BIN)/python -m benchmarks.studies.$$name || exit 1; done

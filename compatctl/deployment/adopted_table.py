@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from compatctl.engines import (
     Deployment,
     Inspection,
     Location,
+    RowBlock,
     Rows,
     TableFile,
     VectorIndexFacts,
@@ -158,6 +159,16 @@ class _AdoptedRows:
         """Whether every row has the norm 1, as far as half precision can."""
         return max(abs(self.least - 1.0), abs(self.most - 1.0)) <= NORM_TOLERANCE
 
+    def take(self, block: RowBlock) -> None:
+        """Keep what is needed of a block."""
+        self.ids += block.ids
+        self.labels += block.labels or ()
+        self.checksums.append(row_checksums(block.vectors))
+        norms = np.sqrt(np.einsum("nd,nd->n", block.vectors, block.vectors, dtype=np.float64))
+        self.zero += [block.ids[row] for row in np.flatnonzero(norms == 0.0).tolist()]
+        self.least = min(self.least, float(norms.min()))
+        self.most = max(self.most, float(norms.max()))
+
     def order(self, id_type: str) -> np.ndarray:
         """The order (N,) of the ids: whole numbers by value, others as texts."""
         ids = np.array(self.ids, np.int64) if id_type in _WHOLE else np.array(self.ids, object)
@@ -199,15 +210,10 @@ _WHOLE = ("smallint", "integer", "bigint", "int64")
 
 def _read(rows: Rows, connection: object, progress: Progress) -> _AdoptedRows:
     found = _AdoptedRows()
-    for block in rows.blocks(connection):
-        found.ids += block.ids
-        found.labels += block.labels or ()
-        found.checksums.append(row_checksums(block.vectors))
-        norms = np.sqrt(np.einsum("nd,nd->n", block.vectors, block.vectors, dtype=np.float64))
-        found.zero += [block.ids[row] for row in np.flatnonzero(norms == 0.0).tolist()]
-        found.least = min(found.least, float(norms.min()))
-        found.most = max(found.most, float(norms.max()))
-        progress("reading the table", len(found.ids), len(found.ids) + 1)
+    with closing(rows.blocks(connection)) as blocks:
+        for block in blocks:
+            found.take(block)
+            progress("reading the table", len(found.ids), len(found.ids) + 1)
     progress("reading the table", 1, 1)
     return found
 

@@ -5,7 +5,7 @@ A connection is psycopg's or a client of pymilvus; only what belongs to one engi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -47,8 +47,8 @@ class Rows(Protocol):
     def location(self) -> Any:
         """Where they are."""
 
-    def blocks(self, connection: Connection) -> Iterator[RowBlock]:
-        """Every row in blocks."""
+    def blocks(self, connection: Connection) -> Generator[RowBlock, None, None]:
+        """Every row in blocks; who stops early closes it."""
 
     def find(self, connection: Connection, ids: Sequence[str]) -> Iterator[RowBlock]:
         """The rows of these ids, in any order."""

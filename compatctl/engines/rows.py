@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,7 @@ class TableRows:
     vector_type: str
     dim: int
 
-    def blocks(self, connection: Connection) -> Iterator[RowBlock]:
+    def blocks(self, connection: Connection) -> Generator[RowBlock, None, None]:
         """Every row in blocks, in the table's order, of one snapshot.
 
         Raises:

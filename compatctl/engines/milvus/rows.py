@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
+from compatctl.engines.milvus.answers import Answer, keys_of, values_of, vectors_of
 from compatctl.engines.milvus.connection import DATA_S, Client
 from compatctl.engines.milvus.location import CollectionLocation
+from compatctl.engines.reading_ahead import read_ahead
 from compatctl.engines.rows import RowBlock
 from compatctl.errors import InputError
 
@@ -34,27 +36,22 @@ class CollectionRows:
     vector_type: str
     dim: int
 
-    def blocks(self, connection: Client) -> Iterator[RowBlock]:
+    def blocks(self, connection: Client) -> Generator[RowBlock, None, None]:
         """Every row in blocks, by ascending primary key.
 
         Each page sees all rows that were written before it (level Strong). Together they are no
         snapshot: Milvus keeps none for a reader. pymilvus's own iterator is not used, as it breaks
-        off at keys with quotes and backslashes.
+        off at keys with quotes and backslashes. The next page comes while the caller uses one.
 
         Raises:
             InputError: rows are hidden behind the same primary key, which Milvus does not prevent.
         """
         before = self.count(connection)[0]
-        page = max(1, min(MAX_ROWS, _MAX_BYTES // (4 * self.dim)))
-        label, total, condition = self.location.label, 0, ""
-        while True:
-            rows = self._query(connection, condition, label=label, limit=page)
-            if not rows:
-                break
-            yield self._block(rows, label=label)
-            total += len(rows)
-            last = max(row[self.location.id] for row in rows)
-            condition = f"{self.location.id} > {_literal(last)}"
+        label, total = self.location.label, 0
+        with closing(read_ahead(self._pages(connection, label))) as pages:
+            for rows in pages:
+                yield self._block(rows, label=label)
+                total += len(rows)
         if total != before and self.count(connection)[0] == before:
             raise InputError(
                 f"{self.location.url}: the collection counts {before} rows and gives {total}: a "
@@ -62,6 +59,15 @@ class CollectionRows:
                 "be known",
                 tip="delete these keys and insert each once; upsert replaces rows",
             )
+
+    def _pages(self, connection: Client, label: str) -> Generator[Answer, None, None]:
+        """The server's answers, none of them empty."""
+        size = max(1, min(MAX_ROWS, _MAX_BYTES // (4 * self.dim)))
+        condition = ""
+        while rows := self._query(connection, condition, label=label, limit=size):
+            last = max(keys_of(rows, self.location.id))
+            condition = f"{self.location.id} > {_literal(last)}"
+            yield rows
 
     def find(self, connection: Client, ids: Sequence[str]) -> Iterator[RowBlock]:
         """The rows of these ids that are there, in blocks, without labels, in any order."""
@@ -87,29 +93,27 @@ class CollectionRows:
 
     def _query(
         self, connection: Client, condition: str, *, label: str, limit: int | None
-    ) -> list[dict[str, Any]]:
+    ) -> Answer:
         names = [self.location.id, self.location.vector, *((label,) if label else ())]
         ordered = {"limit": limit, "iterator": "True", "reduce_stop_for_best": "True"}
-        return list(
-            connection.query(
-                self.location.table,
-                filter=condition,
-                output_fields=names,
-                consistency_level=STRONG,
-                timeout=DATA_S,
-                strict_float32=True,  # rows as arrays; an older pymilvus gives lists
-                **(ordered if limit is not None else {}),
-            )
+        answer: Answer = connection.query(
+            self.location.table,
+            filter=condition,
+            output_fields=names,
+            consistency_level=STRONG,
+            timeout=DATA_S,
+            strict_float32=True,  # rows as arrays; an older pymilvus gives lists
+            **(ordered if limit is not None else {}),
         )
+        return answer
 
-    def _block(self, rows: list[dict[str, Any]], *, label: str) -> RowBlock:
-        import numpy as np
-
-        vectors = np.array([row[self.location.vector] for row in rows], np.float32)
+    def _block(self, rows: Answer, *, label: str) -> RowBlock:
+        vectors = vectors_of(rows, self.location.vector, self.dim)
+        labels = values_of(rows, label) if label else None
         return RowBlock(
-            ids=tuple(str(row[self.location.id]) for row in rows),
-            vectors=vectors.reshape(len(rows), self.dim),
-            labels=tuple(_text(row.get(label)) for row in rows) if label else None,
+            ids=tuple(map(str, keys_of(rows, self.location.id))),
+            vectors=vectors,
+            labels=None if labels is None else tuple(map(_text, labels)),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from compatctl.engines.milvus.connection import CALL_S, DATA_S, Client
@@ -94,15 +95,16 @@ class CollectionSearch:
         ids: list[str] = []
         best = np.full((len(queries), 0), 0, np.int64)
         distances = np.zeros((len(queries), 0))
-        for block in self._rows.blocks(connection):
-            new = self._distances(queries, block.vectors)
-            numbers = np.arange(len(ids), len(ids) + len(block.ids))
-            ids += block.ids
-            distances = np.hstack([distances, new])
-            best = np.hstack([best, np.broadcast_to(numbers, new.shape)])
-            order = np.argsort(distances, axis=1, kind="stable")[:, :k]
-            distances = np.take_along_axis(distances, order, axis=1)
-            best = np.take_along_axis(best, order, axis=1)
+        with closing(self._rows.blocks(connection)) as blocks:
+            for block in blocks:
+                new = self._distances(queries, block.vectors)
+                numbers = np.arange(len(ids), len(ids) + len(block.ids))
+                ids += block.ids
+                distances = np.hstack([distances, new])
+                best = np.hstack([best, np.broadcast_to(numbers, new.shape)])
+                order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+                distances = np.take_along_axis(distances, order, axis=1)
+                best = np.take_along_axis(best, order, axis=1)
         return [
             [(ids[row], distance) for row, distance in zip(rows, values, strict=True)]
             for rows, values in zip(best.tolist(), distances.tolist(), strict=True)

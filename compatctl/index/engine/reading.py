@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import repeat
 
@@ -217,8 +218,11 @@ def compare_table(
     )
     reader = table_rows(file, dim)
     done = 0
-    with open_connection_to(reader.location) as connection:
-        for block in reader.blocks(connection):
+    with (
+        open_connection_to(reader.location) as connection,
+        closing(reader.blocks(connection)) as blocks,
+    ):
+        for block in blocks:
             found.take(block)
             done += len(block.ids)
             progress("reading the table", min(done, n), n)
