@@ -22,6 +22,7 @@ from compatctl.encoder import EMBEDDING, FREE, Encoder
 from compatctl.encoder.inputs import InputArray
 from compatctl.errors import DamagedError, InputError, UsageError
 from compatctl.index import HnswIndex
+from compatctl.index.rows import same_keys
 from compatctl.manifest import Catalog, Manifest
 from compatctl.recipe import Project
 from compatctl.store import Store
@@ -290,7 +291,7 @@ def _probe(gallery: DeployedGallery, catalog: Catalog) -> None:
     if not isinstance(index, HnswIndex):  # an application may change rows: that is its right
         index.search(np.eye(1, gallery.manifest.index.dim, dtype=np.float32), 1)
         return
-    if not np.array_equal(np.sort(index.keys()), np.sort(catalog.keys)):
+    if not same_keys(index.keys(), catalog.keys):
         raise DamagedError(
             f"the index of generation {number} has other keys than its catalogue", tip=tip
         )

@@ -10,6 +10,7 @@ from compatctl.core.arrays import NORM_TOLERANCE, Checksums, Keys, Rows, Vectors
 from compatctl.errors import CompatError, DamagedError, InputError
 
 _CHECKSUM_BLOCK = 2048
+_KEY_BLOCK = 1 << 16
 
 
 class NotUnitError(DamagedError):
@@ -60,6 +61,28 @@ class KeyLookup:
         nearest = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         positions = nearest if self._order is None else self._order[nearest]
         return np.where(self._keys[nearest] == keys, positions, -1)
+
+
+def same_keys(first: Keys, second: Keys) -> bool:
+    """Whether distinct keys (N,) and (M,) are the same ones, in any order, in one pass over both.
+
+    Where the orders differ, sums of scattered keys are compared: that other keys are taken for the
+    same ones has a chance of 2^-64.
+    """
+    if len(first) != len(second):
+        return False
+    return bool(np.array_equal(first, second)) or _scattered(first) == _scattered(second)
+
+
+def _scattered(keys: Keys) -> int:
+    """The sum mod 2^64 of the keys after splitmix64's last steps, which scatter near keys."""
+    total = 0
+    for start in range(0, len(keys), _KEY_BLOCK):
+        words = keys[start : start + _KEY_BLOCK] + np.uint64(0x9E3779B97F4A7C15)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            words = (words ^ (words >> np.uint64(shift))) * np.uint64(factor)
+        total += int((words ^ (words >> np.uint64(31))).sum(dtype=np.uint64))
+    return total % 2**64
 
 
 def row_checksums(rows: Vectors) -> Checksums:

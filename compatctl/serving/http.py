@@ -22,11 +22,10 @@ from pydantic import BaseModel, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from compatctl._version import __version__
-from compatctl.deployment.loaded_generation import QueryItem
 from compatctl.deployment.searching import Hit
 from compatctl.errors import CompatError, InputError
 from compatctl.serving.batching import Answer, QueueFullError
-from compatctl.serving.service import Query, SearchService, Served, content_id
+from compatctl.serving.service import Query, RequestItem, SearchService, Served, content_id
 
 LOG = logging.getLogger("compatctl.serve")
 
@@ -273,7 +272,7 @@ async def _query(request: Request, service: SearchService, k: int) -> Query:
         raise RefusedError(status=400, error="body", message="the body is empty: send a query")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     fields: Mapping[str, Any] = {}
-    item: QueryItem
+    item: RequestItem
     if kind == "application/json":
         fields = _json(body)
         item = _json_item(fields)
@@ -334,7 +333,7 @@ def _json(body: bytes) -> Mapping[str, Any]:
     return fields
 
 
-def _json_item(fields: Mapping[str, Any]) -> QueryItem:
+def _json_item(fields: Mapping[str, Any]) -> RequestItem:
     kinds = [name for name in ("text", "image", "vector", "vectors") if name in fields]
     if len(kinds) != 1:
         raise RefusedError(

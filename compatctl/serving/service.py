@@ -6,18 +6,18 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from compatctl.core.arrays import Vectors
 from compatctl.data import Dataset, ItemVectors, thumbnail
-from compatctl.deployment.loaded_generation import LoadedGeneration, QueryItem
+from compatctl.deployment.loaded_generation import LoadedGeneration
 from compatctl.deployment.searcher import Attempts, Searcher
 from compatctl.engines import StaleEpochError
 from compatctl.errors import InputError, UsageError
@@ -28,6 +28,9 @@ from compatctl.serving.candidate import CandidateModel, Shadow, ShadowQuery, Tra
 from compatctl.serving.metrics import Metrics
 
 T = TypeVar("T")
+
+RequestItem = str | bytes | Vectors | Mapping[str, Vectors]
+"""What a request may ask for: a text, an image's bytes, a vector, or vectors by space."""
 
 SHOWN_TEXT = 2000
 """Characters of a text that the page shows."""
@@ -66,7 +69,7 @@ class Query:
         tenant: whose query it is; None: nobody's. It decides which side of the traffic answers.
     """
 
-    item: QueryItem
+    item: RequestItem
     k: int
     id: str
     tenant: str | None = None
@@ -81,18 +84,16 @@ class Served:
     cut: bool
 
 
-def content_id(item: QueryItem) -> str:
+def content_id(item: RequestItem) -> str:
     """The sha256 of a query's content, which stands for it where the caller gives no id."""
     digest = hashlib.sha256()
     if isinstance(item, str):
         digest.update(item.encode("utf-8", "surrogatepass"))
     elif isinstance(item, bytes):
         digest.update(item)
-    elif isinstance(item, dict):
+    elif isinstance(item, Mapping):
         for space, vector in sorted(item.items()):
             digest.update(f"{space}\n".encode() + np.asarray(vector, np.float32).tobytes())
-    elif isinstance(item, Path):
-        digest.update(item.read_bytes())
     else:
         digest.update(np.ascontiguousarray(item).tobytes())
     return digest.hexdigest()
