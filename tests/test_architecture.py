@@ -80,6 +80,7 @@ HOMES = {
     "uvicorn": {"serving"},
     "prometheus_client": {"serving"},
     "ray": {"deployment"},
+    "mlflow": {"commands"},
     "pytest": {"pytest_plugin"},
 }
 MAX_MODULE_LINES = 500
