@@ -80,7 +80,7 @@ HOMES = {
     "uvicorn": {"serving"},
     "prometheus_client": {"serving"},
     "ray": {"deployment"},
-    "mlflow": {"commands"},
+    "jinja2": {"report"},
     "pytest": {"pytest_plugin"},
 }
 MAX_MODULE_LINES = 500

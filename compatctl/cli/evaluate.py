@@ -1,4 +1,5 @@
-"""Commands that measure models and change nothing in a store: verify, power, matrix, plan."""
+"""Commands that measure models and change nothing in a store: verify, report, power, matrix,
+plan."""
 
 from __future__ import annotations
 
@@ -85,6 +86,10 @@ def verify(
     queries: Annotated[
         Path | None,
         _output("--queries", "Write one line for each query: .csv, .jsonl or .parquet."),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        _output("--html", "Write the report as one HTML file for people: compatctl[report]."),
     ] = None,
     slices: Annotated[
         list[str] | None,
@@ -195,7 +200,9 @@ def verify(
         self_test=self_test,
         seed=seed,
         dry_run=dry_run,
-        outputs=Outputs(junit=junit, markdown=markdown, metrics=metrics, queries=queries),
+        outputs=Outputs(
+            junit=junit, markdown=markdown, metrics=metrics, queries=queries, html=html
+        ),
     )
     return _verify(project, context, models or [], options)
 
@@ -250,6 +257,34 @@ def _verify_log(
         warnings=result.warnings,
         exit_code=VERDICT_EXIT_CODES[result.verdict.outcome],
     )
+
+
+@command
+@with_project("data", "data_root")
+def report(
+    project: Project,
+    source: Annotated[
+        Path | None,
+        typer.Argument(metavar="[REPORT]", help="A report.json. Default: the project's."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The page. Default: beside the report, as .html."),
+    ] = None,
+    matrix: Annotated[
+        Path | None,
+        typer.Option("--matrix", help="Also show a matrix: what compatctl matrix --json printed."),
+    ] = None,
+    curve: Annotated[
+        Path | None,
+        typer.Option("--curve", help="Also show the curve that compatctl backfill --curve wrote."),
+    ] = None,
+) -> Outcome[Any]:
+    """Write a report as one HTML file for people: verdict, figures, and what changed with images or
+    texts of the data. Exit code 0 whatever the verdict."""
+    from compatctl.commands.report import report
+
+    return Outcome(result=report(project, source=source, output=output, matrix=matrix, curve=curve))
 
 
 @command
@@ -376,47 +411,3 @@ def plan(
                 progress=report_progress,
             )
     return Outcome(result=result, table=plan_table, warnings=result.warnings)
-
-
-@command
-@with_project("report", "policy")
-def mlflow(
-    project: Project,
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option("--tracking-uri", help="The server of MLflow. Default: MLFLOW_TRACKING_URI."),
-    ] = None,
-    experiment: Annotated[
-        str, typer.Option("--experiment", help="Where a new run is made.")
-    ] = "compatctl",
-    run: Annotated[
-        str | None, typer.Option("--run", help="Log to this run, by its id, and make none.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="The registered model; needs --version.")
-    ] = None,
-    version: Annotated[
-        str | None, typer.Option("--version", help="The version that has the candidate's file.")
-    ] = None,
-    alias: Annotated[
-        str, typer.Option("--alias", help="Moves to --version if the report passes.")
-    ] = "champion",
-) -> Outcome[Any]:
-    """Log the report of verify to MLflow, and move a model's alias if it passes. Exit codes as
-    verify."""
-    from compatctl.commands.mlflow import MlflowTarget, publish
-
-    if (model is None) is not (version is None):
-        raise UsageError("--model and --version go together")
-    result = publish(
-        project,
-        MlflowTarget(
-            tracking_uri=tracking_uri,
-            experiment=experiment,
-            run=run,
-            model=model,
-            version=version,
-            alias=alias,
-        ),
-    )
-    return Outcome(result=result, exit_code=VERDICT_EXIT_CODES[result.outcome])

@@ -45,7 +45,7 @@ from compatctl.evaluation.latency import latency_measurement, measure_latency
 from compatctl.evaluation.leak_checks import leak_measurements, leak_warnings, leaks_unchecked
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.evaluation.protocol import group_rows
-from compatctl.evaluation.query_report import check_form, write_queries
+from compatctl.evaluation.query_report import write_queries
 from compatctl.evaluation.report_match import evaluation_set_sha256
 from compatctl.evaluation.rescoring import require_free
 from compatctl.evaluation.verdict import (
@@ -99,12 +99,13 @@ def verify(
     options = (options or VerifyOptions()).within(project)
     policy = gate_policy(project)
     options.check(policy)
-    check_form(options.outputs.queries)
+    options.outputs.check()
     for target in (project.report, *options.outputs.given):
         if not options.dry_run and not target.parent.is_dir():
             raise InputError(f"no folder {target.parent} to write {target.name} to")
     if old is None:
         old = _deployed_model(project)
+    data = None
     if old.suffix.lower() == ".npz" or new.suffix.lower() == ".npz":
         policy = load_policy(project.policy)
         features = features_policy(policy) if project.policy == "default" else policy
@@ -115,7 +116,8 @@ def verify(
             _require_rescoring(project)
         refuse_fused(project, new)
         try:
-            report = _verify_models(project, policy, old, new, options, progress)
+            data = load_data(project, labelled=options.qrels is None)
+            report = _verify_models(project, data, policy, (old, new), options, progress)
         except UnsteadyError as error:
             if not options.dry_run:
                 write_atomic(project.report, refusal(error))
@@ -124,7 +126,7 @@ def verify(
         report = sign_report(report, key)
     if not options.dry_run:
         seconds = time.monotonic() - began
-        write_report(report, project.report, options.outputs, seconds=seconds)
+        write_report(report, project.report, options.outputs, seconds=seconds, data=data)
     return report
 
 
@@ -148,13 +150,13 @@ def _deployed_model(project: Project) -> Path:
 
 def _verify_models(  # noqa: PLR0917
     project: Project,
+    data: Dataset,
     policy: Policy,
-    old: Path,
-    new: Path,
+    paths: tuple[Path, Path],
     options: VerifyOptions,
     progress: Progress,
 ) -> Report:
-    data = load_data(project, labelled=options.qrels is None)
+    old, new = paths
     encoders = _load(old, new, data, options)
     record = find_record(new, encoders[1], named=options.training, candidate=project.candidate)
     gallery = open_deployed(project, encoders[0])

@@ -15,12 +15,13 @@ from compatctl.core.gate import Verdict
 from compatctl.core.measurements import GroupEvidence, ranking_measures
 from compatctl.core.policy import Policy
 from compatctl.core.retrieval import Retrieval, cmc
-from compatctl.data import Judgments
+from compatctl.data import Dataset, Judgments
 from compatctl.evaluation.acceptance import shift_warnings, threshold_step
 from compatctl.evaluation.adaptive_resampling import Sampling
 from compatctl.evaluation.clusters import can_resample, dependence_warnings
 from compatctl.evaluation.comparison import GroupResult
 from compatctl.evaluation.exact_retrieval import CMC_MAX_K
+from compatctl.evaluation.query_report import check_form
 from compatctl.files import append, write_atomic
 from compatctl.recipe import Project
 from compatctl.report import (
@@ -83,16 +84,29 @@ class Outputs:
     markdown: Path | None = None
     metrics: Path | None = None
     queries: Path | None = None
+    html: Path | None = None
 
     def within(self, project: Project) -> Outputs:
         """These files, and the project's where one is not given."""
         names = (field.name for field in fields(self))
         return Outputs(**{name: getattr(self, name) or getattr(project, name) for name in names})
 
+    def check(self) -> None:
+        """Refuse files that could not be written, before anything is computed.
+
+        Raises:
+            UsageError: a library is missing, or a suffix is not one of a form that is written.
+        """
+        check_form(self.queries)
+        if self.html is not None:
+            from compatctl.report.page import require_page
+
+            require_page()
+
     @property
     def given(self) -> tuple[Path, ...]:
         """Those to write."""
-        paths = (self.junit, self.markdown, self.metrics, self.queries)
+        paths = (self.junit, self.markdown, self.metrics, self.queries, self.html)
         return tuple(path for path in paths if path)
 
 
@@ -123,12 +137,18 @@ def verdict_fields(
 
 
 def write_report(
-    report: Report, path: Path, outputs: Outputs, *, seconds: float | None = None
+    report: Report,
+    path: Path,
+    outputs: Outputs,
+    *,
+    seconds: float | None = None,
+    data: Dataset | None = None,
 ) -> None:
     """Write report.json first: the other files are views of it.
 
     The page of a job on GitHub has a section for each step: where ``outputs.markdown`` is its file,
-    the summary is added to it. Other files are replaced. ``seconds``: what verify took.
+    the summary is added to it. Other files are replaced. ``seconds``: what verify took. ``data``:
+    items that the HTML page shows; None: it names them.
     """
     write_atomic(path, report.to_bytes())
     if outputs.junit is not None:
@@ -141,6 +161,10 @@ def write_report(
             write_atomic(outputs.markdown, markdown(report))
     if outputs.metrics is not None:
         write_atomic(outputs.metrics, openmetrics(report))
+    if outputs.html is not None:
+        from compatctl.report.page import ItemViews, report_page
+
+        write_atomic(outputs.html, report_page(report, items=ItemViews(data)).content)
 
 
 def judgment_notes(

@@ -41,6 +41,7 @@ candidate: build/candidate   # where finetune writes the model and its training 
 output: new.onnx             # where finetune copies the model
 report: report.json          # where verify writes the verdict that deploy reads
 # junit: verify.xml          # the same for a pipeline; markdown: and metrics: exist too
+# html: report.html          # the same as a page for people
 # slices: [tenant]           # columns of the data; verify judges each value separately
 # threshold: 0.62            # the cosine from which the deployed system accepts a match
 """

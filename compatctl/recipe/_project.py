@@ -73,7 +73,7 @@ class Project:
     cosine from which the deployed system accepts a match; ``calibrate`` keeps its meaning by a map
     of the scores. ``rescore`` answers of a query are ranked again by free vectors; a query embeds
     at most ``passes`` of them (default: all), and none more after ``max_ms`` milliseconds.
-    ``junit``, ``markdown``, ``metrics`` and ``queries`` are optional outputs of verify.
+    ``junit``, ``markdown``, ``metrics``, ``queries`` and ``html`` are optional outputs of verify.
     ``max_gallery_pass`` is the largest share of the gallery's rows, labelled training items aside,
     that may go through a new model to make a candidate; every command keeps it or refuses.
     ``factories`` lists the modules and callables that a recipe may name. ``old_model_gone`` says
@@ -96,6 +96,7 @@ class Project:
     markdown: Path | None = None
     metrics: Path | None = None
     queries: Path | None = None
+    html: Path | None = None
     slices: tuple[str, ...] = ()
     cluster: tuple[str, ...] = ()
     ignore_same: tuple[str, ...] = ()

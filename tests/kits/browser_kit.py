@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-SIZES = {"desktop": (1100, 900), "phone": (390, 800)}
+SIZES = {"desktop": (1100, 900), "wide": (1280, 900), "phone": (390, 800)}
 
 
 @contextmanager

@@ -1,0 +1,23 @@
+"""A report as one HTML file: no script, no request, figures as SVG, pictures inside."""
+
+from __future__ import annotations
+
+from compatctl.report.page._page import (
+    Extra,
+    Page,
+    plain_page,
+    report_page,
+    require_page,
+)
+from compatctl.report.page.items import ItemViews
+from compatctl.report.page.matrix import matrix_section
+
+__all__ = [
+    "Extra",
+    "ItemViews",
+    "Page",
+    "matrix_section",
+    "plain_page",
+    "report_page",
+    "require_page",
+]
