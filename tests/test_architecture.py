@@ -80,6 +80,7 @@ HOMES = {
     "uvicorn": {"serving"},
     "prometheus_client": {"serving"},
     "ray": {"deployment"},
+    "mlflow": {"commands"},
     "jinja2": {"report"},
     "pytest": {"pytest_plugin"},
 }

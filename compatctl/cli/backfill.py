@@ -52,7 +52,7 @@ def backfill(
         typer.Option(
             "--order",
             help="random (or hash), hubs (or hubness), uncertainty or mean-distance; or a file: a "
-            "service's log of answers (JSON lines), a CSV with the columns id and count, or item "
+            "service's log of answers, a CSV with the columns id and count, or item "
             "ids, one a line, most important first. Equals follow in the order of a hash of their "
             "id.",
         ),

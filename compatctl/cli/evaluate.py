@@ -411,3 +411,47 @@ def plan(
                 progress=report_progress,
             )
     return Outcome(result=result, table=plan_table, warnings=result.warnings)
+
+
+@command
+@with_project("report", "policy")
+def mlflow(
+    project: Project,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option("--tracking-uri", help="The server of MLflow. Default: MLFLOW_TRACKING_URI."),
+    ] = None,
+    experiment: Annotated[
+        str, typer.Option("--experiment", help="Where a new run is made.")
+    ] = "compatctl",
+    run: Annotated[
+        str | None, typer.Option("--run", help="Log to this run, by its id, and make none.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The registered model; needs --version.")
+    ] = None,
+    version: Annotated[
+        str | None, typer.Option("--version", help="The version that has the candidate's file.")
+    ] = None,
+    alias: Annotated[
+        str, typer.Option("--alias", help="Moves to --version if the report passes.")
+    ] = "champion",
+) -> Outcome[Any]:
+    """Log the report of verify to MLflow, and move a model's alias if it passes. Exit codes as
+    verify."""
+    from compatctl.commands.mlflow import MlflowTarget, publish
+
+    if (model is None) is not (version is None):
+        raise UsageError("--model and --version go together")
+    result = publish(
+        project,
+        MlflowTarget(
+            tracking_uri=tracking_uri,
+            experiment=experiment,
+            run=run,
+            model=model,
+            version=version,
+            alias=alias,
+        ),
+    )
+    return Outcome(result=result, exit_code=VERDICT_EXIT_CODES[result.outcome])

@@ -53,7 +53,11 @@ def serve(
     ] = False,
     log: Annotated[
         Path | None,
-        typer.Option("--log", help="File to append answers to, one JSON line a query."),
+        typer.Option(
+            "--log",
+            help="File to append answers to, one JSON line a query; or FOLDER.parquet, for parts "
+            "in Parquet.",
+        ),
     ] = None,
     max_bytes: Annotated[
         int, typer.Option("--max-bytes", min=1, help="Bytes of a request's body.")

@@ -17,7 +17,7 @@ from compatctl.deployment.engines import ANSWERS, open_for_write, refuse_engine
 from compatctl.deployment.gallery import matches_canary
 from compatctl.deployment.gallery_pass import require_rescoring_budget, rescored_rows
 from compatctl.deployment.model_file import ModelFile, refuse_fused
-from compatctl.deployment.project import REPORT_KEY, report_key, utc_now
+from compatctl.deployment.project import utc_now
 from compatctl.deployment.provenance import as_proven, refuse_unproven
 from compatctl.deployment.rolled_back import refuse_rolled_back
 from compatctl.encoder import Encoder
@@ -26,11 +26,11 @@ from compatctl.evaluation.attempts import require_counted_attempt
 from compatctl.evaluation.options import rescored_and_passes
 from compatctl.evaluation.report_match import require_matching_report
 from compatctl.evaluation.rescoring import require_free
-from compatctl.evaluation.verified_candidate import refuse_unverified
+from compatctl.evaluation.verified_candidate import checked_signature, refuse_unverified
 from compatctl.files import sha256_bytes
 from compatctl.manifest import Manifest, ModelShare, Operation, Rescoring
 from compatctl.recipe import Project, gate_policy
-from compatctl.report import VerifiedReport, check_signature, policy_sha256, read_report
+from compatctl.report import VerifiedReport, policy_sha256, read_report
 from compatctl.store import Store
 
 WARMER = 0.05
@@ -106,7 +106,7 @@ def deploy(
     manifest = (store := open_for_write(project, dry_run=dry_run)).manifest
     has_report = forced_reason is None or project.report.is_file()
     verified = read_report(project.report) if has_report else None
-    signature = _signature(project, verified, forced=forced_reason is not None)
+    signature = checked_signature(project, verified, forced=forced_reason is not None)
     model_file = _candidate(project, model, verified)
     encoder = _of_dimension(model_file, manifest.index.dim)
     policy = policy_sha256(gate_policy(project))
@@ -258,28 +258,6 @@ def _refuse_spent(store: Store, model: str, again_reason: str | None) -> None:
     )
     if again_reason is not None and not spent:
         raise UsageError(f"--again: the model {model[:12]} was not rolled back", tip="omit --again")
-
-
-def _signature(
-    project: Project, verified: VerifiedReport | None, *, forced: bool
-) -> Literal["checked", "not checked", "none"]:
-    """Check the report's signature.
-
-    Raises:
-        GateError: it is wrong, or missing although the project requires one.
-        UsageError: the project requires one, and the environment has no key.
-    """
-    key, required = report_key(), project.gate.require_signature and not forced
-    is_signed = verified is not None and verified.report.signature is not None
-    if required and key is None:
-        raise UsageError(
-            f"the project requires signed reports, and {REPORT_KEY} is not set",
-            tip=f"set {REPORT_KEY} to the key that verify signs with",
-        )
-    if verified is None or key is None or not (is_signed or required):
-        return "not checked" if is_signed else "none"
-    check_signature(verified.report, key)
-    return "checked"
 
 
 def _refuse_warmer_service(verified: VerifiedReport, store: Store) -> None:

@@ -52,7 +52,7 @@ class ServeOptions:
         shadow: a candidate that answers too, for the log alone.
         traffic: a candidate that answers a share of the queries.
         allow_unverified: the candidate of the traffic needs no passing report.
-        log: JSON lines of answers.
+        log: answers: a file of JSON lines, or a folder of parts whose name ends in .parquet.
         limits: of a request.
     """
 

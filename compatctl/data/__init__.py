@@ -5,6 +5,7 @@ A modality is one module: ``_pixels`` for images. Importing this package loads n
 
 from __future__ import annotations
 
+from compatctl.data._answer_parts import PARTS_SUFFIX, AnswerParts
 from compatctl.data._answers import is_answer_log, read_answer_log
 from compatctl.data._compared_log import ComparedLog, LoggedQuery, read_compared_log
 from compatctl.data._content import Content, ItemVectors, Modality, SpaceVectors
@@ -51,7 +52,9 @@ __all__ = [
     "LABEL_NAMES",
     "MAX_PIXELS",
     "MIN_CROP_SHARE",
+    "PARTS_SUFFIX",
     "WHITE",
+    "AnswerParts",
     "ComparedLog",
     "Content",
     "CropOffset",

@@ -1,4 +1,4 @@
-"""The log of a service: JSON lines, one answer a line, counted item by item."""
+"""The log of a service, JSON lines or parts in Parquet, counted item by item."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from compatctl.data._answer_parts import is_parts, part_hits
 from compatctl.data._tables import MAX_LINE_BYTES
 from compatctl.errors import InputError
 from compatctl.files.npz import open_regular
@@ -19,11 +20,14 @@ FORM = "one answer a line: an object with the list hits, whose entries are objec
 
 
 def is_answer_log(path: Path) -> bool:
-    """Whether the first line that is not empty begins a JSON object.
+    """Whether it is a folder or in Parquet, or its first line that is not empty begins a JSON
+    object.
 
     Raises:
         InputError: the file is missing or must not be read.
     """
+    if is_parts(path):
+        return True
     try:
         with open_regular(path) as file:
             for line in iter(lambda: file.readline(MAX_LINE_BYTES), b""):
@@ -43,7 +47,10 @@ def read_answer_log(path: Path, counts_as: Callable[[str], bool]) -> dict[str, f
 
     Raises:
         InputError: the file cannot be read, or no line is an answer.
+        UsageError: the log is in Parquet, and pyarrow is not installed.
     """
+    if is_parts(path):
+        return _read_parts(path, counts_as)
     counts: dict[str, float] = {}
     answers, unread, foreign, named = 0, 0, 0, list[str]()
     try:
@@ -65,6 +72,23 @@ def read_answer_log(path: Path, counts_as: Callable[[str], bool]) -> dict[str, f
     if not answers:
         raise InputError(f"{path}: no line is an answer", tip=FORM)
     _tell(path, unread, named, foreign)
+    return counts
+
+
+def _read_parts(path: Path, counts_as: Callable[[str], bool]) -> dict[str, float]:
+    """``read_answer_log`` of a log in Parquet."""
+    counts: dict[str, float] = {}
+    answers = foreign = 0
+    for number, hits in part_hits(path):
+        answers += number
+        for item, count in hits.items():
+            if item in counts or counts_as(item):
+                counts[item] = counts.get(item, 0.0) + count
+            else:
+                foreign += count
+    if not answers:
+        raise InputError(f"{path}: no row is an answer")
+    _tell(path, 0, [], foreign)
     return counts
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compatctl.data._answer_parts import is_parts, part_entries
 from compatctl.errors import InputError
 
 MAX_ANSWERS = 1000
@@ -28,7 +29,8 @@ class LoggedQuery:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedLog:
-    """The queries that two models answered, each once: its newest line counts.
+    """The queries that two models answered, each once: its newest line counts. In Parquet a row is
+    a line, and the newest one has the latest time; else it is the last one.
 
     Attributes:
         current, candidate: digests of the models.
@@ -51,7 +53,8 @@ class ComparedLog:
 
 
 def read_compared_log(path: Path, candidate: str | None = None) -> ComparedLog:
-    """Read the lines of a log in which a candidate answered beside the query model.
+    """Read a log in which a candidate answered beside the query model: JSON lines, a folder of
+    parts in Parquet, or one of these.
 
     ``candidate``: the digest of the candidate; None: there is only one pair of models in the log.
     A last line that is cut off is left out: the service may be writing it.
@@ -59,11 +62,13 @@ def read_compared_log(path: Path, candidate: str | None = None) -> ComparedLog:
     Raises:
         InputError: the file cannot be read, a line is no such line, no line has both answers, or
             there are several pairs of models.
+        UsageError: the log is in Parquet, and pyarrow is not installed.
     """
+    newest: dict[tuple[str, str, str], float] = {}
     found: dict[tuple[str, str], dict[str, LoggedQuery]] = {}
     both: Counter[tuple[str, str]] = Counter()
     lines = alone = failed = 0
-    for where, entry in _entries(path):
+    for where, at, entry in part_entries(path) if is_parts(path) else _entries(path):
         lines += 1
         beside = entry.get("candidate")
         if not isinstance(beside, dict) or "hits" not in beside:
@@ -73,6 +78,9 @@ def read_compared_log(path: Path, candidate: str | None = None) -> ComparedLog:
         pair = _text(entry, "query_model", where), _text(beside, "query_model", where)
         query = _text(entry, "query", where)
         both[pair] += 1
+        if at < newest.get((*pair, query), at):
+            continue
+        newest[*pair, query] = at
         found.setdefault(pair, {})[query] = LoggedQuery(
             query=query, current=_ids(entry, where), candidate=_ids(beside, where)
         )
@@ -110,8 +118,8 @@ def _chosen(
     return pairs[0]
 
 
-def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line's place and entries."""
+def _entries(path: Path) -> Iterator[tuple[str, float, dict[str, Any]]]:
+    """Each line's place, its number and entries."""
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
@@ -126,7 +134,7 @@ def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     raise InputError(f"{where}: no JSON", tip=_TIP) from None
                 if not isinstance(entry, dict):
                     raise InputError(f"{where}: no JSON object", tip=_TIP)
-                yield where, entry
+                yield where, number, entry
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: the log cannot be read: {error}", tip=_TIP) from error
 

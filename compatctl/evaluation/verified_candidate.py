@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from compatctl.errors import EvidenceError, GateError, InputError
+from typing import Literal
+
+from compatctl.deployment.project import REPORT_KEY, report_key
+from compatctl.errors import EvidenceError, GateError, InputError, UsageError
+from compatctl.evaluation.feature_tables import features_policy
 from compatctl.manifest import Manifest
-from compatctl.report import VerifiedReport
+from compatctl.recipe import Project, gate_policy, load_policy
+from compatctl.report import VerifiedReport, check_signature, policy_sha256
 
 
 def refuse_unverified(
@@ -66,4 +71,43 @@ def _refuse_other_service(verified: VerifiedReport, manifest: Manifest) -> None:
         raise GateError(
             "the report did not judge the old answers as the store re-scores them today",
             tip="compatctl verify old.onnx new.onnx, against this store",
+        )
+
+
+def checked_signature(
+    project: Project, verified: VerifiedReport | None, *, forced: bool
+) -> Literal["checked", "not checked", "none"]:
+    """Check the report's signature.
+
+    Raises:
+        GateError: it is wrong, or missing although the project requires one.
+        UsageError: the project requires one, and the environment has no key.
+    """
+    key, required = report_key(), project.gate.require_signature and not forced
+    is_signed = verified is not None and verified.report.signature is not None
+    if required and key is None:
+        raise UsageError(
+            f"the project requires signed reports, and {REPORT_KEY} is not set",
+            tip=f"set {REPORT_KEY} to the key that verify signs with",
+        )
+    if verified is None or key is None or not (is_signed or required):
+        return "not checked" if is_signed else "none"
+    check_signature(verified.report, key)
+    return "checked"
+
+
+def refuse_other_policy(project: Project, verified: VerifiedReport) -> None:
+    """Refuse a report that was judged by another policy than the project's.
+
+    Raises:
+        GateError: it was.
+    """
+    allowed = {policy_sha256(gate_policy(project))}
+    if verified.report.searched is None:  # tables are judged by what they can show
+        allowed.add(policy_sha256(features_policy(load_policy(project.policy))))
+    if verified.policy_sha256 not in allowed:
+        raise GateError(
+            f"the report was judged by another policy ({verified.report.policy.name}, "
+            f"{verified.policy_sha256[:12]}) than the project's",
+            tip="compatctl verify old.onnx new.onnx judges by the project's policy",
         )

@@ -60,7 +60,7 @@ def priority_of(
 
     ``vectors`` reads the stored vectors (N, D), if the order needs them. ``traffic`` is the file of
     the order by traffic. A file is known by its content: a CSV with the columns id and count, a
-    service's log of answers (JSON lines), or ids, one a line.
+    service's log of answers (JSON lines, or parts in Parquet), or ids, one a line.
 
     Raises:
         UsageError: an order by traffic without its file, the reverse, or no such file or order.
@@ -73,14 +73,14 @@ def priority_of(
             "--order FILE takes either too",
         )
     if isinstance(order, Path):
-        if not order.is_file():
+        if not order.is_file() and not order.is_dir():
             raise UsageError(
                 f"--order {order} is no file of ids, and no order",
                 tip=f"the orders are {', '.join((*Order, *OTHER_NAMES))}",
             )
         return _file_priority(catalog, order)
     if traffic is not None:
-        log = traffic.is_file() and is_answer_log(traffic)
+        log = traffic.exists() and is_answer_log(traffic)
         return _file_priority(catalog, traffic) if log else _counted(catalog, read_traffic(traffic))
     return order_priority(order, catalog, vectors)
 

@@ -1,16 +1,18 @@
-"""The log of answers: JSON lines, one a query, written by a thread that no request waits for."""
+"""The log of answers, one a query, written by a thread that no request waits for: JSON lines, or
+parts in Parquet."""
 
 from __future__ import annotations
 
 import json
 import queue
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from compatctl.data import PARTS_SUFFIX, AnswerParts
 from compatctl.deployment.searching import Hit
 from compatctl.errors import InputError
 from compatctl.serving.batching import Answer
@@ -73,32 +75,38 @@ def described_hits(hits: Sequence[Hit]) -> list[dict[str, Any]]:
 
 
 class AnswerLog:
-    """Appends lines to a file; what cannot be written is counted, and fails no request.
+    """Writes lines to a file or, where its name ends in ``.parquet``, into parts of a folder; what
+    cannot be written is counted, and fails no request.
 
     Raises:
-        InputError: the file cannot be opened for appending.
+        InputError: the file cannot be opened for appending, or the folder not be written.
+        UsageError: pyarrow is not installed.
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            self._file = path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise InputError(
-                f"the log {path} cannot be written: {error.strerror or error}",
-                tip="name a file in a folder that exists and may be written",
-            ) from error
+        in_parts = path.suffix == PARTS_SUFFIX
+        self._file: _JsonLines | AnswerParts = AnswerParts(path) if in_parts else _JsonLines(path)
         self._queue: queue.Queue[LogLine | None] = queue.Queue(MAX_WAITING)
-        self.written = 0
-        self.dropped = 0
+        self._refused = 0
         self._thread = Thread(target=self._run, name="compatctl-log", daemon=True)
         self._thread.start()
+
+    @property
+    def written(self) -> int:
+        """Lines in the file; in Parquet those of closed parts."""
+        return self._file.written
+
+    @property
+    def dropped(self) -> int:
+        """Lines for which there was no room in the queue or on the disk."""
+        return self._refused + self._file.dropped
 
     def add(self, line: LogLine) -> None:
         """Write a line later, or drop it if too many wait."""
         try:
             self._queue.put_nowait(line)
         except queue.Full:
-            self.dropped += 1
+            self._refused += 1
 
     def close(self) -> None:
         """Write what waits, and close the file."""
@@ -110,27 +118,52 @@ class AnswerLog:
             try:
                 line = self._queue.get(timeout=FLUSH_S)
             except queue.Empty:
-                self._flush()
+                self._file.flush()
                 continue
             if line is None:
                 break
-            self._write(line)
-        self._flush()
-        try:
-            self._file.close()
-        except OSError:
-            self.dropped += 1
+            self._file.write(line.to_json())
+        self._file.close()
 
-    def _write(self, line: LogLine) -> None:
+
+class _JsonLines:
+    """Appends JSON lines to a file.
+
+    Attributes:
+        written, dropped: lines.
+    """
+
+    def __init__(self, path: Path) -> None:
         try:
-            self._file.write(json.dumps(line.to_json(), ensure_ascii=False) + "\n")
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                f"the log {path} cannot be written: {error.strerror or error}",
+                tip="name a file in a folder that exists and may be written",
+            ) from error
+        self.written = 0
+        self.dropped = 0
+
+    def write(self, entries: Mapping[str, Any]) -> None:
+        """Append a line."""
+        try:
+            self._file.write(json.dumps(entries, ensure_ascii=False) + "\n")
         except (OSError, ValueError):
             self.dropped += 1
         else:
             self.written += 1
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Hand the lines to the system."""
         try:
             self._file.flush()
         except (OSError, ValueError):
+            self.dropped += 1
+
+    def close(self) -> None:
+        """Hand the lines to the system, and close the file."""
+        self.flush()
+        try:
+            self._file.close()
+        except OSError:
             self.dropped += 1

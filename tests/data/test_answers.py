@@ -60,7 +60,7 @@ def test_a_line_that_is_no_answer_is_left_out_and_named(tmp_path: Path) -> None:
     path.write_text("a\nb\n")
     assert not is_answer_log(path)
     with pytest.raises(InputError, match="cannot be read"):
-        is_answer_log(tmp_path)
+        is_answer_log(tmp_path / "missing.jsonl")
 
 
 def test_memory_is_that_of_the_counts(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from onnx import TensorProto, helper
 from serve_kit import Server, wait_for
 from shop_kit import DIM, SIDE, Shop, write_graph
 
-from compatctl.data import load
+from compatctl.data import load, read_answer_log
 
 K = 4
+FORCE = ("--force", "--reason", "drill")
 
 
 def _queries(shop: Shop, count: int) -> list[bytes]:
@@ -70,6 +71,36 @@ def test_the_shadow_logs_both_answers_and_no_caller_sees_its_own(shop: Shop) -> 
         for line in lines.values()
     ]
     assert abs(status["overlap"] - float(np.mean(shares))) < 1e-9
+
+
+def test_a_log_in_parquet_judges_and_orders_as_one_in_json_lines(shop: Shop) -> None:
+    """The same queries to two services: the verdict, and the counts by which a backfill goes."""
+    queries, verdicts, counts = _queries(shop, 60), [], []
+    for name in ("answers.jsonl", "answers.parquet"):
+        with Server(shop.folder, "--shadow", "new.onnx", "--log", name) as server:
+            for number, query in enumerate(queries):
+                assert server.ask(f"/v1/search?k={K}&query=q{number % 40}", query).status == 200
+            code, ended = server.stop()
+        assert (code, ended["logged"], ended["unlogged"]) == (0, len(queries), 0)
+        judged = shop.run("verify", "--log", shop.path(name), "--qrels", _clicks(shop))
+        assert judged.code in {0, 3, 4}, judged.stderr
+        verdicts.append(judged.json)
+        counts.append(read_answer_log(shop.path(name), lambda _: True))
+    assert verdicts[0] == verdicts[1]
+    assert verdicts[0]["lines"] == sum(counts[0].values()) / K == len(queries)
+    assert counts[0] == counts[1]
+    assert shop.run("deploy", "--model", shop.path("new.onnx"), *FORCE).code == 0
+    order = ("--order", shop.path("answers.parquet"))
+    filled = shop.run("backfill", *order, "--share", 0.2, *FORCE)
+    assert filled.code == 0, filled.stderr
+
+
+def _clicks(shop: Shop) -> Path:
+    """Each of the queries q0 .. q39 was clicked on the same item."""
+    item = load(shop.data()).filter(role="gallery").ids[0]
+    lines = [f"q{number},{item},1" for number in range(40)]
+    shop.path("clicks.csv").write_text("\n".join(["query_id,item_id,clicks", *lines]) + "\n")
+    return shop.path("clicks.csv")
 
 
 def test_a_shadow_that_fails_stops_and_disturbs_nobody(shop: Shop) -> None:
