@@ -106,20 +106,7 @@ def serve(
         listen(options.host, options.port) as listener,
         Searcher.open(project.store, project=project, data=data, follow_s=FOLLOW_S) as searcher,
     ):
-        traffic = _traffic(project, options, searcher.manifest)
-        log = None if options.log is None else AnswerLog(options.log)
-        shadow = None
-        if options.shadow is not None and shadow_model is not None:
-            shadow = Shadow(shadow_model, share=options.shadow.share, write=_writer(log))
-        service = SearchService(
-            searcher=searcher,
-            limits=options.limits,
-            metrics=Metrics(),
-            log=log,
-            shadow=shadow,
-            traffic=traffic,
-            data=data,
-        )
+        service = _service(project, options, searcher, shadow_model, data)
         try:
             if service.candidate is not None:
                 service.candidate.on(searcher.current)
@@ -127,7 +114,12 @@ def serve(
             where = f"{shown_path(project.store)} is served on {address}"
             text = f"generation {searcher.manifest.generation} of {where}"
             _log_to_stderr()
-            run(make_app(service, access), listener, started=lambda: announce(text))
+            run(
+                make_app(service, access),
+                listener,
+                seconds=options.limits.seconds,
+                started=lambda: announce(text),
+            )
         finally:
             manifest, switches = searcher.manifest, searcher.switches
             service.close()
@@ -135,8 +127,31 @@ def serve(
         generation=manifest.generation,
         answered=service.answered,
         switches=switches,
-        logged=0 if log is None else log.written,
-        unlogged=0 if log is None else log.dropped,
+        logged=0 if service.log is None else service.log.written,
+        unlogged=0 if service.log is None else service.log.dropped,
+    )
+
+
+def _service(
+    project: Project,
+    options: ServeOptions,
+    searcher: Searcher,
+    shadow_model: CandidateModel | None,
+    data: Dataset | None,
+) -> SearchService:
+    traffic = _traffic(project, options, searcher.manifest)
+    log = None if options.log is None else AnswerLog(options.log)
+    shadow = None
+    if options.shadow is not None and shadow_model is not None:
+        shadow = Shadow(shadow_model, share=options.shadow.share, write=_writer(log))
+    return SearchService(
+        searcher=searcher,
+        limits=options.limits,
+        metrics=Metrics(),
+        log=log,
+        shadow=shadow,
+        traffic=traffic,
+        data=data,
     )
 
 
@@ -161,6 +176,11 @@ def _access(host: str) -> Access:
     if token is not None and len(token) < SHORTEST_TOKEN:
         raise UsageError(
             f"{TOKEN} holds {len(token)} characters; a token has at least {SHORTEST_TOKEN}",
+            tip=f"export {TOKEN}=$(openssl rand -hex 32)",
+        )
+    if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
+        raise UsageError(
+            f"{TOKEN} holds a space or a sign that no header carries",
             tip=f"export {TOKEN}=$(openssl rand -hex 32)",
         )
     local = is_loopback(host)

@@ -253,6 +253,10 @@ class Searcher:
                     self.refresh()
                 except CompatError:  # it is in ``problem``, and the generation before serves
                     continue
+                except Exception as error:
+                    LOG.exception("the newest generation does not serve")
+                    self._problem, self._seen = type(error).__name__, self._signature()
+                    self._failed_at = time.monotonic()
 
         self._follower = Thread(target=look, name="compatctl-follow", daemon=True)
         self._follower.start()

@@ -133,6 +133,10 @@ class TextInput(EncoderInput):
             raise self.refuse_other(content)
         if is_blank(content):
             raise InputError("its text is empty")
+        try:
+            content.encode()
+        except UnicodeEncodeError:
+            raise InputError("its text holds half a character, a lone surrogate") from None
         prefix = self.query_prefix if role == "query" else self.document_prefix
         encoding = load_tokenizer(self.tokenizer, self.max_length).encode(prefix + content)
         if not encoding.ids:

@@ -19,11 +19,13 @@ from fastapi import Query as Parameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from compatctl._version import __version__
 from compatctl.deployment.searching import Hit
 from compatctl.errors import CompatError, InputError
+from compatctl.notices import DataWarning
 from compatctl.serving.batching import Answer, QueueFullError
 from compatctl.serving.service import Query, RequestItem, SearchService, Served, content_id
 
@@ -145,11 +147,20 @@ def _add_errors(app: FastAPI, service: SearchService) -> None:
         message = f"{first['loc'][-1]}: {first['msg']}"
         return _refused(service, request, RefusedError(status=422, error="body", message=message))
 
+    async def unknown(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        word = {404: "path", 405: "method"}.get(error.status_code, "request")
+        refusal = RefusedError(status=error.status_code, error=word, message=str(error.detail))
+        answer = _refused(service, request, refusal)
+        answer.headers.update(error.headers or {})
+        return answer
+
     async def failed(request: Request, error: Exception) -> JSONResponse:
         return _refused(service, request, _internal())
 
     app.add_exception_handler(RefusedError, refused)
     app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, unknown)
     app.add_exception_handler(Exception, failed)
 
 
@@ -173,7 +184,10 @@ def _refused(service: SearchService, request: Request, refusal: RefusedError) ->
     headers = {"Retry-After": "1"} if refusal.status == 503 else {}
     if refusal.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    content = {"error": refusal.error, "message": refusal.message}
+    message = refusal.message.encode(
+        "utf-8", "backslashreplace"
+    ).decode()  # a query's half character
+    content = {"error": refusal.error, "message": message}
     return JSONResponse(content, refusal.status, headers=headers)
 
 
@@ -255,6 +269,8 @@ async def _answered(answer: Awaitable[Any]) -> Any:
             LOG.error("%s", error.message)
             raise _internal() from None
         raise RefusedError(status=422, error="query", message=error.message) from None
+    except DataWarning as warning:  # with --strict
+        raise RefusedError(status=422, error="query", message=str(warning)) from None
     except CompatError as error:
         LOG.error("%s", error.message)
         raise _internal() from None

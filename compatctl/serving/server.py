@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from compatctl.errors import InputError, UsageError
 
 KEEP_ALIVE_S = 5
+HEADERS_S = 1
+"""Seconds that a request's headers get at least."""
 DRAIN_S = 20
 """Seconds that running requests get at the end."""
 
@@ -53,8 +58,50 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def run(app: FastAPI, listener: socket.socket, *, started: Callable[[], None]) -> None:
-    """Serve until SIGTERM or Ctrl-C; running requests end first."""
+class _PatientProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
+    """HTTP that closes a connection whose request does not begin in ``headers_s`` seconds.
+
+    Without it a caller could hold every connection, with or without the token. What becomes of a
+    request after its headers is the application's to limit.
+    """
+
+    headers_s: float
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._expect_headers()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._expect_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._forget()
+
+    def _expect_headers(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._forget()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(self.headers_s, self.transport.close)
+
+    def _forget(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+def run(
+    app: FastAPI, listener: socket.socket, *, seconds: float, started: Callable[[], None]
+) -> None:
+    """Serve until SIGTERM or Ctrl-C; running requests end first.
+
+    ``seconds``: in which the headers of a request must be there.
+    """
+
+    class Protocol(_PatientProtocol):
+        headers_s = max(HEADERS_S, seconds)
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -63,6 +110,7 @@ def run(app: FastAPI, listener: socket.socket, *, started: Callable[[], None]) -
 
     config = uvicorn.Config(
         app,
+        http=Protocol,
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -93,7 +93,8 @@ def content_id(item: RequestItem) -> str:
         digest.update(item)
     elif isinstance(item, Mapping):
         for space, vector in sorted(item.items()):
-            digest.update(f"{space}\n".encode() + np.asarray(vector, np.float32).tobytes())
+            digest.update(f"{space}\n".encode("utf-8", "surrogatepass"))
+            digest.update(np.asarray(vector, np.float32).tobytes())
     else:
         digest.update(np.ascontiguousarray(item).tobytes())
     return digest.hexdigest()

@@ -261,3 +261,33 @@ def test_a_search_that_an_engine_refuses_is_tried_again_for_a_second() -> None:
     waits = np.diff(asked)
     assert waits[::2].min() >= CATCH_UP_S
     assert np.median(waits[1::2]) < CATCH_UP_S
+
+
+class Forgetful(Searcher):
+    """A searcher without memory for each other generation's first load."""
+
+    failures = 0
+
+    def _switch(self, store: Store) -> bool:
+        if self._current is not None and store.manifest.generation != self.failures + 1:
+            self.failures = store.manifest.generation - 1
+            raise MemoryError
+        return super()._switch(store)
+
+
+def test_an_error_that_nobody_foresaw_does_not_end_following(shop: Shop) -> None:
+    """The store is looked at on and on: the generation serves when it can be loaded."""
+    with Forgetful.open(shop.path("store"), follow_s=0.02) as searcher:
+        for generation, model in ((2, "new.onnx"), (3, "worse.onnx")):
+            _force(shop, model)
+            _until(lambda: searcher.problem == "MemoryError")
+            assert searcher.manifest.generation == generation - 1
+            _until(lambda: searcher.manifest.generation == generation)  # noqa: B023
+            assert searcher.problem is None
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < ends
+        time.sleep(0.01)

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +73,8 @@ def test_bad_requests_get_a_status_a_word_and_no_path(server: Server) -> None:
         ("/v1/search", large.getvalue(), 422, "at most 40000 are decoded"),
         ("/v1/search", b"x" * 300_000, 413, "larger than"),
         ("/v1/items/nothing", None, 404, "no such item"),
+        ("/v1/nothing", None, 404, "Not Found"),
+        ("/v1/search", None, 405, "Method Not Allowed"),
     ]
     for path, body, status, said in cases:
         reply = server.ask(path, body)  # type: ignore[arg-type]
@@ -97,6 +100,32 @@ def test_a_body_without_a_stated_length_is_cut_off_too(server: Server) -> None:
         except OSError:
             pass
         assert raw.recv(64).startswith(b"HTTP/1.1 413")
+
+
+def test_a_caller_that_sends_no_headers_holds_no_connection(begun: Path) -> None:
+    """Neither a first nor a second request of a connection may begin for longer than --timeout."""
+    with Server(begun, "--timeout", 1) as server:
+        begins = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+        for sent in (b"", begins, begins + b"\r\n" + begins):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=30) as raw:
+                raw.sendall(sent)
+                began, received = time.monotonic(), b""
+                while part := raw.recv(1024):
+                    received += part
+                assert 0.9 < time.monotonic() - began < 10
+                assert received.count(b"200 OK") == sent.count(b"\r\n\r\n")
+        assert server.ask("/v1/search", _image(begun)).status == 200
+
+
+def test_with_strict_a_query_of_which_something_is_left_out_is_refused(begun: Path) -> None:
+    """As data are: a picture of which transparency leaves nothing is the caller's error."""
+    nothing = io.BytesIO()
+    Image.new("RGBA", (20, 20)).save(nothing, "PNG")
+    with Server(begun, "--strict") as server:
+        reply = server.ask("/v1/search", nothing.getvalue())
+        assert (reply.status, reply.json["error"]) == (422, "query")
+        assert "transparency" in reply.json["message"]
+        assert "Traceback" not in server.said
 
 
 def test_pages_of_other_sites_and_other_names_are_refused(server: Server) -> None:
@@ -159,6 +188,11 @@ def test_other_machines_need_a_token(shop: Shop, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("COMPATCTL_TOKEN", "short")
     short = shop.run("serve", "--port", 0)
     assert (short.code, "at least 16" in short.stderr) == (2, True)
+    for secret in ("in two\nlines of text", "é" * 20):
+        monkeypatch.setenv("COMPATCTL_TOKEN", secret)
+        unusable = shop.run("serve", "--port", 0)
+        assert (unusable.code, "no header carries" in unusable.stderr) == (2, True)
+        assert secret not in unusable.stderr
 
 
 def test_a_store_of_texts_answers_texts(tmp_path: Path) -> None:
@@ -172,6 +206,8 @@ def test_a_store_of_texts_answers_texts(tmp_path: Path) -> None:
         assert [hit["id"] for hit in answer["hits"]] == [hit["id"] for hit in told]
         assert server.ask("/v1/search", {"text": text, "k": K}).json["hits"] == answer["hits"]
         assert server.ask("/v1/search", {"text": "  "}).status == 422
+        for half in ({"text": "a \ud800"}, {"vectors": {"\ud800": [1.0]}}, {"\ud800": 1}):
+            assert server.ask("/v1/search", half).status == 422
         assert server.ask("/v1/search", b"x" * 10).status == 422
         assert server.ask("/v1/search", "x" * 100_001).status == 413
         shown = server.ask(f"/v1/items/{told[0]['id']}")
