@@ -33,6 +33,7 @@ types: $(READY)
 
 docs: $(READY)                 ## the files that are written from the recipe's settings and the report's entries
 	$(BIN)/python docs/recipe_files.py
+	$(BIN)/python docs/cli_page.py
 	$(BIN)/python docs/report_schema.py
 
 bench: $(READY) $(ENGINES)/.ready ## comparisons, minutes each: both sides in one run, the ratio printed

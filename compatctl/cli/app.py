@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 import typer
 
 from compatctl import _version
+from compatctl.cli.help import HELP_FLAGS, Commands, OneCommand
 from compatctl.cli.options import Json, add_parameters
 from compatctl.errors import CompatError, PeerError, UsageError
 from compatctl.notices import collected
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="compatctl",
     help="Swap the model behind an embedding store without re-embedding the gallery.",
+    cls=Commands,
+    context_settings=HELP_FLAGS,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -83,7 +85,8 @@ def command(function: Callable[..., Outcome[Any]]) -> Callable[..., Outcome[Any]
             raise typer.Exit(outcome.exit_code)
 
     add_parameters(run, function, {"as_json": (Json, False)})
-    app.command(name=function.__name__.strip("_").replace("_", "-"))(run)
+    name = function.__name__.strip("_").replace("_", "-")
+    app.command(name=name, cls=OneCommand, context_settings=HELP_FLAGS)(run)
     return function
 
 

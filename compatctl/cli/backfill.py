@@ -115,8 +115,10 @@ def backfill(
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
 ) -> Outcome[Any]:
-    """Re-embed part of the gallery with the query model, if it passes a test on held-out
-    queries."""
+    """Re-embed part of the gallery with the query model.
+
+    Writes only what passes a test on held-out queries.
+    """
     from compatctl.migration.backfill_budget import Amount
     from compatctl.migration.backfill_curve import curve_path
     from compatctl.migration.backfill_orders import named_order

@@ -52,7 +52,10 @@ def init(
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
 ) -> Outcome[Any]:
-    """Create a store: embed the gallery once, or take its --vectors, and build its index."""
+    """Embed the gallery once and create a store.
+
+    Takes its --vectors instead where a model behind an API made them.
+    """
     from compatctl.commands.init import init
     from compatctl.render import progress
 
@@ -95,7 +98,10 @@ def begin(
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
 ) -> Outcome[Any]:
-    """Train a first model on the simplex, and create a store with its embeddings of the gallery."""
+    """Train a first model on a simplex and create its store.
+
+    The store has its embeddings of the gallery.
+    """
     from compatctl.commands.begin import begin
     from compatctl.render import progress
 
@@ -182,7 +188,10 @@ def import_(
     preprocessing: PreprocessingFile = None,
     dry_run: DryRun = False,
 ) -> Outcome[Any]:
-    """Create a store from a deployed index of hnswlib or another engine. Embeds nothing."""
+    """Create a store from a deployed index, and embed nothing.
+
+    The index is hnswlib's or another engine's, or a table or collection that stays where it is.
+    """
     from compatctl.commands.import_index import import_index
     from compatctl.render import progress
 
@@ -260,7 +269,10 @@ def finetune(
         ),
     ] = False,
 ) -> Outcome[Any]:
-    """Fine-tune the new backbone against the deployed gallery, and export it to ONNX."""
+    """Fine-tune a new backbone against the deployed gallery.
+
+    Exports the candidate to ONNX.
+    """
     from compatctl.commands.finetune import finetune, plan
     from compatctl.render import progress
     from compatctl.render.tables import finetune_plan_table, finetune_table
@@ -301,7 +313,10 @@ def fuse(
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
 ) -> Outcome[Any]:
-    """Combine both encoders in one ONNX file. Its feature is their weighted mean."""
+    """Combine the old and the new encoder in one file.
+
+    Its feature is their weighted mean.
+    """
     from compatctl.commands.fuse import fuse
     from compatctl.render import progress
     from compatctl.render.tables import fuse_table
@@ -335,7 +350,10 @@ def bridge(
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
 ) -> Outcome[Any]:
-    """Map an independent encoder's feature into the deployed gallery's space. Needs no labels."""
+    """Map an independent encoder into the gallery's space.
+
+    Needs no labels.
+    """
     from compatctl.commands.bridge import bridge
     from compatctl.render import progress
     from compatctl.render.tables import bridge_table
@@ -388,7 +406,10 @@ def demo(
         ),
     ] = False,
 ) -> Outcome[Any]:
-    """Run a whole upgrade on real images: train, verify, deploy, search, roll back."""
+    """Run a whole upgrade on shipped data.
+
+    Trains, verifies, deploys, searches and rolls back.
+    """
     from compatctl.commands.demo import demo
     from compatctl.commands.demo_text import demo_text
     from compatctl.commands.demo_vectors import demo_vectors

@@ -19,7 +19,10 @@ def doctor(
         ),
     ],
 ) -> Outcome[Any]:
-    """Check whether a table can be adopted: versions, columns, indexes, permissions, the row."""
+    """Check whether a table or collection can be adopted.
+
+    Looks at versions, columns, indexes, permissions and the row; writes nothing.
+    """
     from compatctl.commands.doctor import doctor
     from compatctl.render.tables import doctor_table
 

@@ -174,8 +174,10 @@ def verify(
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
 ) -> Outcome[Any]:
-    """Test whether the new model may answer queries on the old gallery. Exit code 0 means pass, 3
-    fail, 4 too little evidence."""
+    """Test whether a new model may answer on the old gallery.
+
+    Exit code 0 means pass, 3 fail, 4 too little evidence.
+    """
     from compatctl.evaluation.options import VerifyOptions
     from compatctl.evaluation.verdict import Outputs
 
@@ -307,8 +309,10 @@ def power(
         typer.Option("--report", help="An earlier report, to take the observed variance from."),
     ] = None,
 ) -> Outcome[Any]:
-    """Report which gain the held-out queries can detect, and how many queries would detect a
-    smaller one. No model runs."""
+    """Say which gain the held-out queries can detect.
+
+    Says how many queries would detect a smaller one. No model runs.
+    """
     from compatctl.commands.power import GAINS, PowerOptions, power
     from compatctl.render.tables import power_table
 
@@ -332,8 +336,10 @@ def matrix(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the resampling.")] = 0,
     skip_bad: SkipBad = False,
 ) -> Outcome[Any]:
-    """Test each version's queries on each earlier version's gallery. Prints the compatibility
-    matrix, AC, AA and ACA."""
+    """Test every model version on every earlier gallery.
+
+    Prints the compatibility matrix, AC, AA and ACA.
+    """
     from compatctl.commands.matrix import matrix
     from compatctl.render import progress
     from compatctl.render.tables import matrix_table
@@ -381,7 +387,10 @@ def plan(
     seed: RecipeSeed = None,
     skip_bad: SkipBad = False,
 ) -> Outcome[Any]:
-    """Estimate the gain of every route on validation classes, and recommend one, or none."""
+    """Estimate the gain of every route before training.
+
+    On validation classes; recommends one route, or none.
+    """
     from compatctl.commands.plan import plan, plan_ready
     from compatctl.render import progress
     from compatctl.render.tables import plan_table
@@ -437,8 +446,10 @@ def mlflow(
         str, typer.Option("--alias", help="Moves to --version if the report passes.")
     ] = "champion",
 ) -> Outcome[Any]:
-    """Log the report of verify to MLflow, and move a model's alias if it passes. Exit codes as
-    verify."""
+    """Log the report to MLflow; move an alias if it passes.
+
+    Exit codes as verify.
+    """
     from compatctl.commands.mlflow import MlflowTarget, publish
 
     if (model is None) is not (version is None):

@@ -75,8 +75,11 @@ def export(
     ] = False,
     dry_run: DryRun = False,
 ) -> Outcome[Any]:
-    """Make a sealed ONNX file of a library's model, of your own code, or of another ONNX file, and
-    compare it with the original on real images. Downloads nothing."""
+    """Make an ONNX file of a library's model or of your own.
+
+    Or of another ONNX file; it is sealed, and compared with the original on real images.
+    Downloads nothing.
+    """
     from compatctl.commands.export import ExportOptions, export
     from compatctl.render import progress
 
@@ -139,8 +142,11 @@ def inspect(
         ),
     ] = False,
 ) -> Outcome[Any]:
-    """Say what a model, checkpoint, index, table, store, recipe, project or policy is, what it
-    takes and gives, and what is missing to use it. Runs nothing of it."""
+    """Say what a file is and what is missing to use it.
+
+    A model, checkpoint, index, table, store, recipe, project or policy: what it takes and gives.
+    Runs nothing of it.
+    """
     from compatctl.commands.inspect import check_files, inspect
     from compatctl.render.inspection_table import checked_table, inspection_table
 

@@ -59,7 +59,10 @@ def deploy(
     ] = None,
     dry_run: DryRun = False,
 ) -> Outcome[Any]:
-    """Make the verified candidate the query model. The index does not change."""
+    """Make the verified candidate the query model.
+
+    The index does not change.
+    """
     from compatctl.commands.deploy import RescoringOptions, deploy
 
     result = deploy(
@@ -90,7 +93,10 @@ def rollback(
     ] = "auto",
     dry_run: DryRun = False,
 ) -> Outcome[Any]:
-    """Restore an earlier generation, as a new one. Default: the one before the last deploy."""
+    """Restore an earlier generation, as a new one.
+
+    Default: the one before the last deploy.
+    """
     from compatctl.commands.rollback import rollback
     from compatctl.render import progress
 
@@ -113,8 +119,10 @@ def lift(
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
 ) -> Outcome[Any]:
-    """Map the stored vectors to an independent encoder's space, if it passes a test on held-out
-    queries."""
+    """Map the stored vectors to a new encoder's space.
+
+    Writes only what passes a test on held-out queries.
+    """
     from compatctl.commands.lift import LiftOptions, lift
     from compatctl.render import progress
     from compatctl.render.tables import lift_table
@@ -142,8 +150,10 @@ def promote(
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
 ) -> Outcome[Any]:
-    """Make the free vectors of a store that re-scores its index, if it passes a test on held-out
-    queries."""
+    """Make the free vectors of a re-scoring store its index.
+
+    Writes only what passes a test on held-out queries.
+    """
     from compatctl.commands.promote import PromoteOptions, promote
     from compatctl.render import progress
     from compatctl.render.tables import promote_table
@@ -173,7 +183,10 @@ def add(
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
 ) -> Outcome[Any]:
-    """Embed and index the gallery items of --data that the store does not hold yet."""
+    """Embed and index the items that the store lacks.
+
+    The gallery items of --data.
+    """
     from compatctl.commands.add import add
     from compatctl.render import progress
 
@@ -200,7 +213,10 @@ def remove(
     ] = False,
     dry_run: DryRun = False,
 ) -> Outcome[Any]:
-    """Erase items for good. No rollback restores them, and check proves it."""
+    """Erase items for good.
+
+    No rollback restores them, and check proves it.
+    """
     from compatctl.commands.remove import remove
     from compatctl.render import progress
 
@@ -253,7 +269,10 @@ def search(
         ),
     ] = None,
 ) -> Outcome[Any]:
-    """Find the gallery items nearest to query images or texts, with the deployed query model."""
+    """Find the gallery items nearest to queries.
+
+    Images, texts or vectors, embedded with the deployed query model.
+    """
     from compatctl.commands.search import search
     from compatctl.render.tables import search_table
 
@@ -295,7 +314,10 @@ def warm(
     ] = None,
     dry_run: DryRun = False,
 ) -> Outcome[Any]:
-    """Embed the free vectors of the items that a log of traffic touches, most touched first."""
+    """Embed ahead what a log of traffic touches.
+
+    The free vectors of its items, most touched first.
+    """
     from compatctl.commands.warm import warm
     from compatctl.render import progress
 
@@ -330,7 +352,10 @@ def check(
     ] = None,
     dry_run: DryRun = False,
 ) -> Outcome[Any]:
-    """Check every byte of the store: files, history, index and model. Exit code 5 means damage."""
+    """Check every byte of the store.
+
+    Files, history, index and model. Exit code 5 means damage.
+    """
     from compatctl.commands.check import check
     from compatctl.render import progress
 
@@ -348,7 +373,7 @@ def check(
 @command
 @with_project("store")
 def status(project: Project) -> Outcome[Any]:
-    """Show which model answers queries, over which gallery, and how much of that it passed."""
+    """Show the query model, the gallery and what passed."""
     from compatctl.commands.status import status
     from compatctl.render.tables import status_table
 

@@ -74,7 +74,10 @@ def serve(
         float, typer.Option("--timeout", min=0.001, help="Seconds until an answer, or status 504.")
     ] = 10.0,
 ) -> Outcome[Any]:
-    """Answer queries over HTTP, through every deploy, rollback and add, until it is stopped."""
+    """Answer queries over HTTP, through every deploy.
+
+    And through every rollback, add and backfill, until it is stopped.
+    """
     from compatctl.serving import require_serving
 
     require_serving()

@@ -1,0 +1,141 @@
+"""The help: commands in groups in the order of the work, an example for each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "Begin": ("demo", "init", "import", "begin", "doctor", "inspect"),
+    "Make a candidate": ("plan", "power", "export", "finetune", "fuse", "bridge"),
+    "Judge it": ("verify", "matrix", "mlflow"),
+    "Serve it": ("deploy", "rollback", "search", "serve", "status", "history"),
+    "Keep the gallery": ("add", "remove", "backfill", "lift", "warm", "promote", "check"),
+}
+"""Every command, once."""
+
+EXAMPLES: Mapping[str, tuple[str, ...]] = {
+    "demo": ("compatctl demo", "compatctl demo --text --keep demo"),
+    "init": (
+        "compatctl init --model old.onnx --data items.csv",
+        "compatctl init --vectors ada=ada.npz --data items.csv",
+    ),
+    "import": (
+        "compatctl import prod.bin --model old.onnx --items items.csv --data images.csv",
+        "compatctl import 'postgresql://app@db/shop/items?id=id&vector=embedding' "
+        "--model old.onnx --data images.csv",
+    ),
+    "begin": ("compatctl begin --base new.ckpt --recipe recipes/simplex-born.yaml",),
+    "doctor": ("compatctl doctor 'postgresql://app@db/shop/items?id=id&vector=embedding'",),
+    "inspect": ("compatctl inspect theirs.onnx", "compatctl inspect --check compatctl.yaml"),
+    "plan": ("compatctl plan --base new.ckpt", "compatctl plan --new new.onnx"),
+    "power": ("compatctl power",),
+    "export": (
+        "compatctl export timm:resnet50.a1_in1k -o old.onnx --weights resnet50.safetensors",
+    ),
+    "finetune": (
+        "compatctl finetune --base new.ckpt --recipe recipe.yaml",
+        "compatctl finetune --print-recipe",
+    ),
+    "fuse": ("compatctl fuse old.onnx new.onnx --output fused.onnx",),
+    "bridge": ("compatctl bridge theirs.onnx --output new.onnx",),
+    "verify": (
+        "compatctl verify new.onnx",
+        "compatctl verify old.onnx new.onnx --junit verify.xml --markdown summary.md",
+        "compatctl verify old.npz new.npz",
+    ),
+    "matrix": ("compatctl matrix v1.onnx v2.onnx v3.onnx",),
+    "mlflow": ("compatctl mlflow --model shop --version 7",),
+    "deploy": (
+        "compatctl deploy",
+        "compatctl deploy --model new.onnx --force --reason 'the old model is switched off'",
+    ),
+    "rollback": ("compatctl rollback", "compatctl rollback --to 3"),
+    "search": ("compatctl search lamp.png", "compatctl search 'a red bicycle' -k 5"),
+    "serve": (
+        "compatctl serve --port 8080",
+        "compatctl serve --shadow new.onnx=10% --log answers.jsonl",
+    ),
+    "status": ("compatctl status",),
+    "history": ("compatctl history",),
+    "add": ("compatctl add --data new-items.csv",),
+    "remove": ("compatctl remove item-17 item-23",),
+    "backfill": (
+        "compatctl backfill --budget 2h --until-gain --order answers.jsonl",
+        "compatctl backfill --budget 10%",
+    ),
+    "lift": ("compatctl lift new.onnx",),
+    "warm": ("compatctl warm traffic.csv",),
+    "promote": ("compatctl promote",),
+    "check": ("compatctl check", "compatctl check --gc --keep 3"),
+}
+"""What to type, for each command."""
+
+HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
+
+
+LONGEST = 500
+"""More characters than a summary has: it is wrapped, never cut."""
+
+_TYPE = re.compile(r" <(?:list\[)?([^<>\]]+)\]?>(?:\.\.\.)?")
+_KINDS = {"str": "text", "int": "number", "float": "number", "Path": "path", "list": "text"}
+
+
+def _kind(match: re.Match[str]) -> str:
+    """What a value is: <text>, <number>, <path>, or the choices."""
+    name = match[1].removesuffix(" range")
+    return f" <{_KINDS.get(name, name)}>"
+
+
+class Commands(TyperGroup):
+    """The application, whose help has the commands in their groups."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names in the order of the groups."""
+        return [name for names in GROUPS.values() for name in names if name in self.commands]
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """A section for each group."""
+        widest = max(map(len, self.commands))
+        for title, names in GROUPS.items():
+            known = [self.commands[name] for name in names if name in self.commands]
+            rows = [
+                (f"{entry.name or '':<{widest}}", entry.get_short_help_str(LONGEST))
+                for entry in known
+            ]
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+class OneCommand(TyperCommand):
+    """A command, whose help ends with its examples."""
+
+    def help_rows(self, ctx: Any) -> dict[str, list[tuple[str, str]]]:
+        """Name and text of arguments and options, with the kind of their values in plain words."""
+        rows: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is None:
+                continue
+            name, text = record
+            if parameter.param_type_name == "argument":
+                rows["Arguments"].append((_TYPE.sub("", name), text))
+            else:
+                rows["Options"].append((_TYPE.sub(_kind, name), text))
+        return rows
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """A section each for arguments and options."""
+        for title, rows in self.help_rows(ctx).items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """What to type, as it is: an example is not wrapped."""
+        with formatter.section("Examples"):
+            for example in EXAMPLES.get(self.name or "", ()):
+                formatter.write(f"{'':>{formatter.current_indent}}{example}\n")
