@@ -11,6 +11,7 @@ from compatctl.encoder import read_model_bytes
 from compatctl.evaluation.logged_answers import LogResult, judge_log
 from compatctl.files import sha256_bytes
 from compatctl.recipe import Project, gate_policy
+from compatctl.store import Store
 
 
 def verify_log(
@@ -37,4 +38,11 @@ def verify_log(
         data=load_data(project, labelled=False) if has_data else None,
         judgments=None if qrels is None else read_qrels(qrels),
         seed=project.gate.seed if seed is None else seed,
+        served=_was_query_model(store, answers.current),
     )
+
+
+def _was_query_model(store: Store, digest: str) -> bool:
+    """Whether a generation had this query model; older ones are read only as far as needed."""
+    newest = store.manifest.generation
+    return any(store.generation(n).query_model == digest for n in range(newest, 0, -1))

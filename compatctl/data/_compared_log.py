@@ -11,6 +11,7 @@ from typing import Any
 
 from compatctl.data._answer_parts import is_parts, part_entries
 from compatctl.errors import InputError
+from compatctl.notices import notice
 
 MAX_ANSWERS = 1000
 """Most answers of a query that are read."""
@@ -57,7 +58,7 @@ def read_compared_log(path: Path, candidate: str | None = None) -> ComparedLog:
     parts in Parquet, or one of these.
 
     ``candidate``: the digest of the candidate; None: there is only one pair of models in the log.
-    A last line that is cut off is left out: the service may be writing it.
+    A last line that is cut off is left out, with a notice: the service may be writing it.
 
     Raises:
         InputError: the file cannot be read, a line is no such line, no line has both answers, or
@@ -121,22 +122,28 @@ def _chosen(
 def _entries(path: Path) -> Iterator[tuple[str, float, dict[str, Any]]]:
     """Each line's place, its number and entries."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 where = f"{path}, line {number}"
                 if not line.strip():
                     continue
                 try:
-                    entry = json.loads(line)
+                    entry = json.loads(line.decode("utf-8"))
                 except (ValueError, RecursionError):
-                    if not line.endswith("\n"):
+                    if not line.endswith(b"\n"):
+                        _say_cut(path, number)
                         return
                     raise InputError(f"{where}: no JSON", tip=_TIP) from None
                 if not isinstance(entry, dict):
                     raise InputError(f"{where}: no JSON object", tip=_TIP)
                 yield where, number, entry
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise InputError(f"{path}: the log cannot be read: {error}", tip=_TIP) from error
+
+
+def _say_cut(path: Path, number: int) -> None:
+    reason = "it is left out; the service may be writing it"
+    notice("cut-line", path, "lines that are cut off", [f"line {number}"], reason)
 
 
 def _text(entry: Mapping[str, Any], name: str, where: str) -> str:

@@ -39,6 +39,7 @@ class LogResult:
         current, candidate: digests of the models.
         lines, alone, failed, repeated, others: as ``ComparedLog``.
         gone: answers whose item is no longer in the gallery.
+        served: whether ``current`` was ever a query model of the store.
         unmeasured: measures of the policy that need more answers than were logged.
     """
 
@@ -57,6 +58,7 @@ class LogResult:
     repeated: int
     others: int
     gone: int
+    served: bool
     unmeasured: tuple[str, ...]
 
     @property
@@ -71,6 +73,8 @@ class LogResult:
             f"{self.failed} lines say that the candidate failed": self.failed,
             f"{self.others} lines are of other models": self.others,
             f"{self.gone} answers are of items that are no longer in the gallery": self.gone,
+            f"{self.current[:12]} was never a query model of this store: the log may be of another "
+            "one": not self.served,
             f"more answers are needed for {', '.join(self.unmeasured)}": self.unmeasured,
         }
         return tuple(text for text, holds in found.items() if holds)
@@ -107,6 +111,7 @@ def judge_log(
     data: Dataset | None,
     judgments: Judgments | None,
     seed: int,
+    served: bool,
 ) -> LogResult:
     """Compare both models' answers, query by query.
 
@@ -114,7 +119,7 @@ def judge_log(
     candidate's answers, those that the query model did not give and nobody judged are unknown: they
     count as wrong for a pass and as right for a failure. Without, ``data`` has the label of a query
     by its id or by the sha256 of its content, and the gallery's labels are the catalogue's. A query
-    is no answer to itself.
+    is no answer to itself. ``served``: as in the result.
 
     Raises:
         InputError: no query has something relevant, or fewer answers were logged than the policy's
@@ -155,6 +160,7 @@ def judge_log(
         current=log.current,
         candidate=log.candidate,
         gone=answers.gone,
+        served=served,
         unmeasured=unmeasured,
         **{name: getattr(log, name) for name in counts},
     )

@@ -158,11 +158,41 @@ def test_a_log_that_says_nothing_is_refused(shop: Shop, logged: Callable[..., Pa
         assert (result.code, said in result.stderr) == (5, True), result.stderr
     several = shop.path("several.jsonl")
     assert _run(shop, "--log", several, shop.path("new.onnx")).code == 0
-    cut = shop.path("cut.jsonl")
-    cut.write_text(text[:-40])
-    assert _run(shop, "--log", cut).json["lines"] == len(text.splitlines()) - 1
     assert _run(shop, "--log", path, "--latency").code == 2
     assert _run(shop).code == 2
+
+
+def test_a_line_that_is_cut_off_is_left_out_and_said(
+    shop: Shop, logged: Callable[..., Path]
+) -> None:
+    """Be it cut within a character; --strict refuses it, and any other line that is none is an
+    error."""
+    text = logged("new.onnx").read_text().replace('"query": "', '"query": "é').encode()
+    last = text[:-1].rindex(b"\n") + 1
+    cut = shop.path("cut.jsonl")
+    for end in (len(text) - 40, text.index("é".encode(), last) + 1):
+        cut.write_bytes(text[:end].replace(b"\xc3\xa9", b""))
+        if text[:end].endswith(b"\xc3"):
+            assert cut.read_bytes().endswith(b"\xc3")
+        read = _run(shop, "--log", cut).json
+        assert read["lines"] == text.count(b"\n") - 1
+        assert [(one["kind"], one["count"]) for one in read["notices"]] == [("cut-line", 1)]
+        assert _run(shop, "--log", cut, "--strict").code == 5
+    cut.write_bytes(text[: len(text) - 40] + b"\n")
+    assert _run(shop, "--log", cut).code == 5
+
+
+def test_the_log_of_another_store_is_said(shop: Shop, logged: Callable[..., Path]) -> None:
+    """A query model that never served this store is a warning; one that once did is none."""
+    path = logged("new.onnx")
+    assert "never a query model" not in _run(shop, "--log", path).stderr
+    given = ("--model", shop.path("new.onnx"), "--force", "--reason", "drill")
+    assert shop.run("deploy", *given).code == 0
+    assert _run(shop, "--log", path).json["served"]
+    path.write_text(path.read_text().replace(_lines(path)[0]["query_model"], "a" * 64))
+    foreign = _run(shop, "--log", path)
+    assert "aaaaaaaaaaaa was never a query model of this store" in foreign.stderr
+    assert not foreign.json["served"]
 
 
 def _without(line: str) -> str:
