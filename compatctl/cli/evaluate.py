@@ -267,7 +267,7 @@ def report(
     project: Project,
     source: Annotated[
         Path | None,
-        typer.Argument(metavar="[REPORT]", help="A report.json. Default: the project's."),
+        typer.Argument(metavar="REPORT", help="A report.json. Default: the project's."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -282,8 +282,11 @@ def report(
         typer.Option("--curve", help="Also show the curve that compatctl backfill --curve wrote."),
     ] = None,
 ) -> Outcome[Any]:
-    """Write a report as one HTML file for people: verdict, figures, and what changed with images or
-    texts of the data. Exit code 0 whatever the verdict."""
+    """Write a report as one HTML file for people.
+
+    It has the verdict, each check against its limit, and what changed, with images or texts of the
+    data. Exit code 0 whatever the verdict.
+    """
     from compatctl.commands.report import report
 
     return Outcome(result=report(project, source=source, output=output, matrix=matrix, curve=curve))
@@ -384,6 +387,10 @@ def plan(
             help="Train on parts of the data too, and say what more would give.",
         ),
     ] = True,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", help="Write the plan as one HTML file too: compatctl[report]."),
+    ] = None,
     seed: RecipeSeed = None,
     skip_bad: SkipBad = False,
 ) -> Outcome[Any]:
@@ -392,11 +399,13 @@ def plan(
     On validation classes; recommends one route, or none.
     """
     from compatctl.commands.plan import plan, plan_ready
+    from compatctl.migration.plan_page import check_plan_page, write_plan_page
     from compatctl.render import progress
     from compatctl.render.tables import plan_table
 
     if (base is None) == (new is None):
         raise UsageError("plan needs --base or --new", tip="give one of them")
+    check_plan_page(html)
     with progress() as report_progress:
         if new is not None:
             refuse_given(context, {"seed", "forecast", "project_recipe"}, "they are of plan --base")
@@ -419,6 +428,14 @@ def plan(
                 forecast=forecast,
                 progress=report_progress,
             )
+    write_plan_page(
+        html,
+        result.routes,
+        recommended=(result.recommended, result.reason),
+        commands=result.commands,
+        warnings=result.warnings,
+        forecast=result.forecast,
+    )
     return Outcome(result=result, table=plan_table, warnings=result.warnings)
 
 

@@ -11,7 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Begin": ("demo", "init", "import", "begin", "doctor", "inspect"),
     "Make a candidate": ("plan", "power", "export", "finetune", "fuse", "bridge"),
-    "Judge it": ("verify", "matrix", "mlflow"),
+    "Judge it": ("verify", "report", "matrix", "mlflow"),
     "Serve it": ("deploy", "rollback", "search", "serve", "status", "history"),
     "Keep the gallery": ("add", "remove", "backfill", "lift", "warm", "promote", "check"),
 }
@@ -31,7 +31,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "begin": ("compatctl begin --base new.ckpt --recipe recipes/simplex-born.yaml",),
     "doctor": ("compatctl doctor 'postgresql://app@db/shop/items?id=id&vector=embedding'",),
     "inspect": ("compatctl inspect theirs.onnx", "compatctl inspect --check compatctl.yaml"),
-    "plan": ("compatctl plan --base new.ckpt", "compatctl plan --new new.onnx"),
+    "plan": (
+        "compatctl plan --base new.ckpt --html plan.html",
+        "compatctl plan --new new.onnx",
+    ),
     "power": ("compatctl power",),
     "export": (
         "compatctl export timm:resnet50.a1_in1k -o old.onnx --weights resnet50.safetensors",
@@ -46,6 +49,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "compatctl verify new.onnx",
         "compatctl verify old.onnx new.onnx --junit verify.xml --markdown summary.md",
         "compatctl verify old.npz new.npz",
+    ),
+    "report": (
+        "compatctl report report.json --output report.html",
+        "compatctl report --curve curve.json",
     ),
     "matrix": ("compatctl matrix v1.onnx v2.onnx v3.onnx",),
     "mlflow": ("compatctl mlflow --model shop --version 7",),

@@ -10,6 +10,10 @@ import pytest
 from browser_kit import chromium
 from shop_kit import Shop
 
+from compatctl.migration.plan_page import write_plan_page
+from compatctl.migration.recommendation import RouteEstimate
+from compatctl.migration.routes import Route
+
 
 def _requests(browser: Any) -> list[str]:
     """The addresses that the browser asked for, without those inside the page."""
@@ -65,7 +69,7 @@ def test_the_page_is_whole_in_both_schemes_and_sizes(
 
 def test_words_and_pictures_can_be_read(pages: dict[str, Path]) -> None:
     """Every text has a contrast of 4.5 to 1 against its background, in both schemes; a drawing's
-    text is at least nine pixels high on a phone."""
+    text is at least nine pixels high on a phone, is not cut, and lies on no other."""
     for scheme in ("light", "dark"):
         with chromium(scheme, "phone") as browser:
             browser.get(pages["whole"].as_uri())
@@ -73,6 +77,7 @@ def test_words_and_pictures_can_be_read(pages: dict[str, Path]) -> None:
                 "for (const part of document.querySelectorAll('details')) part.open = true"
             )
             assert browser.execute_script(_CONTRASTS) == []
+            assert browser.execute_script(_OVERLAPS) == []
             sizes = browser.execute_script(
                 "return [...document.querySelectorAll('svg text')].map("
                 "part => part.getBoundingClientRect().height)"
@@ -103,4 +108,77 @@ while (words.nextNode()) {
   if (ratio < 4.5) low.push([node.data.trim().slice(0, 40), ratio]);
 }
 return low.slice(0, 5);
+"""
+
+
+def _route(name: Route, share: float, gain: float) -> RouteEstimate:
+    return RouteEstimate(
+        name=name,
+        setting="<script>alert(1)</script>",
+        gallery_passed=share,
+        rows=100_000,
+        queries=500,
+        hit_rate=0.5 + gain,
+        gain=gain,
+        low=gain - 0.03,
+        high=gain + 0.02,
+        gain_retained=0.5,
+        negative_flips=0.01,
+        verdict=None if share == 0.5 else "pass",
+        encoders=1,
+        query_ms=3.2,
+        passes=round(100_000 * share),
+        one_time_s=3600 * share,
+        rewritten_bytes=0,
+    )
+
+
+@pytest.mark.parametrize(("scheme", "size"), [("light", "wide"), ("dark", "phone")])
+def test_the_page_of_a_plan_is_whole(tmp_path: Path, scheme: str, size: str) -> None:
+    """The same of a plan: no message, no request, no markup from a setting, nothing too wide, and
+    no number of an axis over another."""
+    routes = [
+        _route(Route.KEEP, 0.0, 0.0),
+        _route(Route.FINETUNE, 0.0, 0.02),
+        _route(Route.BACKFILL_25, 0.25, 0.05),
+        _route(Route.BACKFILL_50, 0.5, 0.06),
+        _route(Route.BRIDGE, 0.51, 0.04),
+        _route(Route.REEMBED, 1.0, 0.09),
+    ]
+    path = tmp_path / "plan.html"
+    write_plan_page(
+        path,
+        routes,
+        recommended=("finetune", "it gains +0.0200"),
+        commands=("compatctl finetune --base new.ckpt",),
+        warnings=("few queries",),
+        forecast=None,
+    )
+    with chromium(scheme, size) as browser:
+        browser.get(path.as_uri())
+        assert browser.get_log("browser") == []
+        assert _requests(browser) == [path.as_uri()]
+        wide = "return document.documentElement.scrollWidth <= window.innerWidth"
+        assert browser.execute_script(wide)
+        assert browser.execute_script("return document.scripts.length") == 0
+        assert browser.execute_script(_CONTRASTS) == []
+        assert browser.execute_script(_OVERLAPS) == []
+
+
+_OVERLAPS = """
+const found = [];
+for (const drawing of document.querySelectorAll('svg')) {
+  const box = drawing.getBoundingClientRect();
+  const words = [...drawing.querySelectorAll('text')].map(
+    part => [part.textContent, part.getBoundingClientRect()]);
+  words.forEach(([name, one], at) => {
+    if (one.left < box.left - 1 || one.right > box.right + 1) found.push([name, 'cut']);
+    for (const [other, two] of words.slice(at + 1)) {
+      const apart = one.right <= two.left || two.right <= one.left ||
+        one.bottom - 3 <= two.top || two.bottom - 3 <= one.top;
+      if (!apart) found.push([name, other]);
+    }
+  });
+}
+return found.slice(0, 5);
 """

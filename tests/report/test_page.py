@@ -40,6 +40,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        self.text += " " if tag in {"td", "th"} else ""
         if tag not in VOID:
             self._open.append(tag)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from compatctl.report.page._page import (
     Extra,
+    Option,
     Page,
     plain_page,
     report_page,
@@ -15,6 +16,7 @@ from compatctl.report.page.matrix import matrix_section
 __all__ = [
     "Extra",
     "ItemViews",
+    "Option",
     "Page",
     "matrix_section",
     "plain_page",

@@ -31,9 +31,20 @@ VERDICTS = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Option:
+    """One of several that are compared: its name, a sentence, an outcome (as in ``rows.OUTCOMES``,
+    empty for none) and its figure."""
+
+    name: str
+    detail: str
+    outcome: str
+    figure: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Extra:
-    """A section from another file: its title, sentences, figure (SVG, or empty), heat map (or None)
-    and table."""
+    """A section from elsewhere: its title, sentences, figure (SVG, or empty), heat map (or None),
+    options that it compares, and table."""
 
     key: str
     title: str
@@ -41,6 +52,7 @@ class Extra:
     table: rows.Table
     figure: str = ""
     heat: rows.HeatMap | None = None
+    options: tuple[Option, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +103,7 @@ def report_page(
         if report.attempt and report.attempt.number > 1
         else "",
         extras=extras,
+        outcomes=rows.OUTCOMES,
         shown=SHOWN,
         **_policy(),
     )
@@ -102,15 +115,28 @@ def report_page(
     )
 
 
-def plain_page(title: str, lead: tuple[str, ...], extras: tuple[Extra, ...]) -> bytes:
-    """A page of sentences and sections.
+def plain_page(
+    title: str,
+    lead: tuple[str, ...],
+    extras: tuple[Extra, ...],
+    *,
+    commands: tuple[str, ...] = (),
+    warnings: tuple[str, ...] = (),
+) -> bytes:
+    """A page of sentences and sections; the first sentence stands out.
 
     Raises:
         UsageError: as ``require_page``.
     """
     require_page()
     content: str = _template("plain.html").render(
-        title=title, lead=lead, extras=extras, rows=rows, **_policy()
+        title=title,
+        lead=lead,
+        extras=extras,
+        commands=commands,
+        warnings=warnings,
+        outcomes=rows.OUTCOMES,
+        **_policy(),
     )
     return content.encode("utf-8", "replace")
 

@@ -80,20 +80,27 @@ class Scale:
 
 
 def interval(
-    estimate: float, low: float | None, high: float | None, rule: Rule | None, label: str
+    estimate: float,
+    low: float | None,
+    high: float | None,
+    rule: Rule | None,
+    label: str,
+    *,
+    span: Sequence[float] = (),
 ) -> str:
     """An estimate with its interval against the limit of its rule, if it has one.
 
-    An end without a number lies beyond the drawing.
+    An end without a number lies beyond the drawing. ``span``: further values that the drawing
+    holds, so that several have one scale.
     """
-    known = [value for value in (estimate, low, high) if value is not None]
+    known = [value for value in (estimate, low, high, *span) if value is not None]
     if rule is not None:
         known.append(rule.limit)
     scale = _around(min(known), max(known), None if rule is None else rule.limit)
     parts = [line(scale.start, 24, scale.end, 24, "axis")]
     if rule is None:
         if scale.low <= 0.0 <= scale.high:
-            parts += [line(scale.at(0), 14, scale.at(0), 34, "grid"), text(scale.at(0), 46, "0")]
+            parts += [line(scale.at(0), 12, scale.at(0), 36, "limit"), text(scale.at(0), 47, "0")]
     else:
         parts += _limit(scale, rule)
     if low is not None or high is not None:
@@ -259,15 +266,13 @@ def chart(
             line(LEFT, y, WIDTH - RIGHT, y, "grid"),
             text(LEFT - 6, y + 4, short(round(value, 6)), anchor="end"),
         ]
-    places = [x_scale.at(x) for x in (x_at or ticks(x_scale.low, x_scale.high))]
-    for place, value in zip(places, x_at or ticks(x_scale.low, x_scale.high), strict=True):
-        parts.append(text(place, 188, x_format(round(value, 6))))
+    parts += _numbers(x_scale, x_at or ticks(x_scale.low, x_scale.high), x_format)
     parts.append(text(WIDTH - RIGHT, 204, axes[0], anchor="end", kind="t soft"))
     if level is not None:
         y = y_scale.at(level.y)
         parts += [
             line(LEFT, y, WIDTH - RIGHT, y, "limit"),
-            text(WIDTH - RIGHT, y - 5, level.words, anchor="end"),
+            text(WIDTH - RIGHT, y - 5, level.words, anchor="end", kind="t over"),
         ]
     placed = [(x_scale.at(x), y_scale.at(y)) for x, y in points]
     for (x, _), pair in zip(placed, intervals, strict=False):
@@ -279,6 +284,19 @@ def chart(
     if forecast is not None and placed:
         parts += _forecast(placed[-1], forecast, x_scale, y_scale)
     return drawing(210, label, parts)
+
+
+def _numbers(scale: Scale, values: Sequence[float], form: Format) -> list[str]:
+    """The numbers of the x axis; one that would touch the one before is left out."""
+    parts, end = [], -math.inf
+    for value in values:
+        words, place = form(round(value, 6)), scale.at(value)
+        half = 4.2 * len(words)
+        start = min(place - half, WIDTH - 2 * half)
+        if start > end + 2:
+            parts.append(text(start + half, 188, words))
+            end = start + 2 * half
+    return parts
 
 
 def _forecast(
