@@ -19,10 +19,12 @@ from compatctl.core.policy import Policy
 from compatctl.data import Dataset
 from compatctl.deployment.bulk_embedding import release_memory
 from compatctl.deployment.data import load_data
-from compatctl.deployment.engine_gallery import require_own_rows
+from compatctl.deployment.engine_gallery import require_library
+from compatctl.deployment.engines import open_for_write
 from compatctl.deployment.gallery import load_query_model, stored_rows
 from compatctl.deployment.gallery_pass import require_budget
 from compatctl.deployment.project import open_store
+from compatctl.deployment.rewriting import require_rewriting
 from compatctl.encoder import Encoder
 from compatctl.errors import EvidenceError, UsageError
 from compatctl.manifest import Catalog, Manifest
@@ -80,8 +82,9 @@ def backfill(
         ConflictError: the store is locked, another backfill runs, or the query model changed.
     """
     options = options or BackfillOptions()
-    store, policy = open_store(project), load_policy(project.policy)
-    require_own_rows(store.manifest, "backfill")
+    store = open_for_write(project, dry_run=options.dry_run)
+    policy = load_policy(project.policy)
+    require_rewriting(store, store.manifest, "backfill")
     if options.until_gain:
         _refuse_rescored(store.manifest)
     with _alone(store, options):
@@ -179,7 +182,7 @@ def forecast_backfill(
     if passes < 2:
         raise UsageError(f"--forecast needs at least 2 rows, got {passes}")
     store, policy = open_store(project), load_policy(project.policy)
-    require_own_rows(store.manifest, "backfill")
+    require_library(store.manifest)
     _refuse_rescored(store.manifest)
     catalog, data = store.catalog(), load_data(project)
     target = _target(store, catalog, options)

@@ -13,6 +13,7 @@ from compatctl.deployment.free_vectors import delete_strangers, side_file_proble
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.project import open_store, utc_now
 from compatctl.deployment.rehearsal import stored_memory
+from compatctl.deployment.sides import sweep_sides
 from compatctl.errors import CompatError
 from compatctl.evaluation.attempts import missing_attempts, restore_attempts
 from compatctl.progress import Progress, silent
@@ -89,4 +90,5 @@ def check(
     result = run_gc(store, keep=keep, created_at=utc_now(), deep=False)
     if keep is not None:
         delete_strangers(open_store(project))
-    return result
+    swept = tuple(f"rows of the table {name}" for name in sweep_sides(open_store(project)))
+    return replace(result, deleted=(*result.deleted, *swept))

@@ -16,18 +16,19 @@ from compatctl.core.policy import Policy
 from compatctl.data import Dataset
 from compatctl.deployment.bulk_embedding import release_memory
 from compatctl.deployment.data import load_data
-from compatctl.deployment.engine_gallery import require_own_rows
-from compatctl.deployment.gallery import DeployedGallery, index_params
+from compatctl.deployment.engines import open_for_write
+from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.gallery_pass import ModelRows, gallery_pass
 from compatctl.deployment.model_file import ModelFile
-from compatctl.deployment.project import open_store, utc_now
+from compatctl.deployment.project import utc_now
 from compatctl.deployment.record_files import find_record
+from compatctl.deployment.rewriting import map_rows, require_rewriting
 from compatctl.deployment.rolled_back import refuse_rolled_back
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import check_steady
 from compatctl.errors import EvidenceError, UsageError
 from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
-from compatctl.index import HnswIndex, build_mapped
+from compatctl.index import BuiltIndex
 from compatctl.manifest import Manifest, Operation
 from compatctl.migration.adapters import AUTO, check_adapter_options, fit_adapter
 from compatctl.migration.alignment import (
@@ -134,10 +135,10 @@ def lift(
         ConflictError: the store is locked, or has changed in the meantime: run it again.
     """
     options = options or LiftOptions()
-    require_own_rows(open_store(project).manifest, "lift")
+    store = open_for_write(project, dry_run=options.dry_run)
+    require_rewriting(store, store.manifest, "lift")
     check_adapter_options(options.kind, pair_share(project, options.share))
-    store, policy, model = (
-        open_store(project),
+    policy, model = (
         load_policy(project.policy),
         ModelFile.named(project, new),
     )
@@ -253,20 +254,19 @@ class _Work:
             without="what a lift gains cannot be measured",
         )
 
-    def build_index(self, adapter: Adapter, progress: Progress) -> HnswIndex:
+    def build_index(self, adapter: Adapter, progress: Progress) -> BuiltIndex:
         """The new index; all of the old one is read."""
-        info = self.store.manifest.index
-        return build_mapped(
-            self.store.verified_path("indexes", info.sha256, fresh=True),
-            index_params(info),
-            info.count,
+        return map_rows(
+            self.store,
+            self.store.catalog(),
             adapter=adapter,
             dim=self.model.dim,
+            model=self.model.encoder.sha256,
             progress=progress,
         )
 
     def commit(
-        self, built: list[HnswIndex], models: list[LiftedModelFile], result: Lifted
+        self, built: list[BuiltIndex], models: list[LiftedModelFile], result: Lifted
     ) -> Manifest:
         """Write the next generation, without the class registry and report of the old space.
 
@@ -274,7 +274,7 @@ class _Work:
         """
         manifest = self.store.manifest
         with self.store.transaction(manifest, operation=Operation.LIFT) as tx:
-            sha256 = tx.put("indexes", built[0].save)
+            sha256 = tx.put(manifest.index.kind, built[0].save)
             built.clear()
             shares = {
                 lifted.model.source_sha256: lifted.file.put(tx, rows=lifted.model.rows)

@@ -20,7 +20,6 @@ from compatctl.core.rescoring import KnownVectors
 from compatctl.core.retrieval import Retrieval, flips
 from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
-from compatctl.deployment.engines import in_engine
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.model_file import ModelFile
 from compatctl.deployment.project import open_store
@@ -238,7 +237,7 @@ class _Tried:
     ) -> Plan:
         """The recommendation; ``base`` is the checkpoint, or the model that exists, ``kind`` the
         option that bridge and lift need, and ``more`` are further fields of the plan."""
-        refused = REFUSED_ROUTES if in_engine(self.deployed.manifest) else ()
+        refused = REFUSED_ROUTES[self.deployed.manifest.index.engine]
         chosen, reason = recommend(
             self.estimates, classes=self.facts.planning_classes, refused=refused
         )
@@ -297,8 +296,13 @@ def _against(training: TrainingInputs) -> DeployedGallery:
     return deployed
 
 
-REFUSED_ROUTES = (Route.LIFT, Route.LAZY, Route.REEMBED)
-"""Routes that would write rows of a table that an application owns, or search it otherwise."""
+REFUSED_ROUTES = {
+    "hnswlib": (),
+    "pgvector": (Route.LAZY, Route.REEMBED),
+    "milvus": (Route.LIFT, Route.LAZY, Route.REEMBED),
+}
+"""An engine -> routes that would make a store of its own, or vectors that the engine does not take,
+or search otherwise than the application does."""
 
 
 def _engine_note(refused: Sequence[Route]) -> str:

@@ -15,7 +15,7 @@ from compatctl.core.gallery_pass import GalleryPass
 from compatctl.data import Dataset
 from compatctl.deployment.bulk_embedding import release_memory
 from compatctl.deployment.data import load_data
-from compatctl.deployment.engines import REWRITES, refuse_engine
+from compatctl.deployment.engines import RESCORED, refuse_engine
 from compatctl.deployment.gallery import DeployedGallery, index_params
 from compatctl.deployment.gallery_pass import ModelRows, gallery_pass, require_budget
 from compatctl.deployment.model_file import ModelFile
@@ -126,7 +126,7 @@ def promote(
     """
     options = options or PromoteOptions()
     store = open_store(project)
-    refuse_engine(store.manifest, "promote", REWRITES)
+    refuse_engine(store.manifest, "promote", RESCORED)
     gallery = DeployedGallery.open(store)
     result = _unchanged(store.manifest, options)
     if _is_promoted(store):

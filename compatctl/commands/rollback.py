@@ -122,20 +122,42 @@ def _roll_back_model(
 def _roll_back_in_engine(
     store: Store, target: Manifest, policy: AddedItemsPolicy, *, dry_run: bool
 ) -> _Outcome:
-    """Restore the query model over the rows of an application's table, which stay as they are."""
-    from compatctl.deployment.carry_over import rollback_query_model
+    """Restore what is searched over an application's table, whose own rows stay as they are.
 
+    Where the same rows are adopted, the whole gallery is restored: the side table and its batches
+    that the target names. Otherwise only the query model is.
+    """
+    from compatctl.deployment.carry_over import rollback_query_model
+    from compatctl.deployment.sides import has_same_rows, has_same_side
+
+    one_space = embedding_space(store, store.manifest) == embedding_space(store, target)
+    if has_same_rows(store, target) and not (policy == "keep" and one_space):
+        after = store.manifest if dry_run else restore(store, target, created_at=utc_now())
+        return _Outcome(after=after)
     if policy == "drop":
         raise UsageError(
             "--added drop would delete rows of a table that the application owns",
             tip="--added keep restores the query model and leaves every row as it is",
         )
+    if not one_space:
+        raise UsageError(
+            f"rows were adopted between generation {target.generation} and the lift after it, and "
+            "its query model cannot search the lifted rows",
+            tip="compatctl rollback --to the generation just before the lift; compatctl history "
+            "lists them",
+        )
     known = {model.sha256 for model in target.models}
     foreign = sum(model.rows for model in store.manifest.models if model.sha256 not in known)
     if foreign and policy != "keep":
         raise ConflictError(
-            f"{foreign} rows of the table are of models that generation {target.generation} does "
+            f"{foreign} rows of the gallery are of models that generation {target.generation} does "
             "not have, and were never verified against its query model",
+            tip="--added keep restores the query model and leaves every row as it is",
+        )
+    if not has_same_side(store, target) and policy != "keep":
+        raise ConflictError(
+            f"rows were adopted since generation {target.generation}, and it has other rows in the "
+            "side table: which of them to search cannot be told apart",
             tip="--added keep restores the query model and leaves every row as it is",
         )
     after = store.manifest if dry_run else rollback_query_model(store, target)

@@ -17,6 +17,7 @@ from compatctl.engines import (
     Inspection,
     Location,
     RowBlock,
+    RowChecksums,
     Rows,
     TableFile,
     VectorIndexFacts,
@@ -105,7 +106,7 @@ def _source(  # noqa: PLR0917
     order = adopted.order(file.id_type)
     ids = tuple(adopted.ids[row] for row in order.tolist())
     path = folder / "adopted.table"
-    file.write(path, np.concatenate(adopted.checksums)[order])
+    file.write(path, RowChecksums.of_table(np.concatenate(adopted.checksums)[order]))
     sha256 = sha256_file(path)
     keys = np.arange(len(ids), dtype=np.uint64)
     info = IndexInfo(
@@ -139,7 +140,7 @@ def _source(  # noqa: PLR0917
         dropped=np.zeros(0, np.uint64),
         ids=ids,
         labels=tuple(labels[row] for row in order.tolist()) if labels else None,
-        switch=Switch(file=file),
+        switch=Switch(file=file, root=request.store),
     )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from compatctl.core.arrays import Checksums, Vectors
-from compatctl.deployment.engines import REWRITES, in_engine, refuse_engine
-from compatctl.engines import TableFile, require_engine
+from compatctl.core.arrays import Vectors
+from compatctl.deployment.engines import in_engine
+from compatctl.engines import RowChecksums, TableFile, require_engine
 from compatctl.errors import ConflictError
 from compatctl.index import EngineIndex, TableChanges, compare_table, require_hnswlib
 from compatctl.manifest import Catalog, Manifest
@@ -27,24 +27,13 @@ def require_library(manifest: Manifest) -> None:
         require_hnswlib()
 
 
-def require_own_rows(manifest: Manifest, what: str) -> None:
-    """Refuse a command that rewrites rows where an application owns them, and a missing hnswlib.
-
-    Raises:
-        UsageError: the rows are in an engine.
-        InputError: hnswlib is not installed.
-    """
-    refuse_engine(manifest, what, REWRITES)
-    require_hnswlib()
-
-
 def open_table(store: Store, manifest: Manifest, catalog: Catalog) -> EngineIndex:
     """The table of a generation, searched at the generation's epoch.
 
     Raises:
         DamagedError: the file that names the table is missing or changed.
     """
-    file, _ = _adopted(store, manifest)
+    file, checksums = adopted(store, manifest)
     return EngineIndex(
         file,
         ids=catalog.ids,
@@ -53,6 +42,7 @@ def open_table(store: Store, manifest: Manifest, catalog: Catalog) -> EngineInde
         dim=manifest.index.dim,
         epoch=manifest.generation,
         ef_search=manifest.index.ef_search,
+        in_side=checksums.in_side,
     )
 
 
@@ -71,7 +61,7 @@ def table_changes(
     Raises:
         InputError, CompatError: as ``compare_table``.
     """
-    file, checksums = _adopted(store, manifest)
+    file, checksums = adopted(store, manifest)
     return compare_table(
         file,
         catalog.ids,
@@ -92,7 +82,7 @@ def stored_table_rows(
     Raises:
         ConflictError: the table lost adopted rows, or has other vectors in them.
     """
-    file, checksums = _adopted(store, manifest)
+    file, checksums = adopted(store, manifest)
     rows = np.empty((len(catalog) + extra_capacity, manifest.index.dim), np.float32)
     changes = compare_table(
         file, catalog.ids, catalog.row_of, checksums, dim=manifest.index.dim, into=rows
@@ -120,7 +110,7 @@ def engine_problems(store: Store, catalog: Catalog, progress: Progress = silent)
         return []
     problems = row_problems(store.path, manifest)
     changes = table_changes(store, manifest, catalog, progress)
-    url = _adopted(store, manifest)[0].location.url
+    url = adopted(store, manifest)[0].location.url
     if changes.lost:
         problems.append(
             f"{url}: the table is not what the store adopted: {changes.sentence()}; whether the "
@@ -138,7 +128,12 @@ def tell_new_rows(url: str, changes: TableChanges, result: str) -> None:
                count=changes.new)  # fmt: skip
 
 
-def _adopted(store: Store, manifest: Manifest) -> tuple[TableFile, Checksums]:
+def adopted(store: Store, manifest: Manifest) -> tuple[TableFile, RowChecksums]:
+    """The file of a generation's table, and the checksums of its rows.
+
+    Raises:
+        DamagedError: it is missing or changed.
+    """
     path = store.verified_path(manifest.index.kind, manifest.index.sha256)
     file = TableFile.read(path)
     return file, file.read_checksums(path)

@@ -11,10 +11,10 @@ from compatctl.manifest import Manifest
 from compatctl.recipe import Project
 from compatctl.store import Store, recover, row_problems, table_file
 
-REWRITES = "it would rewrite rows of a table that the application owns"
-"""Why commands that change stored vectors are refused."""
 ANSWERS = "the application searches with one statement of its own, which re-scores nothing"
 """Why re-scoring is refused."""
+RESCORED = "it takes the free vectors that re-scoring kept, and the application re-scores nothing"
+"""Why a promotion is refused."""
 
 
 def in_engine(manifest: Manifest) -> bool:

@@ -5,16 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from compatctl.core.arrays import NORM_TOLERANCE, Checksums, Rows, as_rows
 from compatctl.deployment.data import load_data
-from compatctl.deployment.engine_gallery import table_changes
+from compatctl.deployment.engine_gallery import adopted, table_changes
 from compatctl.deployment.gallery import indexed_rows, load_query_model
 from compatctl.deployment.project import utc_now
 from compatctl.deployment.provenance import compare
+from compatctl.deployment.side_adoption import SideChanges, erase_gone
+from compatctl.deployment.sides import side_files
 from compatctl.engines import TableFile
 from compatctl.errors import InputError
 from compatctl.index import EngineIndex, RowsNow, TableChanges
@@ -23,15 +24,17 @@ from compatctl.notices import notice
 from compatctl.printable import listed
 from compatctl.progress import Progress
 from compatctl.recipe import Project
-from compatctl.store import Store, table_file
+from compatctl.store import Store
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TableAdoption:
-    """What is adopted: the new ``catalog`` (M rows) and ``checksums`` (M,).
+    """What is adopted: the new ``catalog`` (M rows) and the ``checksums`` (M,) of its
+    rows in the table.
 
     Attributes:
-        file: of the new generation, without its checksums.
+        file: of the current generation; that of the new one is made with its side table.
+        side: what becomes of the side table, whose rows had the checksums ``before``, by id.
         changes: what the application did; ``relabelled`` are ids with another class.
         proven: new and changed rows were compared with the query model, or there are none.
     """
@@ -40,6 +43,8 @@ class TableAdoption:
     file: TableFile
     catalog: Catalog
     checksums: Checksums
+    side: SideChanges
+    before: dict[str, int]
     changes: TableChanges
     relabelled: tuple[str, ...]
     proven: bool
@@ -61,19 +66,23 @@ class TableAdoption:
         """
         manifest, catalog = store.manifest, store.catalog()
         changes = table_changes(store, manifest, catalog, progress, collect=True)
-        found, file = changes.found, table_file(store.path, manifest)
+        found = changes.found
+        file, stored = adopted(store, manifest)
         assert found is not None
-        assert file is not None
         relabelled = _relabelled(catalog, found, changes)
         if not changed:
             _refuse_changed(file, changes, relabelled)
         _refuse_rows(file, found)
+        inside = [catalog.ids[row] for row in np.flatnonzero(stored.in_side).tolist()]
+        side = SideChanges.of(file, changes, frozenset(inside))
         after, checksums = _after(catalog, manifest.query_model, changes, found, relabelled)
         adoption = cls(
             store=store,
             file=replace(file, rows=len(after)),
             catalog=after,
             checksums=checksums,
+            side=side,
+            before=dict(zip(inside, stored.side.tolist(), strict=True)),
             changes=changes,
             relabelled=tuple(catalog.ids[row] for row in relabelled.tolist()),
             proven=True,
@@ -87,17 +96,16 @@ class TableAdoption:
             ConflictError, CompatError: as ``Transaction``.
         """
         manifest, counts = self.store.manifest, self.catalog.counts()
-
-        def write(path: Path) -> None:
-            self.file.write(path, self.checksums)
-
         with self.store.transaction(manifest, operation=Operation.ADD) as tx:
+            file, checksums = self.side.written(
+                self.file, self.catalog, self.checksums, self.before
+            )
             info = replace(
                 manifest.index,
                 count=len(self.catalog),
-                sha256=tx.put(manifest.index.kind, write),
+                sha256=tx.put(manifest.index.kind, lambda path: file.write(path, checksums)),
             )
-            return tx.commit(
+            after = tx.commit(
                 operation=Operation.ADD,
                 created_at=utc_now(),
                 index=info,
@@ -113,6 +121,9 @@ class TableAdoption:
                     if counts.get(share.sha256) or share.sha256 == manifest.query_model
                 ),
             )
+        if self.side.gone:
+            erase_gone(side_files(self.store), self.side.gone)
+        return after
 
     def _compare(self, project: Project, found: RowsNow) -> bool:
         """Whether new and changed rows agree with the query model, as far as the data has them."""
@@ -131,7 +142,7 @@ class TableAdoption:
             return False
         manifest = self.store.manifest
         index = EngineIndex(
-            self.file,
+            replace(self.file, side=None),
             ids=self.catalog.ids,
             row_of=self.catalog.row_of,
             keys=self.catalog.keys,

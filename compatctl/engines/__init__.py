@@ -16,6 +16,7 @@ from compatctl.engines.engine import (
     EngineSearch,
     Pool,
     Rows,
+    Side,
     deployment_of,
     engine_of,
     inspect,
@@ -27,6 +28,12 @@ from compatctl.engines.engine import (
     require_engine,
     rows_of,
     search_of,
+    search_sql_of,
+    side_of,
+    side_refusal,
+    sides_of,
+    snapshot_of,
+    sweep_sides_of,
 )
 from compatctl.engines.facts import VectorIndexFacts
 from compatctl.engines.inspection import Inspection, Location
@@ -34,12 +41,17 @@ from compatctl.engines.location import PGVECTOR, TableLocation
 from compatctl.engines.milvus.location import MILVUS, CollectionLocation
 from compatctl.engines.rows import RowBlock
 from compatctl.engines.search import FencedSearch, Scan, StaleEpochError
-from compatctl.engines.table_file import TableFile
+from compatctl.engines.side import ID as SIDE_ID
+from compatctl.engines.side import VECTOR as SIDE_VECTOR
+from compatctl.engines.side import SideTable, side_name, vector_type_of
+from compatctl.engines.table_file import RowChecksums, TableFile
 from compatctl.engines.url import URL_VARIABLE
 
 __all__ = [
     "MILVUS",
     "PGVECTOR",
+    "SIDE_ID",
+    "SIDE_VECTOR",
     "URL_VARIABLE",
     "Check",
     "CollectionLocation",
@@ -52,8 +64,11 @@ __all__ = [
     "Location",
     "Pool",
     "RowBlock",
+    "RowChecksums",
     "Rows",
     "Scan",
+    "Side",
+    "SideTable",
     "StaleEpochError",
     "TableFile",
     "TableLocation",
@@ -69,4 +84,12 @@ __all__ = [
     "require_engine",
     "rows_of",
     "search_of",
+    "search_sql_of",
+    "side_name",
+    "side_of",
+    "side_refusal",
+    "sides_of",
+    "snapshot_of",
+    "sweep_sides_of",
+    "vector_type_of",
 ]

@@ -55,7 +55,32 @@ def table_problems(
     if facts.vector_type in _VECTORS:
         checks += _vector(facts, server, dim)
     checks.append(_permissions(facts))
+    problem = side_problem(location, server, facts)
+    told = f"backfill and lift cannot write vectors beside the table: {problem}" if problem else ""
+    checks.append(
+        Check(
+            name="side tables", found="no" if problem else "can be made", problem=told,
+            tip="GRANT CREATE ON SCHEMA, if you mean to backfill or lift" if problem else "",
+        )
+    )  # fmt: skip
     return tuple(checks)
+
+
+def side_problem(location: TableLocation, server: ServerFacts, facts: TableFacts) -> str:
+    """Why no side table can be made beside a table; "" if one can."""
+    if not server.iterative_scan:
+        return (
+            f"pgvector is {server.vector_text or 'not there'}: the scan of an index that goes on "
+            "where a filter drops rows came with 0.8"
+        )
+    if not facts.id_unique:
+        return (
+            f"no unique index of the column {location.id}: each row that is found is looked up "
+            "by its id"
+        )
+    if not facts.may_create:
+        return f"the role may not create tables in the schema {location.schema}"
+    return ""
 
 
 def _extension(server: ServerFacts) -> Check:

@@ -73,6 +73,13 @@ def postgres_errors(location: TableLocation) -> Iterator[None]:
         ) from None
 
 
+def sql_of(text: str, **parts: Any) -> Any:
+    """A statement with what is composed of quoted names in the places of {NAME}."""
+    from psycopg import sql
+
+    return sql.SQL(text).format(**parts)  # type: ignore[arg-type,unused-ignore]
+
+
 class ConnectionPool:
     """Idle connections to one server, for any number of threads: each call has one of its own."""
 

@@ -30,12 +30,21 @@ CREATE TABLE IF NOT EXISTS {table} (
     calibration jsonb,
     previous_epoch bigint,
     manifest text NOT NULL,
-    switched_at timestamptz NOT NULL
+    switched_at timestamptz NOT NULL,
+    search_sql text NOT NULL DEFAULT '',
+    side_table text NOT NULL DEFAULT '',
+    side_batches bigint[] NOT NULL DEFAULT '{{}}'
 )
 """
+_ADD = (
+    "ALTER TABLE {table} ADD search_sql text NOT NULL DEFAULT '', "
+    "ADD side_table text NOT NULL DEFAULT '', ADD side_batches bigint[] NOT NULL DEFAULT '{{}}'"
+)
+"""What a table of before side tables lacks."""
 _COLUMNS = (
     "epoch", "query_model", "model_name", "search_table", "id_column", "vector_column", "operator",
-    "ef_search", "calibration", "previous_epoch", "manifest", "switched_at",
+    "ef_search", "calibration", "previous_epoch", "manifest", "search_sql", "side_table",
+    "side_batches", "switched_at",
 )  # fmt: skip
 
 
@@ -52,6 +61,10 @@ class DeploymentRow:
         calibration: knots (score, mapped score) of a score map, or None.
         manifest: digest of the generation's manifest.
         switched_at: ISO 8601, UTC.
+        search_sql: the whole search, fenced, with $1 the query, $2 the number of rows and $3 the
+            epoch; "" where the engine has no such statement.
+        side_table: schema.table of the vectors that a store computed; "" without any.
+        side_batches: the batches of it that are valid.
     """
 
     epoch: int
@@ -66,6 +79,9 @@ class DeploymentRow:
     previous_epoch: int | None
     manifest: str
     switched_at: str
+    search_sql: str = ""
+    side_table: str = ""
+    side_batches: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +102,7 @@ class DeploymentTable:
     def create(self) -> None:
         """Create the table of rows, if it is not there."""
         with connect(self.location) as connection:
-            if not self._exists(connection):
-                connection.execute(_sql(_CREATE, table=self.table_name))
+            self._prepare(connection)
 
     def insert(self, row: DeploymentRow) -> None:
         """Write the first row.
@@ -101,8 +116,7 @@ class DeploymentTable:
         )  # fmt: skip
         values = (self.location.name, *_values(row))
         with connect(self.location) as connection:
-            if not self._exists(connection):
-                connection.execute(_sql(_CREATE, table=self.table_name))
+            self._prepare(connection)
             done = connection.execute(_sql(statement, table=self.table_name), values)
         if done.rowcount != 1:
             raise ConflictError(
@@ -123,6 +137,7 @@ class DeploymentTable:
         )
         where = (self.location.name, expected.epoch, expected.manifest)
         with connect(self.location) as connection:
+            self._prepare(connection)
             done = connection.execute(
                 _sql(statement, table=self.table_name), (*_values(row), *where)
             )
@@ -142,18 +157,30 @@ class DeploymentTable:
         """The schema and the name of the table of rows."""
         return self.location.schema, TABLE
 
-    def _exists(self, connection: Connection) -> bool:
+    def _prepare(self, connection: Connection) -> None:
+        """Create the table of rows, or the columns that an older one lacks."""
+        columns = self._columns(connection)
+        if not columns:
+            connection.execute(_sql(_CREATE, table=self.table_name))
+        elif "search_sql" not in columns:
+            connection.execute(_sql(_ADD, table=self.table_name))
+
+    def _columns(self, connection: Connection) -> set[str]:
+        """The columns of the table of rows; none where there is no such table."""
         found = connection.execute(
-            "SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
-            "WHERE n.nspname = %s AND c.relname = %s",
+            "SELECT a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid "
+            "JOIN pg_namespace n ON n.oid = c.relnamespace "
+            "WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped",
             self.table_name,
         )
-        return found.fetchone() is not None
+        return {name for (name,) in found.fetchall()}
 
     def _read(self, connection: Connection) -> DeploymentRow | None:
-        if not self._exists(connection):
+        columns = self._columns(connection)
+        if not columns:
             return None
-        names = ", ".join(_COLUMNS[:-1])
+        known = [name for name in _COLUMNS[:-1] if name in columns]
+        names = ", ".join(known)
         found = connection.execute(
             _sql(
                 f"SELECT {names}, to_char(switched_at AT TIME ZONE 'UTC', "
@@ -164,14 +191,18 @@ class DeploymentTable:
         ).fetchone()
         if found is None:
             return None
-        entries: dict[str, Any] = dict(zip(_COLUMNS, found, strict=True))
+        entries: dict[str, Any] = dict(zip((*known, "switched_at"), found, strict=True))
         knots = entries.pop("calibration")
+        entries["side_batches"] = tuple(entries.get("side_batches", ()))
         return DeploymentRow(**entries, calibration=knots and tuple(map(tuple, knots)))
 
 
 def _values(row: DeploymentRow) -> tuple[Any, ...]:
     knots = None if row.calibration is None else json.dumps(row.calibration)
-    values = {name: getattr(row, name) for name in _COLUMNS} | {"calibration": knots}
+    values = {name: getattr(row, name) for name in _COLUMNS} | {
+        "calibration": knots,
+        "side_batches": list(row.side_batches),
+    }
     return tuple(values.values())
 
 

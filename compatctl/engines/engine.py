@@ -5,13 +5,14 @@ A connection is psycopg's or a client of pymilvus; only what belongs to one engi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from compatctl.engines.checks import side_problem
 from compatctl.engines.connection import Connection, ConnectionPool, connect, require_psycopg
 from compatctl.engines.deployment_row import DeploymentRow, DeploymentTable
-from compatctl.engines.facts import OPERATORS
+from compatctl.engines.facts import OPERATORS, read_facts
 from compatctl.engines.inspection import Inspection, Location, inspect_table
 from compatctl.engines.location import PGVECTOR, TableLocation, is_table_url, parse_table_url
 from compatctl.engines.milvus.connection import ClientPool, connect_milvus, require_pymilvus
@@ -23,6 +24,8 @@ from compatctl.engines.milvus.rows import CollectionRows
 from compatctl.engines.milvus.search import CollectionSearch
 from compatctl.engines.rows import RowBlock, TableRows
 from compatctl.engines.search import FencedSearch, Found, Scan
+from compatctl.engines.side_rows import SideRows, side_tables, sweep_sides
+from compatctl.engines.statement import SearchStatement, application_search
 from compatctl.engines.table_file import TableFile
 
 if TYPE_CHECKING:
@@ -91,6 +94,46 @@ class EngineSearch(Protocol):
         """At most ``k`` rows for each query (Q, D); StaleEpochError at another epoch."""
 
 
+class Side(Protocol):
+    """Vectors that a store computed, beside the rows of an application.
+
+    A batch is what one generation adds. It is not searched before that generation's file names it.
+    """
+
+    def create(self, connection: Connection) -> None:
+        """Make what holds the rows, if it is not there."""
+
+    def begin(self, connection: Connection) -> int:
+        """The number of a new batch, larger than every one before."""
+
+    def write(self, connection: Connection, batch: int, blocks: Iterable[RowBlock]) -> None:
+        """Append rows to a batch."""
+
+    def copy(self, connection: Connection, batch: int, ids: Sequence[str]) -> None:
+        """Append the application's own rows of these ids to a batch."""
+
+    def end(self, connection: Connection, batch: int, ids: Sequence[str]) -> None:
+        """Append to a batch that the rows of these ids have ended."""
+
+    def index(self, connection: Connection, *, m: int, ef_construction: int) -> None:
+        """Make the index, once rows are there."""
+
+    def rehearse(self, connection: Connection, vectors: NDArray[np.float32], *, m: int) -> None:
+        """Write and index vectors (n, D) that nobody sees, to see how long that takes."""
+
+    def count(self, connection: Connection, batch: int) -> int:
+        """How many rows a batch has; 0 where it is gone."""
+
+    def blocks(self, connection: Connection) -> Generator[RowBlock, None, None]:
+        """Every valid row, in blocks."""
+
+    def find(self, connection: Connection, ids: Sequence[str]) -> Iterator[RowBlock]:
+        """The valid rows of these ids, in any order."""
+
+    def erase(self, connection: Connection, ids: Sequence[str]) -> None:
+        """Delete the rows of these ids from every batch."""
+
+
 class Pool(Protocol):
     """Connections to one server, for any number of threads."""
 
@@ -126,6 +169,17 @@ def open_connection_to(location: Location) -> AbstractContextManager[Connection]
     return connect(location) if isinstance(location, TableLocation) else connect_milvus(location)
 
 
+@contextmanager
+def snapshot_of(connection: Connection, location: Location) -> Iterator[None]:
+    """One snapshot for what is read in the block, where the engine has snapshots."""
+    if not isinstance(location, TableLocation):
+        yield
+        return
+    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    yield  # after an error the connection is closed
+    connection.execute("COMMIT")
+
+
 def pool_of(location: Location) -> Pool:
     """Connections that threads share."""
     return ConnectionPool(location) if isinstance(location, TableLocation) else ClientPool(location)
@@ -158,7 +212,54 @@ def operators_of(location: Location) -> dict[str, str]:
 
 
 def search_of(file: TableFile, rows: Rows, epoch: int | None) -> EngineSearch:
-    """Searches of these rows at one epoch; None: not fenced."""
+    """Searches of these rows, and of those in the file's side table, at one epoch; None: not
+    fenced."""
     if isinstance(rows, CollectionRows):
         return CollectionSearch(rows, file.operator, epoch)
-    return FencedSearch(rows.location, file.vector_type, file.operator, epoch, file.iterative_scan)
+    return FencedSearch(
+        rows.location, file.vector_type, file.operator, epoch, file.iterative_scan, file.side
+    )
+
+
+def search_sql_of(file: TableFile, ef: int) -> str:
+    """The statement that an application runs; "" where the engine has none."""
+    if not isinstance(file.location, TableLocation):
+        return ""
+    statement = SearchStatement(
+        location=file.location,
+        vector_type=file.vector_type,
+        operator=file.operator,
+        side=file.side,
+        fenced=True,
+    )
+    return application_search(statement, name=file.location.name, ef=ef)
+
+
+def side_of(file: TableFile) -> Side:
+    """The file's side table, reached as the environment says."""
+    location = file.location.from_environment()
+    assert file.side is not None
+    assert isinstance(location, TableLocation)
+    return SideRows(location=location, id_type=file.id_type, operator=file.operator, side=file.side)
+
+
+def side_refusal(connection: Connection, location: Location) -> str:
+    """Why no side table can be made beside a table; "" if one can."""
+    if not isinstance(location, TableLocation):
+        return "vectors beside a collection of Milvus are not written yet"
+    server, facts, found = read_facts(connection, location)
+    return side_problem(found, server, facts)
+
+
+def sides_of(connection: Connection, location: Location) -> tuple[str, ...]:
+    """The side tables that were made for a row, of kept generations or not."""
+    return side_tables(connection, location) if isinstance(location, TableLocation) else ()
+
+
+def sweep_sides_of(
+    connection: Connection, location: Location, keep: Mapping[str, set[int]]
+) -> tuple[str, ...]:
+    """Delete what ``keep`` (a side table -> its batches) does not name; what was changed."""
+    if not isinstance(location, TableLocation):
+        return ()
+    return sweep_sides(connection, location, keep)

@@ -73,7 +73,7 @@ class TableFacts:
         dim: of the column's type; None where the type leaves it open.
         indexes: of the vector column.
         may_read: the role may read the table. ``may_switch``: it may write the row, or create the
-            table of rows.
+            table of rows. ``may_create``: it may create tables in the schema.
     """
 
     kind: str
@@ -88,6 +88,7 @@ class TableFacts:
     indexes: tuple[VectorIndexFacts, ...] = ()
     may_read: bool = False
     may_switch: bool = False
+    may_create: bool = False
 
     @property
     def usable(self) -> tuple[VectorIndexFacts, ...]:
@@ -128,6 +129,7 @@ def read_facts(
         indexes=() if vector is None else _indexes(connection, oid, vector["number"]),
         may_read=may_read,
         may_switch=_may_switch(connection, schema),
+        may_create=_may_create(connection, schema),
     )
     return server, facts, location
 
@@ -207,6 +209,11 @@ def _index(  # noqa: PLR0917
         ef_construction=int(settings.get("ef_construction", 64)),
         defect=next((defect for defect, holds in defects.items() if holds), ""),
     )
+
+
+def _may_create(connection: Connection, schema: str) -> bool:
+    query = "SELECT has_schema_privilege(%s, 'CREATE')"
+    return bool(connection.execute(query, (schema,)).fetchone()[0])
 
 
 def _may_switch(connection: Connection, schema: str) -> bool:

@@ -50,7 +50,11 @@ class TableLocation(EngineLocation):
     @property
     def quoted_table(self) -> str:
         """The table as SQL writes it: schema and name, each quoted where it must be."""
-        return ".".join(_quoted(name) for name in (self.schema, self.table) if name)
+        return self.quoted(self.table)
+
+    def quoted(self, table: str) -> str:
+        """A table of the same schema as SQL writes it."""
+        return ".".join(_quoted(name) for name in (self.schema, table) if name)
 
     @property
     def row(self) -> str:

@@ -19,7 +19,7 @@ BLOCK = 16_384
 """Rows of a block."""
 _HEADER = 4
 """Bytes before the components: the dimension and an unused number."""
-_COMPONENT = {"vector": ">f4", "halfvec": ">f2"}
+COMPONENT = {"vector": ">f4", "halfvec": ">f2"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,12 +38,14 @@ class TableRows:
     Attributes:
         vector_type: vector or halfvec. ``id_type``: of the id column, for look-ups.
         dim: D that each vector must have.
+        condition: a further one, in SQL, that rows must meet; "" for all.
     """
 
     location: TableLocation
     id_type: str
     vector_type: str
     dim: int
+    condition: str = ""
 
     def blocks(self, connection: Connection) -> Generator[RowBlock, None, None]:
         """Every row in blocks, in the table's order, of one snapshot.
@@ -58,8 +60,13 @@ class TableRows:
         if label:
             parts.append(sql.SQL("coalesce({}::text, '')").format(sql.Identifier(label)))
         query = sql.SQL(
-            "COPY (SELECT {} FROM {} WHERE {} IS NOT NULL) TO STDOUT (FORMAT BINARY)"
-        ).format(sql.SQL(", ").join(parts), self._table(), sql.Identifier(self.location.vector))
+            "COPY (SELECT {} FROM {} WHERE {} IS NOT NULL{}) TO STDOUT (FORMAT BINARY)"
+        ).format(
+            sql.SQL(", ").join(parts),
+            self._table(),
+            sql.Identifier(self.location.vector),
+            self._condition(),
+        )
         with connection.cursor().copy(query) as copy:
             copy.set_types(["text", "bytea", "text"][: len(parts)])
             rows: list[Any] = []
@@ -76,7 +83,7 @@ class TableRows:
         from psycopg import sql
 
         query = sql.SQL(
-            "SELECT {}, {} FROM {} WHERE {} = ANY(%s::text[]::{}[]) AND {} IS NOT NULL"
+            "SELECT {}, {} FROM {} WHERE {} = ANY(%s::text[]::{}[]) AND {} IS NOT NULL{}"
         ).format(
             self._id(),
             sql.Identifier(self.location.vector),
@@ -84,6 +91,7 @@ class TableRows:
             sql.Identifier(self.location.id),
             sql.SQL(self.id_type),  # type: ignore[arg-type,unused-ignore]
             sql.Identifier(self.location.vector),
+            self._condition(),
         )
         cursor = connection.cursor(binary=True)
         for start in range(0, len(ids), BLOCK):
@@ -110,7 +118,7 @@ class TableRows:
                 f"{self.location.url}: a row has a vector and no id",
                 tip="name a column that is a key of the table: ?id=COLUMN",
             )
-        dtype = np.dtype(_COMPONENT[self.vector_type])
+        dtype = np.dtype(COMPONENT[self.vector_type])
         width = _HEADER + self.dim * dtype.itemsize
         other = [item for item, data in zip(ids, raw, strict=True) if len(data) != width]
         if other:
@@ -127,6 +135,11 @@ class TableRows:
             vectors=components.astype(np.float32),
             labels=labels[0] if labels else None,
         )
+
+    def _condition(self) -> Any:
+        from psycopg import sql
+
+        return sql.SQL(f" AND {self.condition}" if self.condition else "")  # type: ignore[arg-type,unused-ignore]
 
     def _id(self) -> Any:
         from psycopg import sql

@@ -10,6 +10,8 @@ from compatctl.engines.connection import Connection
 from compatctl.engines.deployment_row import TABLE
 from compatctl.engines.facts import MAX_EF
 from compatctl.engines.location import TableLocation
+from compatctl.engines.side import SideTable
+from compatctl.engines.statement import Placeholders, SearchStatement
 from compatctl.errors import ConflictError
 
 if TYPE_CHECKING:
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 _SENT_AT_ONCE = 64
 """Queries of one transaction."""
+_NAMES = Placeholders(
+    query="%(q)s::float8[]", k="%(k)s", epoch="%(epoch)s", name="%(name)s", ef="%(ef)s"
+)
 Found = list[tuple[str, float]]
 """Ids and distances of one query, nearest first."""
 
@@ -42,23 +47,32 @@ class FencedSearch:
     condition on the epoch is part of the statement, and so of its snapshot.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917
         self,
         location: TableLocation,
         vector_type: str,
         operator: str,
         epoch: int | None,
         iterative_scan: bool,
+        side: SideTable | None = None,
     ) -> None:
         self._location = location
         self._epoch = epoch
         self._iterative = iterative_scan
-        self._statement = _statement(location, vector_type, operator, fenced=epoch is not None)
+        self._goes_on = side is not None
+        self._statement = SearchStatement(
+            location=location,
+            vector_type=vector_type,
+            operator=operator,
+            side=side,
+            fenced=epoch is not None,
+        ).sql(_NAMES)
 
     @property
     def scans(self) -> tuple[Scan, ...]:
         """The scans to try, each where the one before found too few rows."""
-        return tuple(Scan) if self._iterative else (Scan.PLAIN, Scan.EXACT)
+        several = self._iterative and not self._goes_on  # else its own statement goes on
+        return tuple(Scan) if several else (Scan.PLAIN, Scan.EXACT)
 
     def search(
         self,
@@ -124,25 +138,3 @@ class FencedSearch:
                 tip="read the row again, embed the query again with its model, and search again; "
                 "compatctl check says how the row and the store differ",
             )
-
-
-def _statement(location: TableLocation, vector_type: str, operator: str, *, fenced: bool) -> Any:
-    """The search. Its first condition is evaluated once, before the scan begins, so that the scan
-    uses the ef that is set there, for this statement's transaction alone."""
-    from psycopg import sql
-
-    effort = "set_config('hnsw.ef_search', %(ef)s, true) IS NOT NULL"
-    fence = sql.SQL(
-        f"(SELECT epoch FROM {{}} WHERE name = %(name)s AND {effort}) = %(epoch)s"
-    ).format(sql.Identifier(location.schema, TABLE))
-    return sql.SQL(
-        "SELECT {id}::text, {vector} {by} %(q)s::float8[]::{type} FROM {table} WHERE {first} AND "
-        "{vector} IS NOT NULL ORDER BY {vector} {by} %(q)s::float8[]::{type} LIMIT %(k)s"
-    ).format(
-        id=sql.Identifier(location.id),
-        vector=sql.Identifier(location.vector),
-        by=sql.SQL(operator),  # type: ignore[arg-type,unused-ignore]
-        type=sql.SQL(vector_type),  # type: ignore[arg-type,unused-ignore]
-        table=sql.Identifier(location.schema, location.table),
-        first=fence if fenced else sql.SQL(f"(SELECT {effort})"),
-    )

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from compatctl.index.engine.building import (
+    BuiltTable,
+    EngineRows,
+    SideParams,
+    WrittenBatch,
+    write_side,
+)
 from compatctl.index.engine.index import EngineIndex
 from compatctl.index.engine.reading import RowsNow, TableChanges, compare_table
 from compatctl.index.faiss_header import FaissHeader, read_faiss_header
@@ -22,7 +29,7 @@ from compatctl.index.hnswlib.rebuilding import (
     build_without,
     build_without_deleted,
 )
-from compatctl.index.protocol import VectorIndex
+from compatctl.index.protocol import BuiltIndex, VectorIndex
 from compatctl.index.rows import KeyLookup, NotUnitError, row_checksums
 from compatctl.index.sources import (
     DATABASES,
@@ -39,7 +46,10 @@ from compatctl.index.tuning import recall_per_query, tune_ef
 
 __all__ = [
     "DATABASES",
+    "BuiltIndex",
+    "BuiltTable",
     "EngineIndex",
+    "EngineRows",
     "FaissHeader",
     "ForeignRows",
     "Form",
@@ -49,8 +59,10 @@ __all__ = [
     "NotUnitError",
     "RowsAt",
     "RowsNow",
+    "SideParams",
     "TableChanges",
     "VectorIndex",
+    "WrittenBatch",
     "build_mapped",
     "build_replaced",
     "build_with_replacements",
@@ -73,4 +85,5 @@ __all__ = [
     "row_checksums",
     "tables_of",
     "tune_ef",
+    "write_side",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 from compatctl.core.arrays import Keys, Scores, Vectors
@@ -28,3 +29,10 @@ class VectorIndex(Protocol):
 
         ``ef`` is the effort of the search; None: as the index is set up.
         """
+
+
+class BuiltIndex(VectorIndex, Protocol):
+    """A new index that no generation names yet."""
+
+    def save(self, path: Path) -> None:
+        """Write the file by which a generation names it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +11,9 @@ import numpy as np
 from compatctl.core.arrays import Vectors
 from compatctl.core.nearest import exact_search
 from compatctl.data import Dataset
-from compatctl.deployment.gallery import index_params
+from compatctl.deployment.rewriting import index_seconds, some_rows, timed
 from compatctl.deployment.step_embedding import embed_step
 from compatctl.encoder import Encoder
-from compatctl.index import HnswIndex, read_some
 from compatctl.manifest import Catalog
 from compatctl.migration.backfill_budget import Amount, Spending
 from compatctl.migration.backfill_selection import SHARES_BETWEEN
@@ -131,20 +129,17 @@ def measure_rates(
         DamagedError: the index is missing or changed.
     """
     items_per_s, passed = _encoder_rate(encoder, items, kept, skip_bad=skip_bad)
-    info = store.manifest.index
-    path = store.verified_path("indexes", info.sha256)
-    n = min(info.count, INDEXED)
-    chosen = np.linspace(0, info.count - 1, n).astype(np.int64)
-    rows = read_some(path, index_params(info), info.count, catalog.keys[chosen])
-    index = HnswIndex.create(index_params(info), n)
-    indexed_s = _timed(lambda: index.add(rows, np.arange(n, dtype=np.uint64)))
-    deeper = math.log(max(info.count, 2)) / math.log(max(n, 2))
-    searched_s = _timed(lambda: exact_search(queries, rows, min(100, n))) if len(queries) else 0.0
+    count = store.manifest.index.count
+    n = min(count, INDEXED)
+    chosen = np.linspace(0, count - 1, n).astype(np.int64)
+    rows = some_rows(store, catalog, chosen)
+    step = int(min(count, STEP_S * items_per_s))
+    searched_s = timed(lambda: exact_search(queries, rows, min(100, n))) if len(queries) else 0.0
     searches = len(SHARES_BETWEEN) + 2  # before, at these shares, and after
     rates = Rates(
         items_per_s=items_per_s,
-        index_s=indexed_s * info.count / n * deeper,
-        judge_s=searched_s * info.count / n * searches,
+        index_s=index_seconds(store, rows, step),
+        judge_s=searched_s * count / n * searches,
     )
     return rates, passed
 
@@ -209,12 +204,6 @@ def _encoder_rate(
         most = min(MAX_SAMPLE, len(items) // ONE_IN)
         start, size = start + size, int(max(min(rate * SAMPLE_S, most), MIN_SAMPLE))
     return (rate if math.isfinite(rate) else 1e9), passed
-
-
-def _timed(work: Callable[[], object]) -> float:
-    began = time.monotonic()
-    work()
-    return time.monotonic() - began
 
 
 def _time(seconds: float) -> str:

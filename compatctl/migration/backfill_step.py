@@ -19,7 +19,7 @@ from compatctl.core.gallery_pass import GalleryPass
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset
 from compatctl.deployment.bulk_embedding import BulkEmbedding, release_memory
-from compatctl.deployment.gallery import DeployedGallery, index_params
+from compatctl.deployment.gallery import DeployedGallery
 from compatctl.deployment.gallery_pass import (
     ModelRows,
     gallery_pass,
@@ -27,9 +27,10 @@ from compatctl.deployment.gallery_pass import (
     rows_of_model,
 )
 from compatctl.deployment.project import open_store, utc_now
+from compatctl.deployment.rewriting import replace_rows, take_over_added
 from compatctl.errors import ConflictError
 from compatctl.evaluation.ann import AnnQueries, measure_ann_recall
-from compatctl.index import HnswIndex, build_with_replacements, read_some
+from compatctl.index import BuiltIndex
 from compatctl.manifest import Catalog, Manifest, Operation
 from compatctl.migration.rescored_service import RescoredService
 from compatctl.migration.rewrite_gate import (
@@ -259,19 +260,17 @@ class _Step:
             progress=setting.progress,
         )
 
-    def _build(self) -> HnswIndex:
-        """The index with the rows replaced; all of the old one is read."""
-        info = self.store.manifest.index
-        return build_with_replacements(
-            self.store.verified_path("indexes", info.sha256, fresh=True),
-            index_params(info),
-            info.count,
-            keys=self.catalog.keys[self.rows],
+    def _build(self) -> BuiltIndex:
+        """The index with the rows replaced; of a file all of the old one is read."""
+        return replace_rows(
+            self.store,
+            self.catalog,
+            self.rows,
             rows_at=self._features_at,
             progress=self.setting.progress,
         )
 
-    def _written(self, built: list[HnswIndex], result: StepOutcome) -> Manifest:
+    def _written(self, built: list[BuiltIndex], result: StepOutcome) -> Manifest:
         """The next generation; rows that were added since are taken over first.
 
         ``built`` holds the index; it is emptied when it is saved.
@@ -288,22 +287,19 @@ class _Step:
                     raise
                 if not built:  # a bucket refuses at the end, once the index is saved
                     raise _superseded(newest) from None
-                self._take_over(newest, built[0])
+                built[0] = self._take_over(newest, built[0])
                 self.rebased += 1
 
-    def _take_over(self, newest: Store, index: HnswIndex) -> None:
+    def _take_over(self, newest: Store, index: BuiltIndex) -> BuiltIndex:
         """Move on to a newer generation whose catalogue is this one with rows added at the end."""
         grown = newest.catalog()
         if not _only_added(self.store, self.catalog, newest, grown):
             raise _superseded(newest)
-        keys, info = grown.keys[len(self.catalog) :], newest.manifest.index
-        if len(keys):
-            path = newest.verified_path("indexes", info.sha256, fresh=True)
-            index.reserve(len(keys))
-            index.add(read_some(path, index_params(info), info.count, keys), keys)
+        after = take_over_added(index, newest, grown, len(self.catalog))
         self.store, self.catalog = newest, grown
+        return after
 
-    def _commit(self, built: list[HnswIndex], result: StepOutcome) -> Manifest:
+    def _commit(self, built: list[BuiltIndex], result: StepOutcome) -> Manifest:
         """Write the next generation. Models with no remaining rows are dropped; a reason is
         appended. ``built`` is emptied before the catalogue is changed."""
         store, manifest, model = self.store, self.store.manifest, self.setting.model
@@ -312,7 +308,7 @@ class _Step:
         if before.endswith(reasons[1]):  # of the step before
             reasons.pop()
         with store.transaction(manifest, operation=Operation.BACKFILL, timeout_s=LOCK_WAIT_S) as tx:
-            sha256 = tx.put("indexes", built[0].save)
+            sha256 = tx.put(manifest.index.kind, built[0].save)
             built.clear()
             catalog = self.catalog.reassigned(self.rows, model, self._digests)
             counts = catalog.counts()

@@ -42,9 +42,11 @@ _WAIT_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Switch:
-    """The row of a table; ``file`` says which."""
+    """The row of a table; ``file`` says which. What a generation's row says is in the generation's
+    own file, in the store at ``root``."""
 
     file: TableFile
+    root: Path
 
     @property
     def table(self) -> Deployment:
@@ -68,22 +70,29 @@ class Switch:
 
     def row(self, manifest: Manifest) -> DeploymentRow:
         """The row that a generation has."""
-        from compatctl.engines import DeploymentRow
+        from compatctl.engines import SIDE_ID, SIDE_VECTOR, DeploymentRow, search_sql_of
 
-        location = self.file.location
+        file = table_file(self.root, manifest)
+        assert file is not None
+        location, side, ef = file.location, file.side, min(manifest.index.ef_search, file.max_ef)
+        beside = "" if side is None else location.quoted(side.table)
+        whole = side is not None and side.whole
         return DeploymentRow(
             epoch=manifest.generation,
             query_model=manifest.query_model,
             model_name=manifest.query_share.name,
-            search_table=location.quoted_table,
-            id_column=location.id,
-            vector_column=location.vector,
-            operator=self.file.operator,
-            ef_search=min(manifest.index.ef_search, self.file.max_ef),
+            search_table=beside if whole else location.quoted_table,
+            id_column=SIDE_ID if whole else location.id,
+            vector_column=SIDE_VECTOR if whole else location.vector,
+            operator=file.operator,
+            ef_search=ef,
             calibration=manifest.calibration,
             previous_epoch=manifest.generation - 1 if manifest.generation > 1 else None,
             manifest=manifest_digest(manifest),
             switched_at=manifest.created_at,
+            search_sql=search_sql_of(file, ef),
+            side_table=beside,
+            side_batches=() if side is None else side.batches,
         )
 
     def roll_forward(self, root: Path, current: Manifest) -> Manifest:
@@ -149,7 +158,10 @@ class Switch:
             elif self._cut_off(root, current, row) is not None:
                 problem += f": a commit was cut off after the row was switched; {_COMPLETES}"
             return [problem]
-        changed = replace(row, switched_at="") != replace(self.row(current), switched_at="")
+        expected = self.row(current)
+        told = row.search_sql or expected.search_sql  # a row of an older version has none
+        now = replace(row, switched_at="", search_sql=told)
+        changed = now != replace(expected, switched_at="")
         elsewhere = self.table.elsewhere()
         problems = ["entries of the row were changed by hand"] if changed else []
         return [*problems, elsewhere] if elsewhere else problems
@@ -196,7 +208,7 @@ def table_file(root: Path, manifest: Manifest) -> TableFile | None:
 def engine_switch(root: Path, manifest: Manifest) -> Switch | None:
     """The switch of a generation's engine; None where an index file has the rows."""
     file = table_file(root, manifest)
-    return None if file is None else Switch(file=file)
+    return None if file is None else Switch(file=file, root=root)
 
 
 def row_problems(root: Path, manifest: Manifest) -> list[str]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_kit import EngineShop
+from engine_kit import EngineShop, example_of_the_page
 from shop_kit import turned
 
-import compatctl
 from compatctl.data import load
 from compatctl.deployment.searcher import Searcher
 from compatctl.encoder import Encoder
@@ -182,12 +179,7 @@ def test_the_example_of_the_page_searches_and_repeats(changed: EngineShop) -> No
     """The code of docs/engines.md, as it stands there: it answers, and where the row is switched
     between its two statements it embeds again with the new model."""
     assert changed.table is not None
-    page = (Path(compatctl.__file__).parents[1] / "docs" / "engines.md").read_text()
-    block = re.search(r"\n\n(    import psycopg\n.*?)\n\n\S", page, re.DOTALL)
-    assert block is not None
-    code = "\n".join(line.removeprefix("    ") for line in block[1].splitlines())
-    scope: dict[str, object] = {}
-    exec(code, scope)
+    example = example_of_the_page()
     changed.done("verify", changed.path("new.onnx"), "--report", changed.path(REPORT))
     vector = changed.gallery().vectors()[0]
     used: list[str] = []
@@ -206,18 +198,18 @@ def test_the_example_of_the_page_searches_and_repeats(changed: EngineShop) -> No
         for name in ("old.onnx", "new.onnx")
     }
     with changed.table.connection() as connection:
-        found = scope["search"](connection, encoders, "an image", 4)  # type: ignore[operator]
+        found = example(connection, encoders, "an image", 4)
     assert used == ["old.onnx", "new.onnx"]
     assert len(found) == 4
     assert found[0][0] == changed.gallery().catalog.ids[0]
 
 
 def test_a_plan_recommends_only_what_the_engine_can_do(pg: EngineShop) -> None:
-    """For a model of another space re-embedding would gain; of a table it is shown for comparison,
-    and what is recommended is a query model over the rows as they are."""
+    """For a model of another space re-embedding would gain; of a table it is shown for comparison:
+    what is recommended is a query model over the rows as they are, or a lift beside them."""
     planned = pg.done("plan", "--new", pg.path("turned.onnx"), "--kind", "ridge").json
     routes = {route["name"]: route["verdict"] for route in planned["routes"]}
     assert "lift" in routes
-    assert planned["recommended"] not in {"lift", "lazy", "re-embed"}
-    assert "are for comparison only: an application owns the rows" in planned["reason"]
-    assert not any(word in " ".join(planned["commands"]) for word in ("lift", "--rescore", "init"))
+    assert planned["recommended"] not in {"lazy", "re-embed"}
+    assert "lazy, re-embed are for comparison only: an application owns" in planned["reason"]
+    assert not any(word in " ".join(planned["commands"]) for word in ("--rescore", "init"))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from milvus_kit import Collection
 from postgres_kit import Table
 from shop_kit import Result, Shop
 
+import compatctl
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.store import Store
 
@@ -41,6 +45,17 @@ class EngineShop:
     def gallery(self) -> DeployedGallery:
         """The deployed gallery."""
         return DeployedGallery.open(Store.open(self.path("store")))
+
+
+def example_of_the_page() -> Callable[..., list[tuple[str, float]]]:
+    """The function ``search`` of docs/engines.md, as it stands there."""
+    page = (Path(compatctl.__file__).parents[1] / "docs" / "engines.md").read_text()
+    block = re.search(r"\n\n(    import psycopg\n.*?)\n\n\S", page, re.DOTALL)
+    assert block is not None
+    scope: dict[str, Any] = {}
+    exec("\n".join(line.removeprefix("    ") for line in block[1].splitlines()), scope)
+    found: Callable[..., list[tuple[str, float]]] = scope["search"]
+    return found
 
 
 def fill(table: Table | Collection, shop: Shop, **options: object) -> None:

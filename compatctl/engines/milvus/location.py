@@ -53,6 +53,10 @@ class CollectionLocation(EngineLocation):
         """The collection's name; Milvus quotes none."""
         return self.table
 
+    def quoted(self, table: str) -> str:
+        """Another collection, as ``quoted_table`` says this one."""
+        return table
+
     @property
     def row(self) -> str:
         """What is switched, for messages."""

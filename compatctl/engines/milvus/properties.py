@@ -90,6 +90,7 @@ class DeploymentProperties:
     def _texts(self, row: DeploymentRow) -> dict[str, str]:
         values = {name: "" if value is None else value for name, value in asdict(row).items()}
         values["calibration"] = "" if row.calibration is None else json.dumps(row.calibration)
+        values["side_batches"] = ",".join(map(str, row.side_batches))
         return {f"{self.location.name}.{name}": str(value) for name, value in values.items()}
 
     def _refuse(self, what: str) -> None:
@@ -116,6 +117,7 @@ def read_row(location: CollectionLocation, client: Client) -> DeploymentRow | No
             values[name] = int(values[name]) if values[name] else None
         knots = json.loads(values["calibration"]) if values["calibration"] else None
         values["calibration"] = knots and tuple(map(tuple, knots))
+        values["side_batches"] = tuple(map(int, filter(None, values["side_batches"].split(","))))
     except (ValueError, TypeError):
         raise ConflictError(
             f"{location.row} was changed by hand: a number is none",

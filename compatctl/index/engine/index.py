@@ -7,8 +7,17 @@ from typing import NoReturn
 
 import numpy as np
 
-from compatctl.core.arrays import Keys, Scores, Vectors
-from compatctl.engines import Pool, Scan, TableFile, pool_of, search_of
+from compatctl.core.arrays import Bools, Keys, Scores, Vectors
+from compatctl.engines import (
+    Connection,
+    Pool,
+    RowBlock,
+    Scan,
+    TableFile,
+    pool_of,
+    search_of,
+    side_of,
+)
 from compatctl.errors import ConflictError, InputError
 from compatctl.index.engine.reading import table_rows, unit_directions
 from compatctl.index.rows import KeyLookup, check_unit
@@ -24,6 +33,7 @@ class EngineIndex:
     Args:
         ids: of the adopted rows (N,), ``row_of``: id -> its row, ``keys`` (N,): theirs.
         epoch: of the row that a search requires; None: it is not fenced, as before an import.
+        in_side (N,): which rows the file's side table has; None: none.
         pool: connections to go on with; default: new ones.
     """
 
@@ -37,11 +47,13 @@ class EngineIndex:
         dim: int,
         epoch: int | None,
         ef_search: int,
+        in_side: Bools | None = None,
         pool: Pool | None = None,
     ) -> None:
         self.file = file
         self._ids, self._row_of, self._keys = ids, row_of, keys
         self._dim, self._ef = dim, ef_search
+        self._in_side = np.zeros(len(ids), bool) if in_side is None else in_side
         self._rows = table_rows(file, dim)
         self._location = self._rows.location
         self._lookup = KeyLookup(np.asarray(keys, np.uint64))
@@ -61,6 +73,7 @@ class EngineIndex:
             dim=self._dim,
             epoch=epoch,
             ef_search=ef_search,
+            in_side=self._in_side,
             pool=self._pool,
         )
 
@@ -96,13 +109,20 @@ class EngineIndex:
         vectors = np.empty((len(ids), self._dim), np.float32)
         places = {item: place for place, item in enumerate(ids)}  # the last place of each id
         seen = np.zeros(len(ids), bool)
-        for block in self._pool.run(lambda opened: [*self._rows.find(opened, list(places))]):
+        for block in self._pool.run(lambda opened: self._find(opened, places)):
             at = np.fromiter((places[item] for item in block.ids), np.int64)
             vectors[at], seen[at] = unit_directions(self.file, block.vectors), True
         first = np.fromiter((places[item] for item in ids), np.int64, len(ids))
         if not seen[first].all():
             self._refuse_lost(ids[int(np.argmin(seen[first]))])
         return vectors[first]
+
+    def _find(self, connection: Connection, places: Mapping[str, int]) -> list[RowBlock]:
+        """The rows of these ids, each from where it is searched."""
+        inside = [item for item in places if self._in_side[self._row_of[item]]]
+        beside = [*side_of(self.file).find(connection, inside)] if inside else []
+        own = [*places] if not inside else [*(places.keys() - set(inside))]
+        return [*self._rows.find(connection, own), *beside] if own else beside
 
     def search(self, queries: Vectors, k: int, ef: int | None = None) -> tuple[Keys, Scores]:
         """Keys and cosines (Q, min(k, N)) of approximately the nearest rows, nearest first.

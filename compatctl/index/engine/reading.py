@@ -10,7 +10,16 @@ from itertools import repeat
 import numpy as np
 
 from compatctl.core.arrays import Bools, Checksums, Rows, Vectors
-from compatctl.engines import RowBlock, TableFile, open_connection_to, rows_of
+from compatctl.engines import (
+    Connection,
+    RowBlock,
+    RowChecksums,
+    TableFile,
+    open_connection_to,
+    rows_of,
+    side_of,
+    snapshot_of,
+)
 from compatctl.engines import Rows as EngineRows
 from compatctl.errors import InputError
 from compatctl.index.rows import row_checksums
@@ -52,36 +61,44 @@ class TableChanges:
         found: what adopting the changes needs, if it was asked for.
         missing, changed: ids of adopted rows that are gone or have no vector any more, and of those
             with another vector. Who changed them cannot be known: the application, or a fault.
+        damaged: ids of rows that the side table lacks or has with another vector. Nobody but the
+            store writes them.
     """
 
     new: int
     new_ids: tuple[str, ...]
     missing: tuple[str, ...]
     changed: tuple[str, ...]
+    damaged: tuple[str, ...] = ()
     found: RowsNow | None = field(default=None, repr=False)
 
     @property
     def lost(self) -> int:
         """Adopted rows that are not as they were."""
-        return len(self.missing) + len(self.changed)
+        return len(self.missing) + len(self.changed) + len(self.damaged)
 
     def sentence(self) -> str:
         """What changed, with ids."""
         parts = [
             f"{len(ids)} rows {what}: {listed(ids)}"
-            for what, ids in (("are gone", self.missing), ("have another vector", self.changed))
+            for what, ids in (
+                ("are gone", self.missing),
+                ("have another vector", self.changed),
+                ("of the side table are gone or have another vector", self.damaged),
+            )
             if ids
         ]
         return "; ".join(parts)
 
 
 def table_rows(file: TableFile, dim: int) -> EngineRows:
-    """The reader of a table's rows, reached as the environment says."""
+    """The reader of the application's rows, reached as the environment says; ``dim`` is that of the
+    gallery."""
     return rows_of(
         file.location.from_environment(),
         id_type=file.id_type,
         vector_type=file.vector_type,
-        dim=dim,
+        dim=file.table_dim(dim),
     )
 
 
@@ -150,14 +167,16 @@ class _Collected:
 
 @dataclass(kw_only=True, eq=False)
 class _Comparison:
-    """The rows that were met; ``into`` (N, D) takes their unit vectors, where it is given."""
+    """The rows that were met; ``into`` (N, D) takes the unit vectors of those that are searched,
+    where it is given."""
 
     file: TableFile
     row_of: Mapping[str, int]
-    checksums: Checksums
+    checksums: RowChecksums
     into: Vectors | None
     seen: Bools
     changed: Bools
+    intact: Bools
     new: int = 0
     new_ids: list[str] = field(default_factory=list)
     collected: _Collected | None = None
@@ -174,31 +193,48 @@ class _Comparison:
         self.seen[at] = True
         vectors = block.vectors[known]
         checksums = row_checksums(vectors)
-        self.changed[at] = checksums != self.checksums[at]
+        self.changed[at] = checksums != self.checksums.table[at]
         if self.collected is not None:
             self.collected.take(block, rows, checksums, self.changed)
         if self.into is not None:
-            self.into[at] = unit_directions(self.file, vectors)
+            own = ~self.checksums.in_side[at]
+            if own.any():
+                self.into[at[own]] = unit_directions(self.file, vectors[own])
         self.new += int((~known).sum())
         room = MAX_NAMES - len(self.new_ids)
         self.new_ids += [block.ids[row] for row in np.flatnonzero(~known)[:room].tolist()]
+
+    def take_side(self, block: RowBlock) -> None:
+        """The rows of a block of the side table; those of ids that the generation lacks, or has in
+        the application's table, are another generation's."""
+        rows: Rows = np.fromiter(map(self.row_of.get, block.ids, repeat(-1)), np.int64)
+        mine = rows >= 0
+        mine[mine] = self.checksums.in_side[rows[mine]]
+        at = rows[mine]
+        place = np.cumsum(self.checksums.in_side) - 1
+        good = row_checksums(block.vectors[mine]) == self.checksums.side[place[at]]
+        self.intact[at] = good
+        if self.into is not None:
+            self.into[at] = unit_directions(self.file, block.vectors[mine])
 
 
 def compare_table(
     file: TableFile,
     ids: Sequence[str],
     row_of: Mapping[str, int],
-    checksums: Checksums,
+    checksums: RowChecksums,
     *,
     dim: int,
     into: Vectors | None = None,
     collect: bool = False,
     progress: Progress = silent,
 ) -> TableChanges:
-    """Read every row of the table once, in blocks, and compare it with what was adopted.
+    """Read every row of the table once, in blocks, and of its side table in the same snapshot, and
+    compare them with what was adopted and written.
 
     Args:
-        ids: of the adopted rows (N,); ``row_of``: id -> its row; ``checksums`` (N,).
+        ids: of the adopted rows (N,); ``row_of``: id -> its row; ``checksums`` of them.
+        dim: D of the gallery.
         collect: also return what adopting the changes needs, which takes memory for each new row.
         into: (N or more, D) float32 that takes the unit vectors of the adopted rows.
 
@@ -214,23 +250,35 @@ def compare_table(
         into=into,
         seen=np.zeros(n, bool),
         changed=np.zeros(n, bool),
-        collected=_Collected.of(checksums) if collect else None,
+        intact=~checksums.in_side,
+        collected=_Collected.of(checksums.table) if collect else None,
     )
     reader = table_rows(file, dim)
-    done = 0
-    with (
-        open_connection_to(reader.location) as connection,
-        closing(reader.blocks(connection)) as blocks,
-    ):
-        for block in blocks:
-            found.take(block)
-            done += len(block.ids)
-            progress("reading the table", min(done, n), n)
-    progress("reading the table", n, n)
+    with open_connection_to(reader.location) as connection, snapshot_of(connection, file.location):
+        _read_all(found, reader, connection, progress)
     return TableChanges(
         new=found.new,
         new_ids=tuple(found.new_ids),
         missing=tuple(ids[row] for row in np.flatnonzero(~found.seen).tolist()),
         changed=tuple(ids[row] for row in np.flatnonzero(found.changed).tolist()),
+        damaged=tuple(ids[row] for row in np.flatnonzero(~found.intact).tolist()),
         found=found.collected.rows() if found.collected is not None else None,
     )
+
+
+def _read_all(
+    found: _Comparison, reader: EngineRows, connection: Connection, progress: Progress
+) -> None:
+    """Take every row of the table, and every one of the side table."""
+    done, n = 0, len(found.seen)
+    with closing(reader.blocks(connection)) as blocks:
+        for block in blocks:
+            found.take(block)
+            done += len(block.ids)
+            progress("reading the table", min(done, n), n)
+    progress("reading the table", n, n)
+    if found.file.side is None:
+        return
+    with closing(side_of(found.file).blocks(connection)) as blocks:
+        for block in blocks:
+            found.take_side(block)
