@@ -31,8 +31,8 @@ from compatctl.report import (
     VersionRates,
 )
 
-MAX_SAMPLED_PAIRS = 10_000_000
-"""Pairs of a sample of the queries, where scores of all pairs are not counted anyway."""
+SAMPLED_QUERIES, SAMPLED_ROWS = 1_000, 4_000
+"""At most as many are compared where scores of all pairs are not counted anyway."""
 
 
 def group_details(
@@ -89,25 +89,46 @@ def score_distributions(
 ) -> ScoreDistributions:
     """Scores of old and new queries (Q, D) on the old gallery (G, D), by kind of pair.
 
-    Beyond the pairs that ``compare`` counted it takes every n-th query, so that at most
-    ``MAX_SAMPLED_PAIRS`` are counted. ``truth`` and ``embeddings`` are of the queries in the
-    evidence.
+    Where ``compare`` did not count them all, a sample of the queries is compared with one of the
+    rows. ``truth`` and ``embeddings`` are of the queries in the evidence.
     """
-    n, rows = len(embeddings.old_queries), len(embeddings.old_gallery)
+    n, n_rows = len(embeddings.old_queries), len(embeddings.old_gallery)
     if result.scores is not None:
-        return binned(result.scores, n)
-    step = max(1, -(-n * rows // MAX_SAMPLED_PAIRS))
-    sample: Bools = np.arange(n) % step == 0
-    pairs = truth.pairs.select_queries(sample)
+        return binned(result.scores, n, n_rows)
+    queries = np.zeros(n, bool)
+    queries[_every(np.arange(n), SAMPLED_QUERIES)] = True
+    truth = truth.select_queries(queries)
+    rows = _sampled_rows(truth)
+    gallery, pairs = embeddings.old_gallery[rows], truth.select_rows(rows).pairs
     old, new = (
-        score_histogram(queries[sample], embeddings.old_gallery, pairs)
-        for queries in (embeddings.old_queries, embeddings.new_queries)
+        score_histogram(features[queries], gallery, pairs)
+        for features in (embeddings.old_queries, embeddings.new_queries)
     )
-    return binned((old, new), int(sample.sum()))
+    return binned((old, new), int(queries.sum()), len(rows))
 
 
-def binned(scores: tuple[ScoreHistogram, ScoreHistogram], n_queries: int) -> ScoreDistributions:
-    """The histograms of old and of new queries in ``BINS`` equal bins over all their scores."""
+def _sampled_rows(truth: GroundTruth) -> Rows:
+    """Ascending rows of the gallery, at most ``SAMPLED_ROWS``: up to half are relevant to a query,
+    so that pairs of one class are there, and the others are of the rest."""
+    n_rows = len(truth.gallery_labels)
+    wanted = np.isin(truth.gallery_labels, truth.query_labels)
+    if truth.judged is not None:
+        wanted = np.isin(np.arange(n_rows), truth.judged[1])
+    relevant, rest = np.flatnonzero(wanted), np.flatnonzero(~wanted)
+    relevant = _every(relevant, SAMPLED_ROWS // 2)
+    return np.union1d(relevant, _every(rest, SAMPLED_ROWS - len(relevant)))
+
+
+def _every(rows: Rows, most: int) -> Rows:
+    """At most ``most`` of the rows (n,), evenly spread."""
+    return rows[:: max(1, -(-len(rows) // most))]
+
+
+def binned(
+    scores: tuple[ScoreHistogram, ScoreHistogram], n_queries: int, n_rows: int
+) -> ScoreDistributions:
+    """The histograms of old and of new queries in ``BINS`` equal bins over all their scores; they
+    are of so many queries and gallery rows."""
     edges = scores[0].edges
     total: Codes = sum((part.same + part.diff for part in scores), np.zeros(len(edges), np.int64))
     occupied = np.flatnonzero(total)
@@ -123,6 +144,7 @@ def binned(scores: tuple[ScoreHistogram, ScoreHistogram], n_queries: int) -> Sco
         low=float(edges[first]),
         width=float(step * (edges[1] - edges[0])),
         n_queries=n_queries,
+        n_rows=n_rows,
         same={"old": old_same, "new": new_same},
         different={"old": old_diff, "new": new_diff},
     )

@@ -11,16 +11,7 @@ from compatctl.errors import UsageError
 from compatctl.files import canonical_json, json_safe, write_atomic
 from compatctl.migration.backfill_gain import RestGain
 from compatctl.migration.backfill_step import StepOutcome
-
-WIDTH, HEIGHT = 640, 360
-LEFT, RIGHT, TOP, BOTTOM = 64, 24, 36, 48
-_STYLE = (
-    "text{font:13px sans-serif;fill:#222}.g{stroke:#ccc;stroke-width:1}"
-    ".m{fill:none;stroke:#0b5fa5;stroke-width:2}.d{fill:#0b5fa5}"
-    ".f{fill:none;stroke:#b5541c;stroke-width:2;stroke-dasharray:5 4}.e{fill:#b5541c}"
-    "@media(prefers-color-scheme:dark){text{fill:#ddd}.g{stroke:#555}.m{stroke:#6fb7f2}"
-    ".d{fill:#6fb7f2}.f{stroke:#f0a070}.e{fill:#f0a070}}"
-)
+from compatctl.report.page import figures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,19 +85,42 @@ class RunCurve:
         write_atomic(path.with_suffix(".svg"), self.figure.encode())
 
     @property
+    def title(self) -> str:
+        """What the figure shows."""
+        return f"hit@{self.hit_at} by share of the gallery that the query model embedded"
+
+    @property
     def figure(self) -> str:
         """An SVG file: measured points joined by a line; dashed, what a look at
         the last of them forecast for the rest."""
-        title = f"hit@{self.hit_at} by share of the gallery that the query model embedded"
-        lines = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">',
-            f"<title>{title}</title><style>{_STYLE}</style>",
-            f'<text x="{LEFT}" y="20">{title}</text>',
-            *_Plot.of(self).lines,
-            "</svg>",
-            "",
-        ]
-        return "\n".join(lines)
+        return figures.standalone(self.drawing, self.title)
+
+    @property
+    def drawing(self) -> str:
+        """The figure as it stands in a page; empty without a measured point."""
+        measured = [point for point in self.points if point.written and point.hit_rate is not None]
+        if not measured:
+            return ""
+        return figures.chart(
+            [(point.share, point.hit_rate or 0.0) for point in measured],
+            self.title,
+            axes=("share of the gallery", f"hit@{self.hit_at}"),
+            forecast=_forecast(measured[-1]),
+            x_span=(0.0, 1.0),
+            x_at=(0.0, 0.25, 0.5, 0.75, 1.0),
+            x_format=lambda share: f"{share:.0%}",
+        )
+
+
+def _forecast(last: RunPoint) -> figures.Forecast | None:
+    """What a look at the last measured point forecast."""
+    rest, hit_rate = last.rest, last.hit_rate
+    if rest is None or hit_rate is None:
+        return None
+    low, y, high = (
+        min(1.0, max(0.0, hit_rate + gain)) for gain in (rest.low, rest.gain, rest.high)
+    )
+    return figures.Forecast(x=rest.last_share, y=y, low=low, high=high)
 
 
 def curve_path(text: Path) -> Path:
@@ -121,60 +135,3 @@ def curve_path(text: Path) -> Path:
             tip=f"--curve {text.with_suffix('.json')}",
         )
     return text
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Plot:
-    """The measured points (share, hit rate), and the forecast ``end`` (share, low, value, high)."""
-
-    measured: tuple[tuple[float, float], ...]
-    end: tuple[float, float, float, float] | None
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, curve: RunCurve) -> _Plot:
-        points = [point for point in curve.points if point.written and point.hit_rate is not None]
-        measured = tuple((point.share, point.hit_rate or 0.0) for point in points)
-        end = None
-        if points and (rest := points[-1].rest) is not None:
-            low, value, high = (
-                min(1.0, max(0.0, measured[-1][1] + gain))
-                for gain in (rest.low, rest.gain, rest.high)
-            )
-            end = (rest.last_share, low, value, high)
-        values = [value for _, value in measured] + list(end[1:] if end else ())
-        low, high = min(values, default=0.0), max(values, default=1.0)
-        pad = max(0.01, 0.1 * (high - low))
-        return cls(measured=measured, end=end, low=max(0.0, low - pad), high=min(1.0, high + pad))
-
-    def at(self, share: float, value: float) -> tuple[float, float]:
-        """Pixels from the left and the top."""
-        x = LEFT + share * (WIDTH - LEFT - RIGHT)
-        y = TOP + (self.high - value) / (self.high - self.low) * (HEIGHT - TOP - BOTTOM)
-        return round(x, 1), round(y, 1)
-
-    @property
-    def lines(self) -> list[str]:
-        """The elements of the figure."""
-        lines = []
-        for part in range(5):
-            value = self.low + (self.high - self.low) * part / 4
-            (x, y), (right, _) = self.at(0.0, value), self.at(1.0, value)
-            lines.append(f'<line class="g" x1="{x}" y1="{y}" x2="{right}" y2="{y}"/>')
-            lines.append(f'<text x="{x - 8}" y="{y + 4}" text-anchor="end">{value:.3f}</text>')
-            x, y = self.at(part / 4, self.low)
-            lines.append(f'<text x="{x}" y="{y + 20}" text-anchor="middle">{part / 4:.0%}</text>')
-        if self.measured:
-            path = " ".join(f"{x},{y}" for x, y in (self.at(*point) for point in self.measured))
-            lines.append(f'<polyline class="m" points="{path}"/>')
-            dots = (self.at(*point) for point in self.measured)
-            lines += [f'<circle class="d" cx="{x}" cy="{y}" r="4"/>' for x, y in dots]
-        if self.end is not None:
-            share, low, value, high = self.end
-            (x0, y0), (x, y) = self.at(*self.measured[-1]), self.at(share, value)
-            (_, bottom), (_, top) = self.at(share, low), self.at(share, high)
-            lines.append(f'<polyline class="f" points="{x0},{y0} {x},{y}"/>')
-            lines.append(f'<line class="f" x1="{x}" y1="{bottom}" x2="{x}" y2="{top}"/>')
-            lines.append(f'<circle class="e" cx="{x}" cy="{y}" r="4"/>')
-        return lines

@@ -23,13 +23,14 @@ class ScoreDistributions:
     """Cosines of pairs of a query and an old gallery row, in ``BINS`` bins.
 
     ``low``: where the first bin begins; ``width``: of each bin. ``same``: model (``old``, ``new``)
-    -> pairs of one class in each bin; ``different``: of two classes. ``n_queries``: queries whose
-    pairs are counted; a sample where there are very many pairs.
+    -> pairs of one class in each bin; ``different``: of two classes. ``n_queries`` and ``n_rows``:
+    queries and gallery rows whose pairs are counted; samples where there are very many pairs.
     """
 
     low: float
     width: float
     n_queries: int
+    n_rows: int
     same: dict[str, tuple[int, ...]]
     different: dict[str, tuple[int, ...]]
 

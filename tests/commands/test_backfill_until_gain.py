@@ -122,7 +122,7 @@ def test_it_goes_on_to_the_end_where_all_gains(deployed: Shop, tmp_path: Path) -
     assert curve["hit_at"] == 1
     root = ET.fromstring(file.with_suffix(".svg").read_text())
     name = "{http://www.w3.org/2000/svg}"
-    dots = [dot for dot in root.iter(f"{name}circle") if dot.get("class") == "d"]
+    dots = [dot for dot in root.iter(f"{name}circle") if dot.get("class") == "dot"]
     assert len(dots) == len(curve["points"])
     across = [float(dot.get("cx", "")) for dot in dots]
     assert across == sorted(across)
@@ -137,7 +137,7 @@ def test_a_stopped_run_shows_the_forecast_in_its_figure(deployed: Shop, tmp_path
     order, count = _wanted_first(deployed, tmp_path)
     file = tmp_path / "curve.json"
     _run(deployed, "--order", order, "--step", count, "--curve", file, *FORCE)
-    assert file.with_suffix(".svg").read_text().count('class="e"') == 1
+    assert file.with_suffix(".svg").read_text().count('class="hollow"') == 1
 
 
 def test_what_cannot_be_told_is_refused(deployed: Shop, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_score_distributions_count_every_pair(arrays: dict[str, Any], details: D
             assert sum(counts[model]) == kind.sum()
             # a cosine at an edge may round to either side
             assert np.abs(np.array(counts[model]) - expected).sum() <= 4
-    assert scores.n_queries == len(same)
+    assert (scores.n_queries, scores.n_rows) == (len(same), len(same))
 
 
 def test_few_occupied_bins_are_kept(arrays: dict[str, Any]) -> None:
@@ -119,23 +119,44 @@ def test_few_occupied_bins_are_kept(arrays: dict[str, Any]) -> None:
     _, truth, _ = _compared(arrays)
     rows = np.tile(arrays["old"][:1], (len(arrays["ids"]), 1))
     same = score_histogram(rows, rows, truth.pairs)
-    scores = binned((same, same), len(rows))
+    scores = binned((same, same), len(rows), len(rows))
     assert sum(scores.same["old"]) == same.same.sum()
     assert sum(scores.different["new"]) == same.diff.sum()
     assert scores.width > 0
 
 
-def test_many_pairs_are_sampled(arrays: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where pairs are not counted anyway, every n-th query stands for all."""
+@pytest.mark.parametrize("judged", [False, True])
+def test_many_pairs_are_sampled(
+    arrays: dict[str, Any], judged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where pairs are not counted anyway, few queries and rows stand for all: pairs of one class
+    are among them, and each pair is counted once, as a loop over both samples does."""
     result, truth, embeddings = _compared(arrays)
-    n = len(arrays["ids"])
-    monkeypatch.setattr(details_module, "MAX_SAMPLED_PAIRS", n * 50)
+    if judged:
+        query, row = np.nonzero(np.equal.outer(truth.query_labels, truth.gallery_labels))
+        other = query != row
+        truth = replace(truth, judged=(query[other], row[other]))
+    monkeypatch.setattr(details_module, "SAMPLED_QUERIES", 25)
+    monkeypatch.setattr(details_module, "SAMPLED_ROWS", 60)
     scores = score_distributions(replace(result, scores=None), truth, embeddings)
-    assert scores.n_queries == n // 5
-    pairs = sum(scores.same["old"]) + sum(scores.different["old"])
-    assert pairs == n // 5 * (n - 1)
-    same = np.equal.outer(arrays["labels"][::5], arrays["labels"]).sum() - n // 5
-    assert sum(scores.same["new"]) == same
+    assert scores.n_queries == 25
+    queries = np.arange(0, 250, 10)
+    labels = np.array(arrays["labels"])
+    relevant = np.isin(labels, labels[queries])
+    if judged:
+        relevant = np.array(
+            [any(labels[q] == labels[row] and q != row for q in queries) for row in range(250)]
+        )
+    first, rest = np.flatnonzero(relevant), np.flatnonzero(~relevant)
+    first = first[:: -(-len(first) // 30)]
+    rows = {*first, *rest[:: -(-len(rest) // (60 - len(first)))]}
+    assert scores.n_rows == len(rows) <= 60
+    same = sum(labels[q] == labels[row] and q != row for q in queries for row in rows)
+    different = sum(labels[q] != labels[row] for q in queries for row in rows)
+    assert same > 0
+    for model in ("old", "new"):
+        assert sum(scores.same[model]) == same
+        assert sum(scores.different[model]) == different
 
 
 def test_slices_are_means_of_their_queries(arrays: dict[str, Any], details: Details) -> None:

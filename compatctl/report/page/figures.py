@@ -18,6 +18,17 @@ LEFT, RIGHT = 44, 12
 
 Format = Callable[[float], str]
 
+_STYLE = (
+    ".t{font:11px sans-serif;fill:#222}.grid{stroke:#ccc}.limit{stroke:#222;stroke-dasharray:4 3}"
+    ".curve{fill:none;stroke:#0b5fa5;stroke-width:2}.cap{stroke:#0b5fa5;stroke-width:2}"
+    ".dot{fill:#0b5fa5}.ahead{stroke:#b5541c;stroke-width:2;stroke-dasharray:5 4}"
+    ".hollow{fill:#fff;stroke:#b5541c;stroke-width:2}"
+    "@media(prefers-color-scheme:dark){.t{fill:#ddd}.grid{stroke:#555}.limit{stroke:#ddd}"
+    ".curve,.cap{stroke:#6fb7f2}.dot{fill:#6fb7f2}.ahead{stroke:#f0a070}"
+    ".hollow{fill:#111;stroke:#f0a070}}"
+)
+"""Colours of a chart that stands alone."""
+
 
 def short(value: float) -> str:
     """A number with four digits at most; a minus sign that is one."""
@@ -28,6 +39,14 @@ def drawing(height: int, label: str, parts: Sequence[str]) -> str:
     """An SVG element; ``label`` is what a screen reader says of it."""
     opening = f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">'
     return "".join([opening, *parts, "</svg>"])
+
+
+def standalone(figure: str, title: str) -> str:
+    """An SVG file of a chart, with a title and colours of its own; only the title where there is no
+    chart."""
+    inner = figure.partition(">")[2] or "</svg>"
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} 210" role="img">'
+    return f"{opening}<title>{escape(title)}</title><style>{_STYLE}</style>{inner}\n"
 
 
 def text(x: float, y: float, words: str, *, anchor: str = "middle", kind: str = "t") -> str:
@@ -245,14 +264,15 @@ def chart(
     level: Mark | None = None,
     forecast: Forecast | None = None,
     x_format: Format = short,
+    x_span: tuple[float, ...] = (),
     x_at: Sequence[float] = (),
 ) -> str:
     """Points (x, y) joined by a line, with what their axes are.
 
-    ``intervals``: (low, high) of each point, where it has one. ``x_at``: where the x axis has its
-    numbers; by default at round ones.
+    ``intervals``: (low, high) of each point, where it has one. ``x_span``: what the x axis has at
+    least. ``x_at``: where it has its numbers; by default at round ones.
     """
-    xs = [x for x, _ in points] + ([forecast.x] if forecast else [])
+    xs = [*x_span, *(x for x, _ in points)] + ([forecast.x] if forecast else [])
     ys = [y for _, y in points] + ([level.y] if level else [])
     ys += [end for pair in intervals if pair for end in pair]
     ys += [forecast.low, forecast.high] if forecast else []
