@@ -38,7 +38,7 @@ from compatctl.migration.backfill_forecast import (
     Schedule,
     forecast,
 )
-from compatctl.migration.backfill_gain import RestForecast
+from compatctl.migration.backfill_gain import RestForecast, choose_sample
 from compatctl.migration.backfill_orders import priority_of
 from compatctl.migration.backfill_result import (
     Backfilled,
@@ -300,19 +300,29 @@ class _Work:
 
     def _rest_forecast(self, encoder: Encoder, run: BackfillRun) -> RestForecast:
         """The sample that says whether the rest gains; at most half of the budget."""
-        left = run.account.spending.items_left
         forecast, passed = RestForecast.of(
             run.setting,
             encoder,
             self.catalog,
             self.chosen.items,
             run.kept,
-            size=int(max(2, min(self.options.sample, left // 2))),
+            size=self._sample_size(run),
             block=run.rates.block,
             skip_bad=self.options.skip_bad,
         )
         run.account.spending.items += passed
         return forecast
+
+    def _sample_size(self, run: BackfillRun) -> int:
+        return int(max(2, min(self.options.sample, run.account.spending.items_left // 2)))
+
+    def _sample_to_embed(self, run: BackfillRun) -> int:
+        """How many items the sample of a dry run would pass: a real one has passed them by now."""
+        if not (self.options.until_gain and self.options.dry_run):
+            return 0
+        size = self._sample_size(run)
+        _, fresh = choose_sample(run.setting, self.catalog, self.chosen.items, size)
+        return len(fresh) - (0 if self.kept is None else int(self.kept.holds(fresh.ids).sum()))
 
     def _look(self, run: BackfillRun, forecast: RestForecast) -> bool:
         """Whether the rest is shown to gain; the run's curve has the look."""
@@ -433,6 +443,7 @@ class _Work:
             missing=self.chosen.unreachable,
             wanted=wanted,
             kept=0 if kept is None else int(kept.holds(self.chosen.items.ids).sum()),
+            sample=self._sample_to_embed(run),
             step=self.options.step if self.options.stepwise else Amount(text="", items=wanted),
         )
 

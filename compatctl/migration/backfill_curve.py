@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from compatctl.errors import UsageError
+from compatctl.errors import InputError, UsageError
 from compatctl.files import canonical_json, json_safe, write_atomic
 from compatctl.migration.backfill_gain import RestGain
 from compatctl.migration.backfill_step import StepOutcome
@@ -128,7 +128,10 @@ def curve_path(text: Path) -> Path:
 
     Raises:
         UsageError: it would be the figure's path.
+        InputError: there is no such folder.
     """
+    if not text.parent.is_dir():
+        raise InputError(f"no folder {text.parent} to write {text.name} to")
     if text.suffix.lower() == ".svg":
         raise UsageError(
             f"--curve names the JSON file, and the figure is beside it; got {text}",

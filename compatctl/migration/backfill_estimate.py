@@ -76,7 +76,8 @@ class BackfillEstimate:
 
     Of the ``rows``, the query model embedded ``own``, and the data has an image of ``reachable``
     others; ``missing`` have none. The run embeds ``items`` at most, of which ``kept`` were
-    embedded by an unfinished run. It writes ``steps`` generations of at most ``step_items`` items.
+    embedded by an unfinished run, and ``sample`` are still to be embedded first, to tell whether
+    the rest gains. It writes ``steps`` generations of at most ``step_items`` items.
     All times are in seconds: ``judge_s`` and ``index_s`` are of one step, ``embed_s`` and
     ``total_s`` of the run.
     """
@@ -87,6 +88,7 @@ class BackfillEstimate:
     missing: int
     items: int
     kept: int
+    sample: int
     items_per_s: float
     steps: int
     step_items: int
@@ -100,6 +102,7 @@ class BackfillEstimate:
         """The estimate in words; what can be reached first."""
         reach = (self.own + self.reachable) / max(1, self.rows)
         kept = f", of which {self.kept} are embedded already" if self.kept else ""
+        kept += f", and {self.sample} first as the sample of --until-gain" if self.sample else ""
         speed = f", at {self.items_per_s:.1f} items/s ({_time(self.embed_s)})"
         speed = speed if self.embed_s else ""
         return (
@@ -154,19 +157,21 @@ def estimate(
     missing: int,
     wanted: int,
     kept: int,
+    sample: int,
     step: Amount | None,
 ) -> BackfillEstimate:
     """The cost of embedding ``wanted`` items of a gallery of ``rows``, of which ``kept`` are
-    embedded already, within what may still be spent. The rest as in ``BackfillEstimate``."""
+    embedded already and ``sample`` others will be first, within what may still be spent. The rest
+    as in ``BackfillEstimate``."""
     step_items = min(rates.step_items(step, rows), wanted)
-    new = min(wanted - kept, spending.items_left)
-    if (left := spending.seconds_left) < math.inf:
+    new = min(wanted - kept - sample, max(0, spending.items_left - sample))
+    if (left := spending.seconds_left - sample / rates.items_per_s) < math.inf:
         a_step = step_items / rates.items_per_s + rates.fixed_s
         whole, rest = divmod(left, a_step)
         rest = max(0.0, rest - rates.fixed_s)
         new = min(new, int(whole * step_items + rest * rates.items_per_s))
-    items = int(new) + kept
-    steps, embed_s = math.ceil(items / max(1, step_items)), new / rates.items_per_s
+    items, embed_s = int(new) + kept + sample, (new + sample) / rates.items_per_s
+    steps = math.ceil(items / max(1, step_items))
     return BackfillEstimate(
         rows=rows,
         own=own,
@@ -174,6 +179,7 @@ def estimate(
         missing=missing,
         items=items,
         kept=kept,
+        sample=sample,
         items_per_s=rates.items_per_s,
         steps=steps,
         step_items=step_items,

@@ -62,6 +62,32 @@ class RestGain:
         return self.low > 0.0
 
 
+def choose_sample(
+    setting: StepSetting, catalog: Catalog, items: Dataset, size: int
+) -> tuple[SampleRows, Dataset]:
+    """At most ``size`` rows of those that the query model embedded or will, and those of ``items``
+    that are in it.
+
+    Raises:
+        UsageError, EvidenceError: as ``RestForecast.of``.
+    """
+    own, row_of = rows_of_model(catalog, setting.model), catalog.row_of
+    available = own.copy()
+    available[as_rows(row_of[item] for item in items.ids)] = True
+    truth = setting.queries.ground_truth(catalog)
+    chosen = SampleRows.choose(truth, catalog.ids, available, size)
+    if not chosen.queries.any():
+        raise EvidenceError(
+            "no held-out query has all its matches in the sample: whether the rest gains "
+            "cannot be told",
+            tip="give items of the test split (role query), or a larger --sample",
+        )
+    fresh = items.take(
+        items.row_of[catalog.ids[row]] for row in chosen.rows[~own[chosen.rows]].tolist()
+    )
+    return chosen, fresh
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RestForecast:
     """The sample of a run over ``wanted`` items, whose vectors ``features`` (m, D) of ``ids`` (m)
@@ -99,20 +125,7 @@ class RestForecast:
             EvidenceError: no held-out query has all its matches in the sample.
             InputError: as ``embed_step``.
         """
-        own, row_of = rows_of_model(catalog, setting.model), catalog.row_of
-        available = own.copy()
-        available[as_rows(row_of[item] for item in items.ids)] = True
-        truth = setting.queries.ground_truth(catalog)
-        chosen = SampleRows.choose(truth, catalog.ids, available, size)
-        if not chosen.queries.any():
-            raise EvidenceError(
-                "no held-out query has all its matches in the sample: whether the rest gains "
-                "cannot be told",
-                tip="give items of the test split (role query), or a larger --sample",
-            )
-        fresh = items.take(
-            items.row_of[catalog.ids[row]] for row in chosen.rows[~own[chosen.rows]].tolist()
-        )
+        chosen, fresh = choose_sample(setting, catalog, items, size)
         step = embed_step(encoder, fresh, kept, block=block, skip_bad=skip_bad)
         n = len(step.features.rows)
         features = step.features.features_at(np.arange(n))

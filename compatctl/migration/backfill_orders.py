@@ -45,7 +45,13 @@ OTHER_NAMES = {"random": Order.HASH, "hubs": Order.HUBNESS}
 
 
 def named_order(text: str) -> Order | Path:
-    """The order of this name, or else the file."""
+    """The order of this name, or else the file.
+
+    Raises:
+        UsageError: there is no name.
+    """
+    if not text:
+        raise UsageError("--order is empty", tip=f"the orders are {', '.join(Order)}, or a file")
     return Order(text) if text in set(Order) else OTHER_NAMES.get(text, Path(text))
 
 

@@ -152,6 +152,18 @@ def test_the_cost_is_said_before_it_starts(deployed: Shop) -> None:
     assert 16 < result.json["passed"] <= 16 + 256
 
 
+def test_what_cannot_work_is_refused_before_anything_is_embedded(deployed: Shop) -> None:
+    """A curve without a folder to write it to, and an order without a name."""
+    for words, code, said in (
+        (("--curve", deployed.path("no/curve.json")), 5, "no folder"),
+        (("--order", ""), 2, "--order is empty"),
+    ):
+        refused = deployed.run("backfill", "--step", 10, *words, *FORCE)
+        assert (refused.code, said in refused.stderr) == (code, True)
+        assert "to embed" not in refused.stderr
+    assert deployed.manifest()["generation"] == 2
+
+
 def test_a_refused_step_is_not_written_and_what_it_embedded_is_kept(shop: Shop) -> None:
     """Exit 3 at the first step that would hurt; the same again passes nothing through the network,
     and forced it is written."""

@@ -156,3 +156,17 @@ def test_what_cannot_be_told_is_refused(deployed: Shop, tmp_path: Path) -> None:
     assert now == files
     dry = deployed.run("backfill", "--until-gain", "--dry-run")
     assert (dry.code, dry.json["stopped"]) == (0, "dry run")
+
+
+def test_a_dry_run_counts_the_sample_that_a_run_embeds_first(deployed: Shop) -> None:
+    """The estimate says how many items that is, and of a budget they are left as in the run."""
+    words = ("--until-gain", "--sample", 60, "--budget", 140)
+    dry = deployed.run("backfill", *words, "--dry-run")
+    planned = dry.json["estimate"]
+    assert 2 < planned["sample"] <= 60
+    assert f"{planned['sample']} first as the sample of --until-gain" in dry.stderr
+    assert planned["embed_s"] * planned["items_per_s"] == pytest.approx(planned["items"])
+    real = deployed.run("backfill", *words, *FORCE).json["estimate"]
+    assert real["sample"] == 0
+    assert real["items"] - real["kept"] <= 140 - planned["sample"]
+    assert 140 - 2 * 60 < planned["items"] <= 140
