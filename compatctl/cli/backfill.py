@@ -19,6 +19,7 @@ from compatctl.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from compatctl.migration.backfill_budget import Amount
     from compatctl.migration.backfill_result import BackfillOptions
     from compatctl.recipe import Project
 
@@ -34,6 +35,9 @@ UNUSED = (
     "dry_run",
 )
 """Options that a forecast has no use for."""
+
+OWN = ("order", "traffic", "forecast", "skip_bad")
+"""Further options that a worker has no use for."""
 
 
 @command
@@ -110,6 +114,14 @@ def backfill(
             "(.svg).",
         ),
     ] = None,
+    worker: Annotated[
+        str | None,
+        typer.Option(
+            "--worker",
+            help="Embed for a backfill that another process runs on this store (PostgreSQL), and "
+            "end when there was nothing to do for this long (30s, 10m).",
+        ),
+    ] = None,
     force: ForceWrite = False,
     reason: Reason = None,
     skip_bad: SkipBad = False,
@@ -124,6 +136,9 @@ def backfill(
     from compatctl.migration.backfill_orders import named_order
     from compatctl.migration.backfill_result import BackfillOptions
 
+    if worker is not None:
+        refuse_given(context, (*UNUSED, *OWN), "--worker embeds what the backfill asks for")
+        return _work(project, Amount.parse(worker, "--worker"))
     if not until_gain:
         refuse_given(context, ("sample",), "it is the sample of --until-gain")
     options = BackfillOptions(
@@ -155,6 +170,15 @@ def _backfill(project: Project, options: BackfillOptions) -> Outcome[Any]:
     return Outcome(
         result=result, table=backfill_table, warnings=result.warnings, exit_code=result.exit_code
     )
+
+
+def _work(project: Project, idle: Amount) -> Outcome[Any]:
+    from compatctl.commands.backfill_worker import work_for_backfill
+    from compatctl.errors import UsageError
+
+    if idle.seconds is None:
+        raise UsageError(f"--worker is a time (30s, 10m), got {idle.text!r}")
+    return Outcome(result=work_for_backfill(project, idle_s=idle.seconds))
 
 
 def _forecast(project: Project, passes: int, options: BackfillOptions) -> Outcome[Any]:

@@ -15,7 +15,9 @@ from compatctl.core.arrays import Bools, Bytes, Rows, Vectors
 from compatctl.data import Dataset
 from compatctl.deployment.bulk_embedding import IN_MEMORY, BulkEmbedding
 from compatctl.deployment.ray_embedding import Block, RayCluster, embed_each
+from compatctl.deployment.shared_embedding import embed_shared
 from compatctl.encoder import Encoder
+from compatctl.engines import TableLocation
 from compatctl.errors import InputError
 from compatctl.files import DIGEST_BYTES, os_errors
 from compatctl.progress import Progress, silent
@@ -41,6 +43,7 @@ def embed_step(
     skip_bad: bool = False,
     stop: Callable[[], bool] = lambda: False,
     cluster: RayCluster | None = None,
+    queue: TableLocation | None = None,
     progress: Progress = silent,
 ) -> StepEmbedding:
     """Embed the items in their order, in blocks of ``block``.
@@ -48,7 +51,8 @@ def embed_step(
     ``kept``: has vectors from before, which are taken if the item's content is the same, and keeps
     each new block; None: nothing is kept. ``stop`` is called after each block and ends the work
     if it is true. ``cluster`` embeds, instead of this process; where it is stopped, blocks that it
-    had begun are lost. The features are the caller's to close.
+    had begun are lost. ``queue``: where several processes share the blocks; those that workers
+    embedded and that were not reached are lost too. The features are the caller's to close.
 
     Raises:
         InputError: as ``BulkEmbedding.of``.
@@ -64,7 +68,12 @@ def embed_step(
             yield items.take(part.fresh)
 
     try:
-        with closing(embed_each(encoder, fresh(), cluster, skip_bad=skip_bad)) as answers:
+        embedded = (
+            embed_shared(encoder, fresh(), queue, skip_bad=skip_bad)
+            if queue is not None and cluster is None
+            else embed_each(encoder, fresh(), cluster, skip_bad=skip_bad)
+        )
+        with closing(embedded) as answers:
             for answer in answers:
                 part = waiting.popleft()
                 _take(features, part.old, part.vectors, part.digests)

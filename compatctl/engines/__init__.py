@@ -39,6 +39,7 @@ from compatctl.engines.facts import VectorIndexFacts
 from compatctl.engines.inspection import Inspection, Location
 from compatctl.engines.location import PGVECTOR, TableLocation
 from compatctl.engines.milvus.location import MILVUS, CollectionLocation
+from compatctl.engines.queue import BlockQueue, QueuedBlock, block_queue
 from compatctl.engines.rows import RowBlock
 from compatctl.engines.search import FencedSearch, Scan, StaleEpochError
 from compatctl.engines.side import ID as SIDE_ID
@@ -53,6 +54,7 @@ __all__ = [
     "SIDE_ID",
     "SIDE_VECTOR",
     "URL_VARIABLE",
+    "BlockQueue",
     "Check",
     "CollectionLocation",
     "Connection",
@@ -63,6 +65,7 @@ __all__ = [
     "Inspection",
     "Location",
     "Pool",
+    "QueuedBlock",
     "RowBlock",
     "RowChecksums",
     "Rows",
@@ -73,6 +76,7 @@ __all__ = [
     "TableFile",
     "TableLocation",
     "VectorIndexFacts",
+    "block_queue",
     "deployment_of",
     "engine_of",
     "inspect",

@@ -15,6 +15,7 @@ from compatctl.deployment.bulk_embedding import release_memory
 from compatctl.deployment.gallery import load_query_model
 from compatctl.deployment.project import open_store
 from compatctl.deployment.ray_embedding import query_model_cluster
+from compatctl.deployment.shared_embedding import queue_location
 from compatctl.deployment.step_embedding import StepEmbedding, embed_step
 from compatctl.encoder import Encoder
 from compatctl.files import json_safe
@@ -176,6 +177,7 @@ class BackfillRun:
             skip_bad=self.skip_bad,
             stop=lambda: time.monotonic() >= until,
             cluster=query_model_cluster(self.setting.project, store),
+            queue=None if self.setting.dry_run else queue_location(store, store.manifest),
             progress=self.setting.progress,
         )
         del encoder
