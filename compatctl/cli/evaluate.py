@@ -20,6 +20,7 @@ from compatctl.cli.options import (
     SkipBad,
     TrainingRecordFile,
     refuse_given,
+    setting,
     with_project,
 )
 from compatctl.errors import UsageError
@@ -38,13 +39,6 @@ MODEL_OPTIONS = {
     "allow_seen",
 }
 """Parameters of verify that need models, images or a store."""
-
-
-def _output(flag: str, text: str) -> typer.models.OptionInfo:
-    option: typer.models.OptionInfo = typer.Option(
-        flag, envvar=f"COMPATCTL_{flag.removeprefix('--').upper()}", help=text
-    )
-    return option
 
 
 def _old_and_new(models: list[Path]) -> tuple[Path | None, Path]:
@@ -77,19 +71,19 @@ def verify(
         ),
     ] = None,
     junit: Annotated[
-        Path | None, _output("--junit", "Write JUnit XML, one test case for each check.")
+        Path | None, setting("--junit", "Write JUnit XML, one test case for each check.")
     ] = None,
     markdown: Annotated[
-        Path | None, _output("--markdown", "Write a Markdown summary for a pipeline's job page.")
+        Path | None, setting("--markdown", "Write a Markdown summary for a pipeline's job page.")
     ] = None,
-    metrics: Annotated[Path | None, _output("--metrics", "Write OpenMetrics text.")] = None,
+    metrics: Annotated[Path | None, setting("--metrics", "Write OpenMetrics text.")] = None,
     queries: Annotated[
         Path | None,
-        _output("--queries", "Write one line for each query: .csv, .jsonl or .parquet."),
+        setting("--queries", "Write one line for each query: .csv, .jsonl or .parquet."),
     ] = None,
     html: Annotated[
         Path | None,
-        _output("--html", "Write the report as one HTML file for people: compatctl[report]."),
+        setting("--html", "Write the report as one HTML file for people: compatctl[report]."),
     ] = None,
     slices: Annotated[
         list[str] | None,
@@ -102,20 +96,15 @@ def verify(
     cluster: Cluster = None,
     ignore_same: Annotated[
         list[str] | None,
-        typer.Option(
+        setting(
             "--ignore-same",
-            envvar="COMPATCTL_IGNORE_SAME",
-            help="A column, such as camera. Gallery items with the query's label and the query's "
+            "A column, such as camera. Gallery items with the query's label and the query's "
             "value in this column do not count, neither for nor against; repeatable.",
         ),
     ] = None,
     threshold: Annotated[
         float | None,
-        typer.Option(
-            "--threshold",
-            envvar="COMPATCTL_THRESHOLD",
-            help="The cosine at which the deployed system accepts a match.",
-        ),
+        setting("--threshold", "The cosine at which the deployed system accepts a match."),
     ] = None,
     new_threshold: Annotated[
         float | None,

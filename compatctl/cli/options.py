@@ -19,7 +19,7 @@ from compatctl.errors import UsageError
 from compatctl.notices import refused
 
 
-def _setting(flag: str, text: str) -> Any:
+def setting(flag: str, text: str) -> Any:
     """An option that the environment may also give, as COMPATCTL_NAME."""
     variable = flag.removeprefix("--").replace("-", "_").upper()
     return typer.Option(flag, envvar=f"COMPATCTL_{variable}", help=text)
@@ -27,35 +27,35 @@ def _setting(flag: str, text: str) -> Any:
 
 PROJECT_OPTIONS: dict[str, Any] = {
     "store": Annotated[
-        Path | None, _setting("--store", "Folder of the store, or s3://BUCKET/PREFIX.")
+        Path | None, setting("--store", "Folder of the store, or s3://BUCKET/PREFIX.")
     ],
     "data": Annotated[
         Path | None,
-        _setting(
+        setting(
             "--data",
             "Images or texts: a folder, a table or an archive; docs/data.md lists the forms.",
         ),
     ],
     "data_root": Annotated[
         Path | None,
-        _setting("--data-root", "Folder that may hold images, in addition to the data's own."),
+        setting("--data-root", "Folder that may hold images, in addition to the data's own."),
     ],
     "old_model_gone": Annotated[
         bool | None,
-        _setting("--old-model-gone", "Queries can no longer run the deployed model."),
+        setting("--old-model-gone", "Queries can no longer run the deployed model."),
     ],
     "ray": Annotated[
         str | None,
-        _setting(
+        setting(
             "--ray",
             "Embed on a cluster of Ray: its address, or local, which starts one on this machine.",
         ),
     ],
     "policy": Annotated[
-        str | None, _setting("--policy", "Name of a shipped policy, or a YAML file.")
+        str | None, setting("--policy", "Name of a shipped policy, or a YAML file.")
     ],
-    "report": Annotated[Path | None, _setting("--report", "The report file of verify.")],
-    "recipe": Annotated[Path | None, _setting("--recipe", "The training recipe, a YAML file.")],
+    "report": Annotated[Path | None, setting("--report", "The report file of verify.")],
+    "recipe": Annotated[Path | None, setting("--recipe", "The training recipe, a YAML file.")],
     "candidate": Annotated[
         Path | None, typer.Option("--candidate", help="Folder to write the candidate to.")
     ],
@@ -65,7 +65,7 @@ PROJECT_OPTIONS: dict[str, Any] = {
 }
 
 ProjectFile = Annotated[
-    Path | None, _setting("--project", "The project file. Default: ./compatctl.yaml.")
+    Path | None, setting("--project", "The project file. Default: ./compatctl.yaml.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; write nothing.")]
@@ -86,7 +86,7 @@ EfSearch = Annotated[
 
 Cluster = Annotated[
     list[str] | None,
-    _setting(
+    setting(
         "--cluster",
         "A column, such as user, whose values are resampled as units; repeatable.",
     ),
@@ -123,7 +123,7 @@ Reason = Annotated[
 
 Strict = Annotated[
     bool,
-    _setting(
+    setting(
         "--strict",
         "Refuse data of which something would be left out, merged, guessed or changed.",
     ),
@@ -131,7 +131,7 @@ Strict = Annotated[
 
 Column = Annotated[
     list[str] | None,
-    _setting(
+    setting(
         "--column",
         "NAME=COLUMN: the column of the data that holds NAME (id, path, text, label, split or "
         "role); repeatable.",
@@ -140,7 +140,7 @@ Column = Annotated[
 
 VectorTables = Annotated[
     list[str] | None,
-    _setting(
+    setting(
         "--vectors",
         "SPACE=FILE: a table of ids and vectors (.npz, .npy, .parquet or .jsonl) that a model "
         "behind an API made; the space is the model's name. Repeatable, the deployed one first.",
@@ -149,14 +149,14 @@ VectorTables = Annotated[
 
 Rescore = Annotated[
     int | None,
-    _setting(
+    setting(
         "--rescore",
         "Rank this many first answers of a query again, by free vectors of the new model.",
     ),
 ]
 Passes = Annotated[
     int | None,
-    _setting(
+    setting(
         "--passes",
         "With --rescore: items that a query may embed at most. Default: as many as it re-scores.",
     ),
