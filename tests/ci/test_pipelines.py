@@ -15,7 +15,7 @@ from pipeline_kit import ACTION, DOCKERFILE, GITLAB, ROOT, run_action, run_gitla
 from shop_kit import Shop
 
 SCRIPTS = Path(sys.executable).parent
-FILES = ["report.json", "verify.prom", "verify.xml"]
+FILES = ["report.html", "report.json", "verify.prom", "verify.xml"]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,8 @@ def test_arguments_reach_verify_as_they_are(shop: Shop) -> None:
     inputs = {"new": "new.onnx", "old": "old.onnx", "arguments": "--slice\nvendor\n\n--seed\n7"}
     job = run_action(shop.folder, SCRIPTS, inputs, without=("Install",))
     assert job.outputs["verdict"] == "pass", job.said
-    report = json.loads(job.uploaded[0].read_text())
+    (written,) = (path for path in job.uploaded if path.name == "report.json")
+    report = json.loads(written.read_text())
     assert (report["seed"], report["options"]["slices"]) == (7, ["vendor"])
     hostile = {"new": "x.onnx; touch stolen $(touch stolen)", "arguments": "`touch stolen`"}
     job = run_action(shop.folder, SCRIPTS, hostile, without=("Install",))

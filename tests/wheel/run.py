@@ -66,6 +66,8 @@ def main() -> None:
         install(python, f"{wheel}[hnswlib]")
         run(python, ROOT / "tests" / "wheel" / "gate.py", folder, cwd=folder)
         run(python, ROOT / "tests" / "wheel" / "pipelines.py", folder, wheel, cwd=folder)
+        install(python, f"{wheel}[report]")
+        run(python, ROOT / "tests" / "wheel" / "pages.py", folder, cwd=folder)
         install(python, f"{wheel}[serve]")
         run(python, ROOT / "tests" / "wheel" / "serving.py", folder, cwd=folder)
         print(json.dumps({"wheel": wheel.name, "bytes": size}))

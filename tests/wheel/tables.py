@@ -38,6 +38,10 @@ def main(folder: Path) -> None:
     call(folder, 0, "verify", "old.npz", "new.npz")
     call(folder, 3, "verify", "new.npz", "old.npz", "--report", "worse.json")
     call(folder, 0, "power", "--report", "report.json")
+    assert importlib.util.find_spec("jinja2") is None, "jinja2 is installed: this tests nothing"
+    said = call(folder, 2, "verify", "old.npz", "new.npz", "--html", "page.html")
+    assert "compatctl[report]" in said, said
+    assert not (folder / "page.html").exists()
     assert "compatctl[hnswlib]" in call(folder, 5, "init", "--model", "old.onnx")
     print("the installed wheel compares tables without a compiler and without hnswlib")
 
