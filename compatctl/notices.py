@@ -85,6 +85,12 @@ class Notices:
         names.update(dict.fromkeys(warning.names))
         self._counts[key] = max(self._counts.get(key, 0), warning.count, len(names))
 
+    def repeat(self) -> None:
+        """Tell them here, where another process collected them."""
+        for (kind, source, what, result), names in self._names.items():
+            count = self._counts[kind, source, what, result]
+            notice(kind, source, what, [*names], result, count=count)
+
     def messages(self) -> list[str]:
         """A line for each."""
         return [

@@ -70,6 +70,23 @@ def serve(
         int,
         typer.Option("--max-requests", min=1, help="Requests at once; others get status 503."),
     ] = 64,
+    processes: Annotated[
+        int,
+        typer.Option(
+            "--processes",
+            min=1,
+            help="Processes that answer on the port, each with a model and an index of its own.",
+        ),
+    ] = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads",
+            min=1,
+            help="Threads that compute a batch in each process (default: the processors, divided "
+            "among the processes).",
+        ),
+    ] = None,
     timeout: Annotated[
         float, typer.Option("--timeout", min=0.001, help="Seconds until an answer, or status 504.")
     ] = 10.0,
@@ -106,6 +123,8 @@ def serve(
             seconds=timeout,
             requests=max_requests,
         ),
+        processes=processes,
+        threads=threads,
     )
     result = serve(project, options, announce=lambda text: print(text, file=sys.stderr, flush=True))
     return Outcome(result=result)

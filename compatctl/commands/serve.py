@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from socket import socket
 
 from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
 from compatctl.deployment.searcher import Searcher
-from compatctl.encoder import Encoder
+from compatctl.encoder import Encoder, use_threads
 from compatctl.errors import InputError, UsageError
 from compatctl.evaluation.report_match import require_matching_report
 from compatctl.evaluation.verified_candidate import refuse_unverified
 from compatctl.manifest import Manifest
+from compatctl.notices import Notices, collected
 from compatctl.recipe import Project, gate_policy
 from compatctl.report import policy_sha256, read_report
 from compatctl.serving.answer_log import AnswerLog, LogLine
 from compatctl.serving.candidate import CandidateModel, Shadow, Traffic
 from compatctl.serving.http import Access, make_app
 from compatctl.serving.metrics import Metrics
+from compatctl.serving.processes import Processes
 from compatctl.serving.server import is_loopback, listen, run
 from compatctl.serving.service import Limits, SearchService
+from compatctl.serving.shared_metrics import SharedMetrics, fold_ended
 from compatctl.store import shown_path
 
 TOKEN = "COMPATCTL_TOKEN"
@@ -33,6 +39,10 @@ SHORTEST_TOKEN = 16
 
 FOLLOW_S = 0.25
 """Seconds between two looks at the store: a rollback reaches the service within a second."""
+
+
+STOPPED = "traffic-stopped"
+"""The file by which a process stops the candidate of the traffic in all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +63,9 @@ class ServeOptions:
         traffic: a candidate that answers a share of the queries.
         allow_unverified: the candidate of the traffic needs no passing report.
         log: answers: a file of JSON lines, or a folder of parts whose name ends in .parquet.
-        limits: of a request.
+        limits: of a request, in each process.
+        processes: that answer, each with a model and an index of its own.
+        threads: that compute a batch in each process; None: the processors, divided among them.
     """
 
     host: str = "127.0.0.1"
@@ -63,11 +75,13 @@ class ServeOptions:
     allow_unverified: bool = False
     log: Path | None = None
     limits: Limits = field(default_factory=Limits)
+    processes: int = 1
+    threads: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeResult:
-    """What was served until the end.
+    """What was served until the end; of several processes, by those that were not killed.
 
     Attributes:
         generation: the last one.
@@ -84,6 +98,14 @@ class ServeResult:
     unlogged: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Ready:
+    """The generation that a process serves, and the notices on the way to it."""
+
+    generation: int
+    notices: Notices | None
+
+
 def serve(
     project: Project, options: ServeOptions, *, announce: Callable[[str], None]
 ) -> ServeResult:
@@ -98,28 +120,51 @@ def serve(
             dimension than the gallery.
         GateError, EvidenceError: no passing report of the candidate of the traffic.
         DamagedError: the store is damaged.
+        CompatError: a process died before it answered.
     """
-    access = _access(options.host)
-    shadow_model = None if options.shadow is None else _encoder(options.shadow.model)
-    data = _data(project)
-    with (
-        listen(options.host, options.port) as listener,
-        Searcher.open(project.store, project=project, data=data, follow_s=FOLLOW_S) as searcher,
-    ):
-        service = _service(project, options, searcher, shadow_model, data)
+    _access(options.host)
+    _log_to_stderr(options.processes)
+    with listen(options.host, options.port) as listener:
+        by = f" by {options.processes} processes" if options.processes > 1 else ""
+        where = f"{shown_path(project.store)} is served on {_address(options.host, listener)}{by}"
+
+        def started(ready: Sequence[_Ready]) -> None:
+            if ready[0].notices is not None:
+                ready[0].notices.repeat()
+            oldest = min(one.generation for one in ready)
+            announce(f"generation {oldest} of {where}")
+
+        if options.processes == 1:
+            return _serve_here(project, options, listener, None, lambda one: started([one]))
+        with tempfile.TemporaryDirectory(prefix="compatctl-serve-") as folder:
+            target = partial(_serve_here, project, options, listener, Path(folder))
+            ended = partial(fold_ended, Path(folder))
+            return _together(Processes(target, options.processes, ended=ended).run(started))
+
+
+def _serve_here(
+    project: Project,
+    options: ServeOptions,
+    listener: socket,
+    folder: Path | None,
+    ready: Callable[[_Ready], None],
+) -> ServeResult:
+    """Serve in this process; ``folder`` is shared with the other ones, None: there are none."""
+    _log_to_stderr(options.processes)
+    use_threads(options.threads or max(1, (os.cpu_count() or 1) // options.processes))
+    told = collected() if folder is not None else contextlib.nullcontext()
+    with told as notices:  # one process tells them itself
+        data = _data(project)
+        searcher = Searcher.open(project.store, project=project, data=data, follow_s=FOLLOW_S)
+    with searcher:
+        service = _service(project, options, searcher, data, folder)
         try:
             if service.candidate is not None:
                 service.candidate.on(searcher.current)
-            address = _address(options.host, listener)
-            where = f"{shown_path(project.store)} is served on {address}"
-            text = f"generation {searcher.manifest.generation} of {where}"
-            _log_to_stderr()
-            run(
-                make_app(service, access),
-                listener,
-                seconds=options.limits.seconds,
-                started=lambda: announce(text),
-            )
+            first = _Ready(generation=searcher.manifest.generation, notices=notices)
+            app = make_app(service, _access(options.host))
+            seconds = options.limits.seconds
+            run(app, listener, seconds=seconds, started=lambda: ready(first))
         finally:
             manifest, switches = searcher.manifest, searcher.switches
             service.close()
@@ -136,14 +181,17 @@ def _service(
     project: Project,
     options: ServeOptions,
     searcher: Searcher,
-    shadow_model: CandidateModel | None,
     data: Dataset | None,
+    folder: Path | None,
 ) -> SearchService:
-    traffic = _traffic(project, options, searcher.manifest)
+    """All of the service but its address."""
+    stop_file = None if folder is None else folder / STOPPED
+    traffic = _traffic(project, options, searcher.manifest, stop_file)
     log = None if options.log is None else AnswerLog(options.log)
     shadow = None
-    if options.shadow is not None and shadow_model is not None:
-        shadow = Shadow(shadow_model, share=options.shadow.share, write=_writer(log))
+    if options.shadow is not None:
+        candidate = _encoder(options.shadow.model)
+        shadow = Shadow(candidate, share=options.shadow.share, write=_writer(log))
     return SearchService(
         searcher=searcher,
         limits=options.limits,
@@ -152,6 +200,19 @@ def _service(
         shadow=shadow,
         traffic=traffic,
         data=data,
+        shared=None if folder is None else SharedMetrics(folder),
+        processes=options.processes,
+    )
+
+
+def _together(results: Sequence[ServeResult]) -> ServeResult:
+    """What the processes did that ran to the end."""
+    return ServeResult(
+        generation=max((one.generation for one in results), default=0),
+        answered=sum(one.answered for one in results),
+        switches=max((one.switches for one in results), default=0),
+        logged=sum(one.logged for one in results),
+        unlogged=sum(one.unlogged for one in results),
     )
 
 
@@ -160,12 +221,13 @@ def _address(host: str, listener: socket) -> str:
     return f"http://{shown}:{listener.getsockname()[1]}"
 
 
-def _log_to_stderr() -> None:
+def _log_to_stderr(processes: int) -> None:
     """Switches, and what went wrong, for who runs the service."""
     logger = logging.getLogger("compatctl")
     if not logger.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        who = "%(process)d " if processes > 1 else ""
+        handler.setFormatter(logging.Formatter(f"%(asctime)s {who}%(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
 
@@ -208,7 +270,9 @@ def _data(project: Project) -> Dataset | None:
     return load_data(project, labelled=False) if has_data else None
 
 
-def _traffic(project: Project, options: ServeOptions, manifest: Manifest) -> Traffic | None:
+def _traffic(
+    project: Project, options: ServeOptions, manifest: Manifest, stop_file: Path | None
+) -> Traffic | None:
     """The candidate that gets a share of the traffic, if it may."""
     trial = options.traffic
     if trial is None:
@@ -225,7 +289,7 @@ def _traffic(project: Project, options: ServeOptions, manifest: Manifest) -> Tra
     candidate = _encoder(trial.model)
     if not options.allow_unverified:
         _require_verified(project, manifest, candidate.encoder)
-    return Traffic(candidate, share=trial.share)
+    return Traffic(candidate, share=trial.share, stop_file=stop_file)
 
 
 def _require_verified(project: Project, manifest: Manifest, encoder: Encoder) -> None:

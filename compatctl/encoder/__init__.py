@@ -13,6 +13,7 @@ from compatctl.encoder.metadata import OUTPUT as EMBEDDING
 from compatctl.encoder.parity import check_parity, parity_items
 from compatctl.encoder.runtime import Embedded, Encoder, embed_together
 from compatctl.encoder.sealing import seal
+from compatctl.encoder.session import use_threads
 from compatctl.encoder.steadiness import check_steady, sampled_items
 from compatctl.encoder.texts import TextInput
 from compatctl.encoder.vector_models import space_encoder
@@ -42,5 +43,6 @@ __all__ = [
     "sampled_items",
     "seal",
     "space_encoder",
+    "use_threads",
     "with_record",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,22 @@ _FREE_BATCH = (
 )
 
 
+@dataclass
+class _Default:
+    """Threads that compute a batch in this process; None: one a processor."""
+
+    threads: int | None = None
+
+
+_default = _Default()
+
+
+def use_threads(count: int) -> None:
+    """Let ``count`` threads compute a batch of each model that this process loads from now on
+    without a number of its own."""
+    _default.threads = count
+
+
 def machine_bytes() -> int:
     """The machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -49,8 +66,9 @@ def _limit_memory() -> None:
 class Session:
     """A model on the CPU.
 
-    ``path`` is for messages, ``data`` the model's bytes; ``threads`` compute a batch (default: one
-    a processor); ``nodes``, the number of operators, share ``FOLDED_BYTES``.
+    ``path`` is for messages, ``data`` the model's bytes; ``threads`` compute a batch (default:
+    those of ``use_threads``, or one a processor); ``nodes``, the number of operators, share
+    ``FOLDED_BYTES``.
 
     Raises:
         InputError: ONNX Runtime refuses the model.
@@ -59,7 +77,7 @@ class Session:
     def __init__(self, path: Path, data: bytes, threads: int | None = None, *, nodes: int) -> None:
         self._path = path
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or os.cpu_count() or 1
+        options.intra_op_num_threads = threads or _default.threads or os.cpu_count() or 1
         options.log_severity_level = FATAL_ONLY
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry(

@@ -3,6 +3,7 @@ parts in Parquet."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,9 @@ from compatctl.serving.batching import Answer
 
 MAX_WAITING = 10_000
 """Lines that wait to be written; more are dropped and counted."""
+
+BUFFER_BYTES = 8 << 10
+"""Bytes of JSON lines that wait for a writing."""
 
 FLUSH_S = 0.5
 """Seconds after which lines are on the disk's way."""
@@ -127,7 +131,7 @@ class AnswerLog:
 
 
 class _JsonLines:
-    """Appends JSON lines to a file.
+    """Appends JSON lines to a file. Other processes may do so too: each writing has whole lines.
 
     Attributes:
         written, dropped: lines.
@@ -135,35 +139,42 @@ class _JsonLines:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._file = path.open("a", encoding="utf-8")
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise InputError(
                 f"the log {path} cannot be written: {error.strerror or error}",
                 tip="name a file in a folder that exists and may be written",
             ) from error
+        self._lines = bytearray()
+        self._waiting = 0
         self.written = 0
         self.dropped = 0
 
     def write(self, entries: Mapping[str, Any]) -> None:
         """Append a line."""
         try:
-            self._file.write(json.dumps(entries, ensure_ascii=False) + "\n")
-        except (OSError, ValueError):
+            self._lines += json.dumps(entries, ensure_ascii=False).encode() + b"\n"
+        except ValueError:
             self.dropped += 1
-        else:
-            self.written += 1
+            return
+        self._waiting += 1
+        if len(self._lines) >= BUFFER_BYTES:
+            self.flush()
 
     def flush(self) -> None:
         """Hand the lines to the system."""
+        lines, count = memoryview(self._lines), self._waiting
+        self._lines, self._waiting = bytearray(), 0
         try:
-            self._file.flush()
-        except (OSError, ValueError):
-            self.dropped += 1
+            while lines:
+                lines = lines[self._file.write(lines) :]
+        except OSError:
+            self.dropped += count
+        else:
+            self.written += count
 
     def close(self) -> None:
         """Hand the lines to the system, and close the file."""
         self.flush()
-        try:
+        with contextlib.suppress(OSError):
             self._file.close()
-        except OSError:
-            self.dropped += 1

@@ -3,10 +3,12 @@ of the traffic."""
 
 from __future__ import annotations
 
+import logging
 import queue
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
@@ -15,8 +17,11 @@ from compatctl.core.hash_order import hash_fraction
 from compatctl.deployment.loaded_generation import LoadedGeneration, QueryItem
 from compatctl.encoder import Encoder
 from compatctl.errors import CompatError
+from compatctl.files import write_atomic
 from compatctl.serving.answer_log import LogLine
 from compatctl.serving.batching import Answer, answer_of
+
+LOG = logging.getLogger("compatctl.serve")
 
 MAX_SHADOWS = 64
 """Queries that wait for the shadow; more are dropped and counted."""
@@ -192,19 +197,27 @@ class Traffic:
 
     The same key, a tenant or a query, is always on the same side. The candidate stops for good when
     its error rate is surely above that of the query model and ``TOLERATED_ERRORS``, or when the
-    scores of its answers drift and the query model's do not.
-
-    Attributes:
-        stopped: why it stopped; None: it runs.
+    scores of its answers drift and the query model's do not. ``stop_file``: where the processes of
+    a service say why, so that it stops in all of them.
     """
 
-    def __init__(self, candidate: CandidateModel, *, share: float) -> None:
+    def __init__(
+        self, candidate: CandidateModel, *, share: float, stop_file: Path | None = None
+    ) -> None:
         self.candidate = candidate
         self.share = share
-        self.stopped: str | None = None
+        self._stopped: str | None = None
+        self._stop_file = stop_file
         self._lock = Lock()
         self._answered: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
+
+    @property
+    def stopped(self) -> str | None:
+        """Why it stopped, here or in another process of the service; None: it runs."""
+        if self._stopped is None and self._stop_file is not None and self._stop_file.exists():
+            self._stopped = self._stop_file.read_text("utf-8")
+        return self._stopped
 
     def takes(self, key: str) -> bool:
         """Whether the candidate answers queries of this key now."""
@@ -217,12 +230,22 @@ class Traffic:
             is_wrong = failed and side == "candidate" and self.stopped is None
             if is_wrong and self._lower(side) > max(self._upper("current"), TOLERATED_ERRORS):
                 rate = self._failed[side] / (self._failed[side] + self._answered[side])
-                self.stopped = f"{rate:.0%} of its answers failed"
+                self._stop(f"{rate:.0%} of its answers failed")
 
     def stop(self, reason: str) -> None:
         """Let the query model answer everything from now on."""
         with self._lock:
-            self.stopped = self.stopped or reason
+            self._stop(reason)
+
+    def _stop(self, reason: str) -> None:
+        if self.stopped is not None:
+            return
+        self._stopped = reason
+        if self._stop_file is not None:
+            try:
+                write_atomic(self._stop_file, reason.encode())
+            except CompatError as error:
+                LOG.error("the other processes do not stop the candidate: %s", error.message)
 
     def describe(self) -> dict[str, Any]:
         """Its share, the counts of both sides, and why it stopped."""

@@ -458,8 +458,8 @@ def _add_state(app: FastAPI, service: SearchService) -> None:
 
     @app.get("/metrics", summary="Metrics in the text format of Prometheus.")
     async def metrics() -> Response:
-        service.refresh_metrics()
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+        text = await asyncio.to_thread(service.metrics_text)
+        return Response(text, media_type="text/plain; version=0.0.4")
 
     @app.get("/v1/status", summary="Generation, models, history, shadow and traffic.")
     async def status() -> dict[str, Any]:

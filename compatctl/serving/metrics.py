@@ -39,6 +39,7 @@ _GAUGES: dict[str, tuple[str, ...]] = {
         "query_model",
         "model",
     ),
+    "compatctl_processes": ("Processes that answer.",),
     "compatctl_waiting": ("Queries that wait to be answered.",),
     "compatctl_batch_mean": ("Mean queries of a pass.",),
     "compatctl_shadow": ("Queries of the shadow by what became of them.", "result"),
@@ -86,6 +87,7 @@ class Metrics:
             name: Gauge(name, text, labels, registry=own)
             for name, (text, *labels) in _GAUGES.items()
         }
+        self._gauges["compatctl_processes"].set(1)
 
     def answered(self, side: str, answer: Answer, seconds: float) -> None:
         """Count an answer."""

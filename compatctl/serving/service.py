@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,6 +27,7 @@ from compatctl.serving.answer_log import AnswerLog, LogLine
 from compatctl.serving.batching import Answer, MicroBatcher, QueueFullError, answer_of
 from compatctl.serving.candidate import CandidateModel, Shadow, ShadowQuery, Traffic
 from compatctl.serving.metrics import Metrics
+from compatctl.serving.shared_metrics import SharedMetrics
 
 T = TypeVar("T")
 
@@ -105,7 +107,8 @@ class SearchService:
     """Answers queries of many requests at once.
 
     ``shadow`` and ``traffic`` have a candidate, ``log`` gets a line for each answer, ``data`` has
-    what the page shows of gallery items.
+    what the page shows of gallery items, ``shared`` the metrics of all ``processes`` of the
+    service.
     """
 
     searcher: Searcher
@@ -115,15 +118,22 @@ class SearchService:
     shadow: Shadow | None = None
     traffic: Traffic | None = None
     data: Dataset | None = None
+    shared: SharedMetrics | None = None
+    processes: int = 1
     _batcher: MicroBatcher = field(init=False, repr=False)
     _pool: ThreadPoolExecutor = field(init=False, repr=False)
+    _refreshing: Lock = field(init=False, repr=False)
     _requests: int = 0
     _candidate_answers: int = 0
 
     def __post_init__(self) -> None:
         self._batcher = MicroBatcher(max_waiting=2 * self.limits.requests)
-        workers = os.cpu_count() or 1
+        workers = max(1, (os.cpu_count() or 1) // self.processes)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="compatctl-prepare")
+        self._refreshing = Lock()
+        if self.shared is not None:
+            self._publish()
+            self.shared.start(self._publish)
 
     @property
     def candidate(self) -> CandidateModel | None:
@@ -286,6 +296,7 @@ class SearchService:
             "candidate": None if self.candidate is None else self.candidate.describe(),
             "shadow": None if self.shadow is None else self.shadow.describe(),
             "traffic": None if self.traffic is None else self.traffic.describe(),
+            "processes": self.processes,
             "history": [_in_history(gallery.store.generation(number)) for number in numbers],
         }
 
@@ -304,7 +315,27 @@ class SearchService:
             return content[:SHOWN_TEXT].encode("utf-8", "replace"), "text/plain; charset=utf-8"
         return None if isinstance(content, ItemVectors) else (thumbnail(content), "image/jpeg")
 
-    def refresh_metrics(self) -> None:
+    def metrics_text(self) -> bytes:
+        """The metrics of the service, of all its processes, in the text format of Prometheus.
+
+        Raises:
+            UsageError: the searcher is closed.
+        """
+        if self.shared is not None:
+            self._publish()
+            return self.shared.text()
+        with self._refreshing:
+            self._refresh_metrics()
+            return self.metrics.text()
+
+    def _publish(self) -> None:
+        """Write the metrics of this process for the others."""
+        assert self.shared is not None, "there are other processes"
+        with self._refreshing:
+            self._refresh_metrics()
+            self.shared.publish(self.metrics.registry)
+
+    def _refresh_metrics(self) -> None:
         """Bring the metrics up to date."""
         self.metrics.of_store(self.searcher)
         self.metrics.of_batches(
@@ -324,6 +355,8 @@ class SearchService:
 
     def close(self) -> None:
         """Answer what waits, write the log, and end."""
+        if self.shared is not None:
+            self.shared.close()
         self._batcher.close()
         self._pool.shutdown(cancel_futures=True)
         if self.shadow is not None:

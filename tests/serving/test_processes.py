@@ -1,0 +1,208 @@
+"""A service of several real processes on one port: as one process, and one may die."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from serve_kit import Server, wait_for
+from shop_kit import Shop, turned  # noqa: F401
+from test_trials import _odd_fails, _queries
+
+K = 4
+FORCE = ("--force", "--reason", "drill")
+
+
+def _children(server: Server) -> list[int]:
+    """The processes that answer."""
+    pid = server.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    lines = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
+    return sorted(child for child, line in lines.items() if b"spawn_main" in line)
+
+
+def _metrics(server: Server) -> dict[str, float]:
+    """The samples of ``/metrics`` by their names and labels."""
+    text = server.ask("/metrics").body.decode()
+    lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in lines}
+
+
+def _answered(server: Server) -> float:
+    return _metrics(server)['compatctl_requests_total{side="current",status="200"}']
+
+
+@contextlib.contextmanager
+def _clients(server: Server, query: bytes, count: int = 4) -> Iterator[Counter[object]]:
+    """Clients that ask all the time, each request on a connection of its own; what they got."""
+    got: Counter[object] = Counter()
+    stop, lock = threading.Event(), threading.Lock()
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                reply = server.ask(f"/v1/search?k={K}", query)
+                seen: object = reply.status
+                if reply.status == 200:
+                    seen = (200, reply.json["generation"], reply.json["query_model"])
+            except (OSError, http.client.HTTPException) as error:
+                seen = type(error).__name__
+            with lock:
+                got[seen] += 1
+
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield got
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_killed_process_is_started_again_and_others_answer(shop: Shop) -> None:
+    """What it was answering is lost, at most one request a client; its counts are not, but for the
+    last second; SIGTERM ends all, and the log has whole lines of all."""
+    query = _queries(shop, 1)[0]
+    with Server(shop.folder, "--processes", 2, "--log", "answers.jsonl") as server:
+        assert "by 2 processes" in server.said
+        first = _children(server)
+        assert len(first) == 2
+        with _clients(server, query) as got:
+            wait_for(lambda: sum(got.values()) > 50)
+            time.sleep(1.5)
+            before = _answered(server)
+            os.kill(first[0], signal.SIGKILL)
+            at = sum(got.values())
+            wait_for(lambda: sum(got.values()) > at + 50)
+            wait_for(lambda: len(_children(server)) == 2 and first[0] not in _children(server))
+            wait_for(lambda: _metrics(server)["compatctl_processes"] == 2)
+            assert _answered(server) >= before
+        lost = sum(count for seen, count in got.items() if isinstance(seen, str))
+        assert lost <= 4
+        right = [count for seen, count in got.items() if isinstance(seen, tuple)]
+        assert len(right) == 1
+        assert sum(right) == sum(got.values()) - lost
+        assert before < _answered(server) <= sum(right)
+        children = _children(server)
+        code, ended = server.stop()
+    assert (code, ended["unlogged"]) == (0, 0)
+    assert re.search(rf"process {first[0]} ended: signal 9; another one starts", server.said)
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    lines = shop.path("answers.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["hits"] for line in lines)
+    assert ended["logged"] <= len(lines) <= sum(right)
+    assert "Traceback" not in server.said
+
+
+def test_the_metrics_are_those_of_all_processes(shop: Shop) -> None:
+    """Whichever process is asked: the sum of the answers, the shares of one generation."""
+    query = _queries(shop, 1)[0]
+    with Server(shop.folder, "--processes", 3) as server:
+        for _ in range(60):
+            assert server.ask("/v1/search", query).status == 200
+        for _ in range(20):
+            assert server.ask("/v1/search", b"no image").status == 422
+
+        def told() -> bool:
+            seen = _metrics(server)
+            return (
+                seen['compatctl_requests_total{side="current",status="200"}'] == 60
+                and seen['compatctl_requests_total{side="none",status="422"}'] == 20
+            )
+
+        wait_for(told, 10)
+        for _ in range(10):
+            assert told()
+        seen = _metrics(server)
+        assert seen['compatctl_search_seconds_count{side="current"}'] == 60
+        assert seen['compatctl_search_seconds_bucket{le="+Inf",side="current"}'] == 60
+        assert seen["compatctl_processes"] == 3
+        assert sum(v for n, v in seen.items() if n.startswith("compatctl_gallery_share")) == 1.0
+        given = ("--model", shop.path("new.onnx"), *FORCE)
+        assert shop.run("deploy", *given).code == 0
+        wait_for(lambda: _metrics(server)["compatctl_generation"] == 2)
+        models = [n for n in _metrics(server) if n.startswith("compatctl_query_model{")]
+        assert len(models) == 1, "the model before is in no process"
+        code, ended = server.stop()
+    assert (code, ended["answered"], ended["switches"], ended["generation"]) == (0, 60, 1, 2)
+
+
+def test_all_processes_follow_the_store(shop: Shop) -> None:
+    """During deploys and rollbacks no request fails, and each answer is of one generation."""
+    query = _queries(shop, 1)[0]
+    with Server(shop.folder, "--processes", 2) as server, _clients(server, query) as got:
+        for number in range(2):
+            assert shop.run("deploy", "--model", shop.path("new.onnx"), *FORCE).code == 0
+            assert shop.run("rollback").code == 0
+            wait_for(lambda: _metrics(server)["compatctl_generation"] == 2 * number + 3)  # noqa: B023
+    assert all(isinstance(seen, tuple) for seen in got), got
+    model_of = {seen[1]: seen[2] for seen in got if isinstance(seen, tuple)}
+    assert len(model_of) == len(got)
+
+
+def test_a_candidate_that_fails_loses_the_traffic_in_all_processes(shop: Shop) -> None:
+    """One process stops it by its own counts, and no other gives it a query any more, nor one that
+    is started later."""
+    _odd_fails(shop.path("odd.onnx"))
+    query = _queries(shop, 1)[0]
+    options = ("--traffic", "odd.onnx=100%", "--allow-unverified", "--processes", 2)
+    with Server(shop.folder, *options) as server:
+
+        def stopped() -> bool:
+            assert server.ask("/v1/search", query).status == 200
+            return _metrics(server)["compatctl_traffic_share"] == 0.0
+
+        wait_for(stopped)
+        for _ in range(20):
+            told = server.status()["traffic"]
+            assert "of its answers failed" in told["stopped"]
+        children = _children(server)
+        os.kill(children[1], signal.SIGKILL)
+        wait_for(lambda: _metrics(server)["compatctl_processes"] == 2)
+        wait_for(lambda: len({*_children(server)} - {*children}) == 1)
+        for _ in range(20):
+            assert "of its answers failed" in server.status()["traffic"]["stopped"]
+
+
+def test_what_ends_one_process_before_it_answers_ends_the_command(shop: Shop) -> None:
+    """With its error and exit code, and no process is left."""
+    shop.path("bad.onnx").write_bytes(b"no model")
+    one = shop.run("serve", "--port", 0, "--shadow", shop.path("bad.onnx"))
+    two = shop.run("serve", "--port", 0, "--shadow", shop.path("bad.onnx"), "--processes", 2)
+    assert (one.code, two.code) == (5, 5)
+    assert one.stderr == two.stderr
+    assert "bad.onnx" in two.stderr
+
+
+def test_processes_end_with_the_one_that_started_them(shop: Shop) -> None:
+    """Though it is killed."""
+    with Server(shop.folder, "--processes", 2) as server:
+        children = _children(server)
+        server.stop(signal.SIGKILL)
+    wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 30)
+
+
+def test_the_processors_are_divided_among_the_processes(shop: Shop) -> None:
+    """``--threads`` says how many compute a batch in each."""
+
+    def threads(*options: object) -> int:
+        with Server(shop.folder, *options) as server:
+            pid = (_children(server) or [server.process.pid])[0]
+            return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+    few, many = threads("--threads", 1), threads("--threads", 5)
+    assert many == few + 4
+    if os.cpu_count() == 2:
+        one, two = threads("--processes", 2), threads("--processes", 2, "--threads", 2)
+        assert two == one + 1
