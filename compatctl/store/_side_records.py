@@ -36,16 +36,20 @@ def image_marks(images: Bytes | None, n: int) -> Bytes:
     return np.ascontiguousarray(images[:, :IMAGE_BYTES])
 
 
-def encode(keys: Bytes, marks: Bytes, vectors: Vectors) -> Bytes:
-    """Records (n, R) uint8 of vectors (n, D), with their checksums."""
-    n, dim = vectors.shape
-    records = np.zeros((n, record_bytes(dim)), np.uint8)
+def pack(keys: Bytes, marks: Bytes, contents: Bytes, size: int) -> Bytes:
+    """Records (n, ``size``) uint8 of items and their contents (n, C), with their checksums."""
+    records = np.zeros((len(keys), size), np.uint8)
     records[:, :KEY_BYTES] = keys
     records[:, KEY_BYTES:_BEFORE_CHECKSUM] = marks
-    halves = np.ascontiguousarray(vectors, np.float16)
-    records[:, PREFIX_BYTES : PREFIX_BYTES + 2 * dim] = halves.view(np.uint8)
+    records[:, PREFIX_BYTES : PREFIX_BYTES + contents.shape[1]] = contents
     records[:, _BEFORE_CHECKSUM:PREFIX_BYTES] = checksums(records)[:, None].view(np.uint8)
     return records
+
+
+def encode(keys: Bytes, marks: Bytes, vectors: Vectors) -> Bytes:
+    """Records (n, R) uint8 of vectors (n, D), with their checksums."""
+    halves = np.ascontiguousarray(vectors, np.float16).view(np.uint8)
+    return pack(keys, marks, halves, record_bytes(vectors.shape[1]))
 
 
 def decode(records: Bytes, dim: int) -> Vectors:

@@ -18,8 +18,7 @@ import numpy as np
 from compatctl.core.arrays import Bools, Bytes, Vectors, as_features, as_rows, check_positive
 from compatctl.errors import InputError
 from compatctl.files import make_folder, os_errors, sync, write_atomic
-from compatctl.manifest import Erasures
-from compatctl.store._layout import blob_path, is_regular_file, read_manifest
+from compatctl.store._layout import is_regular_file
 from compatctl.store._pending_layout import (
     HEADER_BYTES,
     header,
@@ -27,21 +26,16 @@ from compatctl.store._pending_layout import (
     read_dim,
     record_bytes,
 )
-from compatctl.store._side_layout import IMAGE_BYTES, KEY_BYTES, PREFIX_BYTES
+from compatctl.store._record_file import RemovedItems, is_file_at, read_vectors, write_at
+from compatctl.store._side_layout import PREFIX_BYTES
 from compatctl.store._side_records import (
     Positions,
-    checksums,
     image_marks,
-    intact,
-    is_of,
     item_keys,
     no_positions,
+    pack,
     words_of,
 )
-
-_BEFORE_CHECKSUM = KEY_BYTES + IMAGE_BYTES
-BLOCK = 4096
-"""Records that are read at a time."""
 
 
 @dataclass(eq=False)
@@ -54,7 +48,10 @@ class PendingRows:
     _file: BinaryIO | None = None
     _records: Bytes = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
     _positions: Positions = field(default_factory=no_positions)
-    _erasures: tuple[str, Erasures] | None = None
+    _removed: RemovedItems = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._removed = RemovedItems(self.store)
 
     @classmethod
     def open(cls, store: Path, model_sha256: str, dim: int) -> Self:
@@ -94,16 +91,7 @@ class PendingRows:
         and (n,) which were found. A record that is not what was written is not found."""
         keys, marks = item_keys(ids), image_marks(images, len(ids))
         positions = self._positions.find(words_of(keys))
-        vectors, found = np.zeros((len(ids), self.dim), np.float32), positions >= 0
-        for start in range(0, len(ids), BLOCK):
-            held = start + np.flatnonzero(found[start : start + BLOCK])
-            records = np.array(self._records[positions[held]])
-            if len(held):
-                good = is_of(records, keys[held], marks[held]) & intact(records)
-                found[held] = good
-                raw = np.ascontiguousarray(records[good, PREFIX_BYTES:])
-                vectors[held[good]] = raw.view("<f4")
-        return vectors, np.asarray(found, bool)
+        return read_vectors(self._records, positions, keys, marks, decode=_decode, dim=self.dim)
 
     def append(self, ids: Sequence[str], vectors: Vectors, images: Bytes) -> None:
         """Keep vectors (n, D) of items with these image digests (n, 32), on the disk when it ends.
@@ -118,19 +106,16 @@ class PendingRows:
         if vectors.shape != (len(ids), self.dim):
             raise InputError(f"vectors must be ({len(ids)}, {self.dim}), got {vectors.shape}")
         as_features(vectors, "pending vectors")
-        if self._file is None or not self._is_current():
+        if not is_file_at(self.path, self._file):
             self._create()
         assert self._file is not None
-        erased = self._erased(ids)
+        erased = self._removed.among(ids)
         rows = as_rows(row for row, item in enumerate(ids) if item not in erased)
         keys = item_keys(ids)
         records = self._encoded(keys[rows], image_marks(images, len(ids))[rows], vectors[rows])
         offset, data = HEADER_BYTES + self._records.size, records.tobytes()
         with os_errors("writing", self.path):
-            while data:
-                written = os.pwrite(self._file.fileno(), data, offset)
-                data, offset = data[written:], offset + written
-            os.fsync(self._file.fileno())
+            write_at(self._file.fileno(), data, offset)
         self._map()
 
     def delete(self) -> None:
@@ -146,20 +131,8 @@ class PendingRows:
                 sync(self.path.parent)
 
     def _encoded(self, keys: Bytes, marks: Bytes, vectors: Vectors) -> Bytes:
-        records = np.zeros((len(keys), record_bytes(self.dim)), np.uint8)
-        records[:, :KEY_BYTES] = keys
-        records[:, KEY_BYTES:_BEFORE_CHECKSUM] = marks
-        records[:, PREFIX_BYTES:] = np.ascontiguousarray(vectors, "<f4").view(np.uint8)
-        records[:, _BEFORE_CHECKSUM:PREFIX_BYTES] = checksums(records)[:, None].view(np.uint8)
-        return records
-
-    def _is_current(self) -> bool:
-        """Whether the open file is the one at ``path``: gc or a removal may have deleted it."""
-        assert self._file is not None
-        try:
-            return os.path.samestat(self.path.lstat(), os.fstat(self._file.fileno()))
-        except FileNotFoundError:
-            return False
+        words = np.ascontiguousarray(vectors, "<f4").view(np.uint8)
+        return pack(keys, marks, words, record_bytes(self.dim))
 
     def _create(self) -> None:
         """An empty file in place of whatever is there."""
@@ -202,11 +175,7 @@ class PendingRows:
         if file is not None:
             file.close()
 
-    def _erased(self, ids: Sequence[str]) -> frozenset[str]:
-        digest = read_manifest(self.store).erasures
-        if digest is None:
-            return frozenset()
-        if self._erasures is None or self._erasures[0] != digest:
-            path = blob_path(self.store, "erasures", digest)
-            self._erasures = digest, Erasures.read(path)
-        return frozenset(self._erasures[1].matching(ids))
+
+def _decode(records: Bytes, dim: int) -> Vectors:
+    """The vectors (n, D) of records (n, R)."""
+    return np.ascontiguousarray(records[:, PREFIX_BYTES : PREFIX_BYTES + 4 * dim]).view("<f4")

@@ -29,8 +29,8 @@ from compatctl.core.arrays import (
 )
 from compatctl.errors import InputError
 from compatctl.files import TEMPORARY, os_errors, sync, write_atomic
-from compatctl.manifest import Erasures
-from compatctl.store._layout import MANIFEST, blob_path, is_regular_file, read_manifest
+from compatctl.store._layout import is_regular_file
+from compatctl.store._record_file import BLOCK, RemovedItems, is_file_at, read_vectors, write_at
 from compatctl.store._side_layout import (
     HEADER_BYTES,
     header,
@@ -54,9 +54,6 @@ from compatctl.store._side_records import (
     words_of,
 )
 
-BLOCK = 4096
-"""Records that are read at a time, and new records that are sorted apart from the others."""
-
 
 @dataclass(eq=False)
 class SideFile:
@@ -76,7 +73,10 @@ class SideFile:
     _mapping: Bytes = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
     _older: Positions = field(default_factory=no_positions)
     _newer: Positions = field(default_factory=no_positions)
-    _erasures: tuple[str, Erasures] | None = None
+    _removed: RemovedItems = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._removed = RemovedItems(self.store)
 
     @classmethod
     def open(cls, store: Path, model_sha256: str, dim: int, max_bytes: int | None = None) -> Self:
@@ -129,7 +129,7 @@ class SideFile:
         Raises:
             DamagedError: the file's header is not what was written.
         """
-        if not self._is_current():
+        if not is_file_at(self.path, self._file):
             self.close()
             self._open()
         if self._file is None:
@@ -154,19 +154,10 @@ class SideFile:
     def lookup_keys(self, keys: Bytes, images: Bytes | None = None) -> tuple[Vectors, Bools]:
         """``lookup`` by the ``item_keys`` (n, 16) of items: no loop over items runs in Python."""
         self.refresh()
-        n = len(keys)
-        vectors, found = np.zeros((n, self.dim), np.float32), np.zeros(n, bool)
-        marks = None if images is None else image_marks(images, n)
-        positions = self._find(keys)
-        for start in range(0, n, BLOCK):
-            held = start + np.flatnonzero(positions[start : start + BLOCK] >= 0)
-            records = self._mapping[positions[held]] if len(held) else self._mapping[:0]
-            if len(held):
-                good = is_of(records, keys[held], None if marks is None else marks[held])
-                good &= intact(records)
-                found[held] = good
-                vectors[held[good]] = decode(records[good], self.dim)
-        return vectors, found
+        marks = None if images is None else image_marks(images, len(keys))
+        return read_vectors(
+            self._mapping, self._find(keys), keys, marks, decode=decode, dim=self.dim
+        )
 
     def holds(self, ids: Sequence[str]) -> Bools:
         """(n,) which items have a vector, of whatever image. Nothing of it is read."""
@@ -248,15 +239,6 @@ class SideFile:
             block = self._mapping[start : start + BLOCK]
             yield block, intact(block)
 
-    def _is_current(self) -> bool:
-        """Whether the open file is the one at ``path``: a removal replaces it."""
-        if self._file is None:
-            return False
-        try:
-            return os.path.samestat(self.path.lstat(), os.fstat(self._file.fileno()))
-        except FileNotFoundError:
-            return False
-
     def _open(self) -> None:
         path = self.path
         if not is_regular_file(path):
@@ -302,20 +284,8 @@ class SideFile:
         first = np.zeros(len(ids), bool)
         first[np.unique(words_of(keys), return_index=True)[1]] = True
         rows = np.flatnonzero(new & first)
-        erased = self._erased([ids[row] for row in rows.tolist()])
+        erased = self._removed.among([ids[row] for row in rows.tolist()])
         return as_rows(row for row in rows.tolist() if ids[row] not in erased) if erased else rows
-
-    def _erased(self, ids: Sequence[str]) -> frozenset[str]:
-        """Which items were removed from the store; a removal commits before it cleans this file."""
-        if not ids or not is_regular_file(self.store / MANIFEST):
-            return frozenset()
-        digest = read_manifest(self.store).erasures
-        if digest is None:
-            return frozenset()
-        if self._erasures is None or self._erasures[0] != digest:
-            path = blob_path(self.store, "erasures", digest)
-            self._erasures = digest, Erasures.read(path)
-        return frozenset(self._erasures[1].matching(ids))
 
     def _write(self, records: Bytes) -> None:
         """Write records behind the last complete one; what was cut off there is overwritten."""
@@ -326,10 +296,7 @@ class SideFile:
         with os_errors("writing", path):
             fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                while data:
-                    written = os.pwrite(fd, data, offset)
-                    data, offset = data[written:], offset + written
-                os.fsync(fd)
+                write_at(fd, data, offset)
             finally:
                 os.close(fd)
 
