@@ -76,7 +76,9 @@ def rollback(
         if not plan.gallery:
             outcome = _roll_back_model(store, plan.target, added, dry_run=dry_run)
         elif in_engine(before) and plan.target.index.sha256 != before.index.sha256:
-            outcome = _roll_back_in_engine(store, plan.target, added, dry_run=dry_run)
+            outcome = _roll_back_in_engine(
+                project, store, plan.target, added, dry_run=dry_run, progress=progress
+            )
         elif plan.target.catalog == before.catalog:
             after = before if dry_run else restore(store, plan.target, created_at=utc_now())
             outcome = _Outcome(after=after)
@@ -120,48 +122,57 @@ def _roll_back_model(
 
 
 def _roll_back_in_engine(
-    store: Store, target: Manifest, policy: AddedItemsPolicy, *, dry_run: bool
+    project: Project,
+    store: Store,
+    target: Manifest,
+    policy: AddedItemsPolicy,
+    *,
+    dry_run: bool,
+    progress: Progress,
 ) -> _Outcome:
     """Restore what is searched over an application's table, whose own rows stay as they are.
 
     Where the same rows are adopted, the whole gallery is restored: the side table and its batches
-    that the target names. Otherwise only the query model is.
+    that the target names. Rows that were adopted since are embedded by its query model, or, where
+    the side table is the same, left as they are.
     """
     from compatctl.deployment.carry_over import rollback_query_model
+    from compatctl.deployment.side_rollback import SideRollback
     from compatctl.deployment.sides import has_same_rows, has_same_side
 
-    one_space = embedding_space(store, store.manifest) == embedding_space(store, target)
+    before = store.manifest
+    one_space = embedding_space(store, before) == embedding_space(store, target)
     if has_same_rows(store, target) and not (policy == "keep" and one_space):
-        after = store.manifest if dry_run else restore(store, target, created_at=utc_now())
-        return _Outcome(after=after)
+        return _Outcome(after=before if dry_run else restore(store, target, created_at=utc_now()))
     if policy == "drop":
         raise UsageError(
             "--added drop would delete rows of a table that the application owns",
             tip="--added keep restores the query model and leaves every row as it is",
         )
-    if not one_space:
+    if policy == "keep" and not one_space:
         raise UsageError(
-            f"rows were adopted between generation {target.generation} and the lift after it, and "
-            "its query model cannot search the lifted rows",
-            tip="compatctl rollback --to the generation just before the lift; compatctl history "
-            "lists them",
+            f"the gallery was lifted between generation {target.generation} and now: its query "
+            "model cannot search the current rows",
+            tip="--added auto with --data embeds the rows that were adopted since",
         )
+    if policy == "keep" or (one_space and has_same_side(store, target)):
+        _refuse_foreign(before, target, policy)
+        after = before if dry_run else rollback_query_model(store, target)
+        return _Outcome(after=after, kept=max(0, before.index.count - target.index.count))
+    back = SideRollback.of(store, target)
+    after = before if dry_run else back.commit(project, progress)
+    return _Outcome(after=after, re_embedded=len(back.fresh))
+
+
+def _refuse_foreign(current: Manifest, target: Manifest, policy: AddedItemsPolicy) -> None:
     known = {model.sha256 for model in target.models}
-    foreign = sum(model.rows for model in store.manifest.models if model.sha256 not in known)
+    foreign = sum(model.rows for model in current.models if model.sha256 not in known)
     if foreign and policy != "keep":
         raise ConflictError(
-            f"{foreign} rows of the gallery are of models that generation {target.generation} does "
+            f"{foreign} rows of the table are of models that generation {target.generation} does "
             "not have, and were never verified against its query model",
             tip="--added keep restores the query model and leaves every row as it is",
         )
-    if not has_same_side(store, target) and policy != "keep":
-        raise ConflictError(
-            f"rows were adopted since generation {target.generation}, and it has other rows in the "
-            "side table: which of them to search cannot be told apart",
-            tip="--added keep restores the query model and leaves every row as it is",
-        )
-    after = store.manifest if dry_run else rollback_query_model(store, target)
-    return _Outcome(after=after, kept=max(0, store.manifest.index.count - target.index.count))
 
 
 def _roll_back_gallery(

@@ -103,10 +103,10 @@ def map_rows(
     rows, old = engine_rows(store, catalog), open_table(store, manifest, catalog)
     return write_side(
         rows,
-        _new_side(rows.file, model, dim=dim, table_dim=rows.file.table_dim(info.dim), shared=False),
+        new_side(rows.file, model, dim=dim, table_dim=rows.file.table_dim(info.dim), shared=False),
         np.arange(len(catalog)),
         rows_at=lambda positions: adapter(old.vectors(catalog.keys[positions])),
-        params=_params(info),
+        params=side_params(info),
         progress=progress,
     )
 
@@ -133,10 +133,12 @@ def replace_rows(
             progress=progress,
         )
     rows = engine_rows(store, catalog)
-    side = rows.file.side or _new_side(
+    side = rows.file.side or new_side(
         rows.file, manifest.query_model, dim=info.dim, table_dim=info.dim, shared=True
     )
-    return write_side(rows, side, chosen, rows_at=rows_at, params=_params(info), progress=progress)
+    return write_side(
+        rows, side, chosen, rows_at=rows_at, params=side_params(info), progress=progress
+    )
 
 
 def take_over_added(built: BuiltIndex, newest: Store, catalog: Catalog, known: int) -> BuiltIndex:
@@ -174,7 +176,7 @@ def index_seconds(store: Store, rows: Vectors, step: int) -> float:
         seconds = timed(lambda: index.add(rows, np.arange(n, dtype=np.uint64)))
         return seconds * info.count / n * deeper
     file, tried = adopted(store, manifest)[0], rows[:_TRIED]
-    side = file.side or _new_side(
+    side = file.side or new_side(
         file, manifest.query_model, dim=info.dim, table_dim=info.dim, shared=True
     )
     writer = side_of(replace(file, side=side))
@@ -202,7 +204,8 @@ def engine_rows(store: Store, catalog: Catalog) -> EngineRows:
     )
 
 
-def _new_side(file: TableFile, model: str, *, dim: int, table_dim: int, shared: bool) -> SideTable:
+def new_side(file: TableFile, model: str, *, dim: int, table_dim: int, shared: bool) -> SideTable:
+    """A side table for the space that a model (its digest) begins, without a batch."""
     return SideTable(
         table=side_name(file.location.name, model),
         vector_type=vector_type_of(dim),
@@ -215,5 +218,6 @@ def _new_side(file: TableFile, model: str, *, dim: int, table_dim: int, shared: 
     )
 
 
-def _params(info: IndexInfo) -> SideParams:
+def side_params(info: IndexInfo) -> SideParams:
+    """How a side table of this index is made and searched."""
     return SideParams(m=info.M, ef_construction=info.ef_construction, ef_search=info.ef_search)

@@ -83,6 +83,8 @@ def test_the_properties_say_what_the_manifest_says(verified: EngineShop) -> None
         "ef_search": "64",
         "calibration": "",
         "manifest": manifest_digest(manifest),
+        "side_table": "",
+        "side_batches": "",
         "switched_at": manifest.created_at,
     }
     assert verified.done("check").json["ok"]

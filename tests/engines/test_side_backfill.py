@@ -12,7 +12,7 @@ import pytest
 from engine_kit import EngineShop, example_of_the_page
 from kill_kit import killed
 from postgres_kit import Table
-from shop_kit import Shop, run
+from shop_kit import Shop, filtered_table, run, turned
 from test_side_tables import contents, expected, image, searched, side_tables
 
 from compatctl.core.nearest import exact_search
@@ -365,3 +365,48 @@ def test_filters_leave_no_query_without_its_rows(
     plan = "\n".join(line for (line,) in lines)
     assert plan.count("embedding_idx") == 2, plan
     assert "Seq Scan on items" not in plan
+
+
+@pytest.mark.parametrize("made", ["backfilled", "lifted"])
+def test_rows_that_were_adopted_since_are_embedded_by_the_restored_model(
+    pg: EngineShop, made: str
+) -> None:
+    """Three rows are adopted between a generation and a backfill, or a lift, after it. Back at that
+    generation, each row is the old model's: the application's where it adopted it, and embedded
+    beside the table where not; without the data, exit code 6; nothing is written to the table."""
+    assert pg.table is not None
+    ids, old = pg.gallery().catalog.ids, pg.gallery().vectors()
+    pg.table.execute("DELETE FROM items WHERE id = ANY(%s)", list(ids[:3]))
+    pg.done("add", "--changed")
+    start = pg.gallery().manifest.generation
+    pg.done("deploy", "--model", pg.path("new.onnx"), *FORCE)
+    fresh = Encoder.load(pg.path("new.onnx"))
+    data = load(pg.shop.data())
+    rows = fresh.embed(data.take([data.row_of[item] for item in ids[:3]])).features
+    for item, row in zip(ids[:3], rows, strict=True):
+        insert(pg, item, row)
+    pg.done("add")
+    if made == "backfilled":
+        pg.done("backfill", "--share", 0.5, *FORCE)
+    else:
+        pg.done("lift", turned(pg.shop, "wide.onnx", of="new.onnx", dim=48), "--kind", "ridge")
+    before = contents(pg)
+    without = filtered_table(pg.shop, lambda entry: entry["id"] not in ids[:3])
+    refused = pg.run("rollback", "--to", start, "--data", without)
+    assert refused.code == 6
+    assert "whose query model has to embed them" in refused.json["error"]["message"]
+    back = pg.done("rollback", "--to", start).json
+    assert (back["re_embedded"], back["dropped"]) == (3, [])
+    assert contents(pg) == before
+    gallery = pg.gallery()
+    assert gallery.manifest.query_model == Encoder.load(pg.path("old.onnx")).sha256
+    assert sorted(gallery.catalog.ids) == sorted(ids)
+    stored = gallery.vectors()[[gallery.catalog.row_of[item] for item in ids]]
+    assert np.allclose(stored, old, atol=1e-4)
+    (table,) = (name for name in side_tables(pg) if pg.table.row()["side_table"].endswith(name))
+    beside = pg.table.execute(f"SELECT id FROM {table} WHERE batch = ANY (%s)",
+                              pg.table.row()["side_batches"])  # fmt: skip
+    assert {item for (item,) in beside} == set(ids[:3])
+    for query in old[:8]:
+        assert searched(pg, query, 6) == expected(pg, query, 6)
+    assert pg.done("check").json["ok"]

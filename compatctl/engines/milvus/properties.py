@@ -91,6 +91,7 @@ class DeploymentProperties:
         values = {name: "" if value is None else value for name, value in asdict(row).items()}
         values["calibration"] = "" if row.calibration is None else json.dumps(row.calibration)
         values["side_batches"] = ",".join(map(str, row.side_batches))
+        del values["search_sql"]  # Milvus has no statements
         return {f"{self.location.name}.{name}": str(value) for name, value in values.items()}
 
     def _refuse(self, what: str) -> None:
