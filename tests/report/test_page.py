@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shop_kit import Shop
+from shop_kit import Shop, write_encoder
 from test_forms import HOSTILE, report_of, tables
 from text_shop_kit import TextShop
 
@@ -276,7 +276,7 @@ def test_an_item_that_cannot_be_shown_is_named(shop: Shop) -> None:
     views = ItemViews(load(shop.data()))
     assert views.of("none").picture == ""
     assert views.missing == 1
-    assert not ItemViews(None).has_any
+    assert (views.kind, ItemViews(None).kind) == ("image", "")
 
 
 @pytest.mark.parametrize(
@@ -290,3 +290,28 @@ def test_ticks_are_few_round_numbers_inside(low: float, high: float) -> None:
     step = found[1] - found[0]
     assert f"{step:.0e}"[0] in "125"
     assert np.allclose(np.array(found) / step, np.round(np.array(found) / step))
+
+
+def test_a_mixed_gallery_has_its_models_and_versions(shop: Shop) -> None:
+    """After half a backfill the report says who embedded which rows, as the manifest does, and what
+    each version's rows answer, as the checks of the chain do; the page shows both."""
+    assert shop.run("verify", shop.path("new.onnx")).code == 0
+    assert shop.run("deploy").code == 0
+    assert shop.run("backfill", "--budget", "50%").code == 0
+    third = write_encoder(shop.path("third.onnx"), noise=0.01)
+    result = shop.run("verify", third, "--html", shop.path("page.html"))
+    assert result.code in {0, 4}, result.stderr
+    report = _report(shop)
+    assert report.details is not None
+    rows = {model["sha256"]: model["rows"] for model in shop.manifest()["models"]}
+    assert {model.sha256: model.rows for model in report.details.gallery_models} == rows
+    assert {version.sha256: version.rows for version in report.details.versions} == rows
+    gains = {
+        check.group: check.estimate for check in report.verdict.checks if check.name == "chain_gain"
+    }
+    text = Page(shop.path("page.html").read_bytes()).text
+    for version in report.details.versions:
+        gain = version.hit_rate["new"] - version.hit_rate["own"]
+        assert gains[f"gallery of {version.sha256[:12]}"] == pytest.approx(gain)
+        assert f"{version.hit_rate['own']:.1%}" in text
+        assert f"{version.sha256[:12]} ({version.rows:,} rows)" in text

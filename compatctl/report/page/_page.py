@@ -98,7 +98,7 @@ def report_page(
         word=word,
         rows=rows,
         changed=shown,
-        has_items=views.has_any,
+        item_kind=views.kind,
         attempt=attempt_sentence(report.attempt)
         if report.attempt and report.attempt.number > 1
         else "",

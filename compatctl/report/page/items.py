@@ -34,9 +34,9 @@ class ItemViews:
         """Items that were asked for and could not be shown."""
 
     @property
-    def has_any(self) -> bool:
-        """Whether there are pictures or texts at all."""
-        return self._data is not None and self._data.modality != "vector"
+    def kind(self) -> str:
+        """What the items are: image, text or vector; empty without a data set."""
+        return "" if self._data is None else self._data.modality
 
     def of(self, item: str) -> ItemView:
         """An item's picture or text; empty where the data do not have it, or it does not decode."""
