@@ -14,6 +14,7 @@ from compatctl.cli.options import (
     DryRun,
     EfSearch,
     IndependentEncoder,
+    ModelName,
     PairShare,
     PreprocessingFile,
     RecipeSeed,
@@ -43,6 +44,7 @@ def init(
             "--vectors.",
         ),
     ] = None,
+    name: ModelName = None,
     preprocessing: PreprocessingFile = None,
     m: Annotated[int, typer.Option("--M", help="hnswlib: links of a node.")] = 16,
     ef_construction: Annotated[
@@ -63,6 +65,7 @@ def init(
         result = init(
             project,
             model=model,
+            name=name,
             preprocessing=preprocessing,
             m=m,
             ef_construction=ef_construction,
@@ -185,6 +188,7 @@ def import_(
             "--drop-deleted", help="Leave out rows that are marked deleted, and rebuild the index."
         ),
     ] = False,
+    name: ModelName = None,
     preprocessing: PreprocessingFile = None,
     dry_run: DryRun = False,
 ) -> Outcome[Any]:
@@ -206,6 +210,7 @@ def import_(
             table=table,
             space=space,
             ef_search=ef_search,
+            name=name,
             preprocessing=preprocessing,
             drop_deleted=drop_deleted,
             norms=norms,
@@ -297,7 +302,7 @@ def finetune(
 
 
 @command
-@with_project("store", "data", "data_root", "old_model_gone")
+@with_project("store", "data", "data_root", "old_model_gone", models=("old", "new"))
 def fuse(
     old: Annotated[Path, typer.Argument(help="The deployed encoder.")],
     new: Annotated[Path, typer.Argument(help="The candidate.")],
@@ -338,7 +343,7 @@ def fuse(
 
 
 @command
-@with_project("store", "data", "data_root", "old_model_gone")
+@with_project("store", "data", "data_root", "old_model_gone", models=("new",))
 def bridge(
     new: IndependentEncoder,
     output: Annotated[Path, typer.Option("-o", "--output", help="The bridged ONNX file.")],

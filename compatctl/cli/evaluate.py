@@ -3,6 +3,7 @@ plan."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,7 +51,9 @@ def _old_and_new(models: list[Path]) -> tuple[Path | None, Path]:
 
 
 @command
-@with_project("store", "data", "data_root", "policy", "report", "old_model_gone")
+@with_project(
+    "store", "data", "data_root", "policy", "report", "old_model_gone", models=("models",)
+)
 def verify(
     project: Project,
     context: typer.Context,
@@ -159,6 +162,9 @@ def verify(
             "gallery.",
         ),
     ] = True,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Show everything that was measured.")
+    ] = False,
     seed: ResamplingSeed = None,
     skip_bad: SkipBad = False,
     dry_run: DryRun = False,
@@ -195,11 +201,16 @@ def verify(
             junit=junit, markdown=markdown, metrics=metrics, queries=queries, html=html
         ),
     )
-    return _verify(project, context, models or [], options)
+    return _verify(project, context, models or [], options, verbose=verbose)
 
 
 def _verify(
-    project: Project, context: typer.Context, models: list[Path], options: VerifyOptions
+    project: Project,
+    context: typer.Context,
+    models: list[Path],
+    options: VerifyOptions,
+    *,
+    verbose: bool,
 ) -> Outcome[Any]:
     """``verify`` of models or feature tables."""
     from compatctl.commands.verify import verify
@@ -215,7 +226,7 @@ def _verify(
         report = verify(project, old=old, new=new, options=options, progress=report_progress)
     return Outcome(
         result=report,
-        table=report_table,
+        table=partial(report_table, verbose=verbose),
         warnings=report.warnings,
         exit_code=VERDICT_EXIT_CODES[report.verdict.outcome],
     )
@@ -318,7 +329,7 @@ def power(
 
 
 @command
-@with_project("store", "data", "data_root")
+@with_project("store", "data", "data_root", models=("models",))
 def matrix(
     project: Project,
     models: Annotated[
@@ -349,7 +360,7 @@ def matrix(
 
 
 @command
-@with_project("store", "data", "data_root", "recipe", "policy", "old_model_gone")
+@with_project("store", "data", "data_root", "recipe", "policy", "old_model_gone", models=("new",))
 def plan(
     project: Project,
     context: typer.Context,

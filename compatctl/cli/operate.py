@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @command
-@with_project("store", "data", "data_root", "policy", "report", "old_model_gone")
+@with_project("store", "data", "data_root", "policy", "report", "old_model_gone", models=("model",))
 def deploy(
     project: Project,
     model: Annotated[
@@ -106,7 +106,7 @@ def rollback(
 
 
 @command
-@with_project("store", "data", "data_root", "policy", "old_model_gone")
+@with_project("store", "data", "data_root", "policy", "old_model_gone", models=("new",))
 def lift(
     new: IndependentEncoder,
     project: Project,
@@ -233,7 +233,7 @@ def remove(
 
 
 @command
-@with_project("store", "data", "data_root")
+@with_project("store", "data", "data_root", models=("model",))
 def search(
     project: Project,
     queries: Annotated[
@@ -375,7 +375,7 @@ def check(
 def status(project: Project) -> Outcome[Any]:
     """Show the query model, the gallery and what passed."""
     from compatctl.commands.status import status
-    from compatctl.render.tables import status_table
+    from compatctl.render.store_tables import status_table
 
     result = status(project)
     return Outcome(result=result, warnings=result.warnings, table=status_table)
@@ -386,7 +386,7 @@ def status(project: Project) -> Outcome[Any]:
 def history(project: Project) -> Outcome[Any]:
     """List every generation of the store."""
     from compatctl.commands.history import history
-    from compatctl.render.tables import history_table
+    from compatctl.render.store_tables import history_table
 
     return Outcome(result=history(project), table=history_table)
 

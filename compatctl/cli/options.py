@@ -11,12 +11,15 @@ import inspect
 import typing
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from compatctl.errors import UsageError
 from compatctl.notices import refused
+
+if TYPE_CHECKING:
+    from compatctl.recipe import Project
 
 
 def setting(flag: str, text: str) -> Any:
@@ -78,6 +81,10 @@ PreprocessingFile = Annotated[
     typer.Option(
         "--preprocessing", help="Preprocessing JSON of a model that compatctl did not export."
     ),
+]
+ModelName = Annotated[
+    str | None,
+    typer.Option("--name", help="What the store calls the model. Default: the name of its file."),
 ]
 EfSearch = Annotated[
     int,
@@ -167,8 +174,13 @@ _LISTS = {"columns": "column", "vectors": "vectors"}
 """Entries of the project that are repeatable options, and the option's parameter."""
 
 
-def with_project(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command ``--project`` and the options ``names``, and pass it the Project they make."""
+def with_project(
+    *names: str, models: tuple[str, ...] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command ``--project`` and the options ``names``, and pass it the Project they make.
+
+    ``models``: parameters that name models, one or several, whose files are looked up.
+    """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         def run(**arguments: Any) -> Any:
@@ -178,7 +190,9 @@ def with_project(*names: str) -> Callable[[Callable[..., Any]], Callable[..., An
             flags = {name: arguments.pop(f"project_{name}") for name in names}
             lists = {key: arguments.pop(name, None) for key, name in _LISTS.items()}
             with refused(strict=arguments.pop("strict", False)):
-                return function(project=project_for(file, **lists, **flags), **arguments)
+                project = project_for(file, **lists, **flags)
+                found = {name: _models(project, arguments[name]) for name in models}
+                return function(project=project, **{**arguments, **found})
 
         options: dict[str, tuple[Any, Any]] = {
             f"project_{name}": (PROJECT_OPTIONS[name], None) for name in names
@@ -191,6 +205,15 @@ def with_project(*names: str) -> Callable[[Callable[..., Any]], Callable[..., An
         return run
 
     return decorate
+
+
+def _models(project: Project, given: Any) -> Any:
+    """The files of a model's name, of a list of them, or None where none is given."""
+    from compatctl.deployment.model_names import named_model
+
+    if isinstance(given, list):
+        return [named_model(project, name) for name in given]
+    return None if given is None else named_model(project, given)
 
 
 def refuse_given(context: typer.Context, parameters: Collection[str], reason: str) -> None:

@@ -99,6 +99,7 @@ def serve(
 
     require_serving()
     from compatctl.commands.serve import ServeOptions, Trial, serve
+    from compatctl.deployment.model_names import named_model
     from compatctl.serving.service import Limits
 
     if allow_unverified and traffic is None:
@@ -109,11 +110,15 @@ def serve(
             tip="try the candidate with --shadow first, then let --traffic answer some queries",
         )
     shadowed, tried = _share(shadow, "--shadow", 1.0), _share(traffic, "--traffic", None)
+
+    def trial(given: tuple[Path, float] | None) -> Trial | None:
+        return given and Trial(model=named_model(project, given[0]), share=given[1])
+
     options = ServeOptions(
         host=host,
         port=port,
-        shadow=None if shadowed is None else Trial(model=shadowed[0], share=shadowed[1]),
-        traffic=None if tried is None else Trial(model=tried[0], share=tried[1]),
+        shadow=trial(shadowed),
+        traffic=trial(tried),
         allow_unverified=allow_unverified,
         log=log,
         limits=Limits(

@@ -20,6 +20,7 @@ class Generation:
     operation: str
     created_at: str
     query_model: str
+    query_model_name: str
     index_sha256: str
     rows: int
     note: str
@@ -52,6 +53,7 @@ def _generation(manifest: Manifest, passed: QueryModelPass) -> Generation:
         operation=manifest.operation,
         created_at=manifest.created_at,
         query_model=manifest.query_model,
+        query_model_name=manifest.query_share.name,
         index_sha256=manifest.index.sha256,
         rows=manifest.index.count,
         note="; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason),

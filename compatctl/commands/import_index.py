@@ -103,6 +103,7 @@ def import_index(
     space: str | None = None,
     ef_search: int = 64,
     preprocessing: Path | None = None,
+    name: str | None = None,
     drop_deleted: bool = False,
     columns: Mapping[str, str] | None = None,
     items_table: str | None = None,
@@ -140,7 +141,7 @@ def import_index(
     flags = ("--items", "--items-table", "--items-column", "--table", "--norms", "--drop-deleted")
     given = (items, items_table, named, table, norms, drop_deleted)
     location = _location(index, dict(zip(flags, given, strict=True)))
-    model_file = ModelFile.deployed(project, model, preprocessing)
+    model_file = ModelFile.deployed(project, model, preprocessing, name=name)
     encoder = model_file.encoder
     own = {"id", "vector", "label"} if items is None else {"vector"}
     names = _items_table(items, named, items_table)

@@ -34,7 +34,8 @@ class Status:
 
     Attributes:
         gallery_pass: what of the gallery went through the query model.
-        shares: digest of a model -> its share of the gallery's rows, in [0, 1].
+        shares: digest of a model -> its share of the gallery's rows, in [0, 1]; ``names``: digest
+            -> the model's name, for people.
         registry, memory: digests of the class registry and of the rehearsal memory.
         proven: false if adopted rows were never compared with their model's embeddings.
         calibrated: ``search`` maps the query model's scores to the scale of an earlier model.
@@ -58,6 +59,7 @@ class Status:
     rows: int
     dim: int
     shares: dict[str, float]
+    names: dict[str, str]
     index_sha256: str
     ef_search: int
     report: str | None
@@ -108,6 +110,7 @@ def status(project: Project) -> Status:
         rows=manifest.index.count,
         dim=manifest.index.dim,
         shares={model.sha256: model.rows / rows for model in manifest.models},
+        names={model.sha256: model.name for model in manifest.models},
         index_sha256=manifest.index.sha256,
         ef_search=manifest.index.ef_search,
         report=manifest.report,

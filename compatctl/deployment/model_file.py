@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -22,13 +23,19 @@ from compatctl.manifest import ModelShare
 from compatctl.recipe import Project
 from compatctl.store import Transaction
 
+_NAME = re.compile(r"[^\s/\\](?:[^/\\\x00-\x1f\x7f]{0,98}[^\s/\\])?")
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelFile:
-    """A model's sealed bytes, and the file that they were read from."""
+    """A model's sealed bytes, and the file that they were read from.
+
+    ``name`` is what people call it in the store; None: as its file.
+    """
 
     path: Path
     data: bytes
+    name: str | None = None
 
     @classmethod
     def read(cls, path: Path, preprocessing: Path | None = None) -> Self:
@@ -54,23 +61,34 @@ class ModelFile:
 
     @classmethod
     def deployed(
-        cls, project: Project, model: Path | None, preprocessing: Path | None = None
+        cls,
+        project: Project,
+        model: Path | None,
+        preprocessing: Path | None = None,
+        *,
+        name: str | None = None,
     ) -> Self:
-        """The model that filled a gallery: the named one, or that of the only space of vectors.
+        """The model that filled a gallery: the given one, or that of the only space of vectors.
 
         Raises:
-            UsageError: no model is named, and the project's vectors are not of one space.
+            UsageError: no model is given, and the project's vectors are not of one space; or the
+                name is no name.
             InputError: as ``named``.
         """
+        if name is not None and not _NAME.fullmatch(name):
+            raise UsageError(
+                f"--name {name!r}: a name has 1 to 100 characters, and no blank at an end, no "
+                "slash and no control character"
+            )
         if model is not None:
-            return cls.named(project, model, preprocessing)
+            return replace(cls.named(project, model, preprocessing), name=name)
         if len(project.vectors) != 1:
             raise UsageError(
                 "no model is given",
                 tip="pass --model FILE; or, for a model behind an API, --vectors SPACE=FILE, or "
                 f"--model with one of its spaces ({', '.join(project.vectors) or 'none'})",
             )
-        return cls.named(project, Path(*project.vectors), preprocessing)
+        return replace(cls.named(project, Path(*project.vectors), preprocessing), name=name)
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -112,7 +130,7 @@ class ModelFile:
             sha256=tx.put("models", lambda path: path.write_bytes(self.data)),
             dim=self.dim,
             rows=rows,
-            name=self.path.name,
+            name=self.name or self.path.name,
             canary=tx.put("canaries", canary.write),
         )
 

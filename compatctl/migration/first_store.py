@@ -73,6 +73,7 @@ def embed_first_gallery(
     *,
     model: Path | None = None,
     preprocessing: Path | None = None,
+    name: str | None = None,
     m: int = 16,
     ef_construction: int = 200,
     ef_search: int = 64,
@@ -89,7 +90,7 @@ def embed_first_gallery(
             with the model is missing.
     """
     require_hnswlib()
-    model_file = ModelFile.deployed(project, model, preprocessing)
+    model_file = ModelFile.deployed(project, model, preprocessing, name=name)
     encoder = model_file.encoder
     params = HnswParams(dim=encoder.dim, M=m, ef_construction=ef_construction, ef_search=ef_search)
     data = load_data(project)

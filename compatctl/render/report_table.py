@@ -39,28 +39,56 @@ _TESTS = {
 }
 
 
-def report_table(console: Console, report: Report) -> None:
+def report_table(console: Console, report: Report, *, verbose: bool = False) -> None:
+    """The verdict and what to do, what decides it, and what was not checked; ``verbose``: every
+    group, table and check too."""
+    console.print(f"verdict: {report.verdict.outcome}. {cell(report.summary)}")
+    console.print(f"next: {cell(report.next_step)}\n")
     if report.gallery_pass is not None:
         console.print(report.gallery_pass.text)
     if report.searched is not None:
         console.print(f"{_searched(report.searched)}\n")
-    for group in report.groups:
-        _group(console, group, report.policy)
+    if verbose:
+        for group in report.groups:
+            _group(console, group, report.policy)
+    else:
+        _first_group(console, report.groups[0], report.policy)
     _rescored_today(console, report.rescored_today)
     if report.rescoring is not None:
         _rescoring(console, report.rescoring)
+    _checks(console, report, verbose=verbose)
+    if verbose:
+        _measured(console, report)
+    if report.attempt is not None and report.attempt.number > 1:
+        from compatctl.report import attempt_sentence
+
+        console.print(cell(attempt_sentence(report.attempt)))
+    console.print(f"not checked: {cell('; '.join(report.not_checked) or 'nothing')}")
+    if not verbose:
+        console.print("-v shows everything that was measured")
+
+
+def _checks(console: Console, report: Report, *, verbose: bool) -> None:
+    """What decides; a check that did not pass says why. ``verbose``: also what was measured."""
     checks = [check for check in report.verdict.checks if check.decides]
     if checks:
-        checks_table(console, checks)
+        checks_table(console, checks, sizes=verbose)
+    for check in checks:
+        if check.outcome != "pass":
+            console.print(f"{cell(_named(check))}: {cell(check.detail)}")
     first = report.groups[0].name
     others = [
         check
         for check in report.verdict.checks
         if not check.decides and check.group.startswith((first, "pairs"))
     ]
-    if others:
+    if others and verbose:
         console.print("measured; these do not decide, by the policy or for lack of queries:")
         checks_table(console, others)
+
+
+def _measured(console: Console, report: Report) -> None:
+    """Pairs, ANN recall and latency."""
     if report.pairs is not None:
         _pairs(console, report.pairs)
     if report.ann is not None:
@@ -73,13 +101,36 @@ def report_table(console: Console, report: Report) -> None:
             f"a batch of {report.latency.batch}: {report.latency.old_ms:.3g} ms old, "
             f"{report.latency.new_ms:.3g} ms new"
         )
-    if report.attempt is not None and report.attempt.number > 1:
-        from compatctl.report import attempt_sentence
 
-        console.print(cell(attempt_sentence(report.attempt)))
-    console.print(f"not checked: {cell('; '.join(report.not_checked))}")
-    console.print(f"\nverdict: {report.verdict.outcome}. {cell(report.summary)}")
-    console.print(f"next: {report.next_step}")
+
+_SHOWN = ("old_old", "new_old", "new_new")
+"""Today's answers, the candidate's on the gallery as it is, and its own on a gallery of its own."""
+
+
+def _first_group(console: Console, group: Group, policy: Policy) -> None:
+    """The deciding queries: hit rates and nDCG of what matters."""
+    console.print(_heading(group))
+    ks = sorted(group.hit_rate["old_old"], key=int)
+    ndcg = f"nDCG@{policy.ndcg_at}"
+    rows = [
+        (
+            _TESTS[pair],
+            *(group.hit_rate[pair][k] for k in ks),
+            group.ndcg[pair].get(str(policy.ndcg_at)),
+        )
+        for pair in _SHOWN
+        if pair in group.hit_rate
+    ]
+    print_table(console, ("query / gallery", *(f"hit@{k}" for k in ks), ndcg), rows)
+    if group.error_rates is not None:
+        _error_rates(console, group.error_rates)
+
+
+def _heading(group: Group) -> str:
+    return (
+        f"{cell(group.name)}: {group.n_queries} queries of {_units(group)}"
+        f"{_left_out(group.n_without_match)}"
+    )
 
 
 def _rescored_today(console: Console, today: RescoredToday | None) -> None:
@@ -135,10 +186,7 @@ def _searched(gallery: SearchedGallery) -> str:
 def _group(console: Console, group: Group, policy: Policy) -> None:
     from compatctl.report import ranking_columns
 
-    console.print(
-        f"{cell(group.name)}: {group.n_queries} queries of {_units(group)}"
-        f"{_left_out(group.n_without_match)}"
-    )
+    console.print(_heading(group))
     ks, others = sorted(group.hit_rate["old_old"], key=int), ranking_columns(group, policy)
     rows = [
         (
@@ -226,19 +274,21 @@ def _named(check: Check) -> str:
     return f"{check.name} ({part})" if part else str(check.name)
 
 
-def checks_table(console: Console, checks: Sequence[Check]) -> None:
+def checks_table(console: Console, checks: Sequence[Check], *, sizes: bool = True) -> None:
+    """A line for each check; ``sizes``: with the number of queries or pairs behind it."""
     rows = [
         (
             _named(check),
             check.estimate,
             None if check.low is None else f"{check.low:.4f} .. {check.high:.4f}",
-            None if check.threshold is None else check.threshold - (check.margin or 0.0),
-            check.n,
+            None if check.threshold is None else f"{check.threshold - (check.margin or 0.0):g}",
+            *((check.n,) if sizes else ()),
             check.outcome if check.threshold is not None else "",
         )
         for check in checks
     ]
-    print_table(console, ("check", "estimate", "interval", "limit", "n", "outcome"), rows)
+    columns = ("check", "estimate", "interval", "limit", *(("n",) if sizes else ()), "outcome")
+    print_table(console, columns, rows)
 
 
 def log_table(console: Console, result: LogResult) -> None:

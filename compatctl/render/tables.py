@@ -20,14 +20,12 @@ if TYPE_CHECKING:
     from compatctl.commands.doctor import Diagnosis
     from compatctl.commands.finetune import FinetunePlan
     from compatctl.commands.fuse import Fused
-    from compatctl.commands.history import History
     from compatctl.commands.lift import Lifted
     from compatctl.commands.matrix import CompatibilityMatrix
     from compatctl.commands.plan import Plan
     from compatctl.commands.power import Power
     from compatctl.commands.promote import Promoted
     from compatctl.commands.search import SearchResult
-    from compatctl.commands.status import Status
     from compatctl.core.gallery_pass import GalleryPass
     from compatctl.core.power_law import Range
     from compatctl.deployment.query_model_pass import QueryModelPass
@@ -91,30 +89,6 @@ def power_table(console: Console, power: Power) -> None:
             "shares and correlations are assumed; two feature tables, or --report of an earlier "
             "verification, measure them"
         )
-
-
-def history_table(console: Console, history: History) -> None:
-    rows = [
-        (
-            entry.gallery_pass.short,
-            entry.generation,
-            entry.operation,
-            entry.created_at[:16].replace("T", " "),
-            entry.query_model[:12],
-            entry.rows,
-            entry.note,
-        )
-        for entry in history.generations
-    ]
-    columns = ("passed", "generation", "operation", "at", "query model", "rows", "note")
-    print_table(console, columns, rows, keys=2)
-
-
-def status_table(console: Console, status: Status) -> None:
-    """The share passed, then every other field."""
-    _pass_line(console, status.gallery_pass)
-    fields = json_safe(status)
-    fields_table(console, {key: entry for key, entry in fields.items() if key != "gallery_pass"})
 
 
 def doctor_table(console: Console, diagnosis: Diagnosis) -> None:

@@ -16,7 +16,7 @@ SCRIPTS = Path(sys.executable).parent
 
 def main(folder: Path, wheel: str) -> None:
     """Run the action in the project that gate.py left, then build what the image has."""
-    requirement = f"{wheel}[hnswlib]"
+    requirement = f"{wheel}[hnswlib,report]"
     job = run_action(folder / "gate", SCRIPTS, {"new": "new.onnx", "requirement": requirement})
     assert job.codes == {"Install": 0, "Verify": 0}, job.said
     assert job.outputs["verdict"] == "pass"
