@@ -1,8 +1,8 @@
 """Serving a store over HTTP: the extra ``serve``.
 
 Modules, lowest first: batching (queries of many requests in one pass), answer_log, metrics,
-candidate (a model that is tried beside the one that serves), service (all of it, without HTTP),
-http (FastAPI), server (uvicorn).
+shared_metrics (of several processes), candidate (a model that is tried beside the one that serves),
+service (all of it, without HTTP), http (FastAPI), server (uvicorn), processes (several of them).
 """
 
 from __future__ import annotations
