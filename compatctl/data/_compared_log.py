@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compatctl.data._answer_parts import is_parts, part_entries
+from compatctl.data._answers import MAX_LINES_NAMED
 from compatctl.errors import InputError
 from compatctl.notices import notice
 
@@ -58,7 +59,7 @@ def read_compared_log(path: Path, candidate: str | None = None) -> ComparedLog:
     parts in Parquet, or one of these.
 
     ``candidate``: the digest of the candidate; None: there is only one pair of models in the log.
-    A last line that is cut off is left out, with a notice: the service may be writing it.
+    A line that is cut off is left out, with a notice: the service may be writing it.
 
     Raises:
         InputError: the file cannot be read, a line is no such line, no line has both answers, or
@@ -120,7 +121,9 @@ def _chosen(
 
 
 def _entries(path: Path) -> Iterator[tuple[str, float, dict[str, Any]]]:
-    """Each line's place, its number and entries."""
+    """Each line's place, its number and entries; lines that were cut off are left out."""
+    cut: list[str] = []
+    count = 0
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -130,20 +133,19 @@ def _entries(path: Path) -> Iterator[tuple[str, float, dict[str, Any]]]:
                 try:
                     entry = json.loads(line.decode("utf-8"))
                 except (ValueError, RecursionError):
-                    if not line.endswith(b"\n"):
-                        _say_cut(path, number)
-                        return
-                    raise InputError(f"{where}: no JSON", tip=_TIP) from None
+                    if line.endswith(b"\n") and not line.startswith(b"{"):
+                        raise InputError(f"{where}: no JSON", tip=_TIP) from None
+                    count += 1
+                    cut += [f"line {number}"] * (len(cut) < MAX_LINES_NAMED)
+                    continue
                 if not isinstance(entry, dict):
                     raise InputError(f"{where}: no JSON object", tip=_TIP)
                 yield where, number, entry
     except OSError as error:
         raise InputError(f"{path}: the log cannot be read: {error}", tip=_TIP) from error
-
-
-def _say_cut(path: Path, number: int) -> None:
-    reason = "it is left out; the service may be writing it"
-    notice("cut-line", path, "lines that are cut off", [f"line {number}"], reason)
+    if count:
+        reason = "they are left out; a service was killed, its disk was full, or it is writing"
+        notice("cut-line", path, "lines that are cut off", cut, reason, count=count)
 
 
 def _text(entry: Mapping[str, Any], name: str, where: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -130,6 +131,17 @@ class AnswerLog:
         self._file.close()
 
 
+def _ends_a_line(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            if not file.seek(0, os.SEEK_END):
+                return True
+            file.seek(-1, os.SEEK_END)
+            return file.read() == b"\n"
+    except OSError:  # a pipe, or nothing that may be read
+        return True
+
+
 class _JsonLines:
     """Appends JSON lines to a file. Other processes may do so too: each writing has whole lines.
 
@@ -145,7 +157,8 @@ class _JsonLines:
                 f"the log {path} cannot be written: {error.strerror or error}",
                 tip="name a file in a folder that exists and may be written",
             ) from error
-        self._lines = bytearray()
+        # what a killed process, or a full disk, left of a line gets no line appended to it
+        self._lines = bytearray(b"" if _ends_a_line(path) else b"\n")
         self._waiting = 0
         self.written = 0
         self.dropped = 0
@@ -163,15 +176,19 @@ class _JsonLines:
 
     def flush(self) -> None:
         """Hand the lines to the system."""
-        lines, count = memoryview(self._lines), self._waiting
-        self._lines, self._waiting = bytearray(), 0
+        if not self._waiting:
+            return
+        lines, count, done = memoryview(self._lines), self._waiting, 0
+        self._waiting = 0
         try:
-            while lines:
-                lines = lines[self._file.write(lines) :]
-        except OSError:
-            self.dropped += count
-        else:
+            while done < len(lines):
+                done += self._file.write(lines[done:])
             self.written += count
+            self._lines = bytearray()
+        except OSError:
+            left = min(count, bytes(lines[done:]).count(b"\n"))
+            self.written, self.dropped = self.written + count - left, self.dropped + left
+            self._lines = bytearray(b"\n")
 
     def close(self) -> None:
         """Hand the lines to the system, and close the file."""

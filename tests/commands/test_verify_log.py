@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import resource
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 from shop_kit import Shop
 
-from compatctl.data import load
+from compatctl.data import load, read_compared_log
 from compatctl.deployment.searcher import Searcher
 from compatctl.encoder import Encoder
 from compatctl.serving.answer_log import AnswerLog, LogLine
@@ -165,8 +167,8 @@ def test_a_log_that_says_nothing_is_refused(shop: Shop, logged: Callable[..., Pa
 def test_a_line_that_is_cut_off_is_left_out_and_said(
     shop: Shop, logged: Callable[..., Path]
 ) -> None:
-    """Be it cut within a character; --strict refuses it, and any other line that is none is an
-    error."""
+    """The last one, be it cut within a character, or one after which a service was started again;
+    --strict refuses it."""
     text = logged("new.onnx").read_text().replace('"query": "', '"query": "é').encode()
     last = text[:-1].rindex(b"\n") + 1
     cut = shop.path("cut.jsonl")
@@ -178,8 +180,51 @@ def test_a_line_that_is_cut_off_is_left_out_and_said(
         assert read["lines"] == text.count(b"\n") - 1
         assert [(one["kind"], one["count"]) for one in read["notices"]] == [("cut-line", 1)]
         assert _run(shop, "--log", cut, "--strict").code == 5
-    cut.write_bytes(text[: len(text) - 40] + b"\n")
-    assert _run(shop, "--log", cut).code == 5
+    text = text.replace(b"\xc3\xa9", b"")
+    first = text.index(b"\n") + 1
+    cut.write_bytes(text[: first - 9] + b"\n" + text[first:])
+    read = _run(shop, "--log", cut).json
+    assert read["lines"] == text.count(b"\n") - 1
+    assert read["notices"][0]["names"] == ["line 1"]
+
+
+def test_no_line_is_appended_to_what_is_left_of_another(
+    shop: Shop, logged: Callable[..., Path]
+) -> None:
+    """A kill left a torn line before, and a disk that was full tore one of its own: both are left
+    out, all others are read, and written and dropped are what the file says."""
+    lines = _lines(logged("new.onnx"))
+    path = shop.path("torn.jsonl")
+    path.write_text('{"query": "of a service that was killed", "hi')
+    with Searcher.open(shop.path("store")) as searcher:
+        current = searcher.current
+        query = Path(str(load(shop.data()).sources[0])).read_bytes()
+        answer = answer_of(current.answer([current.prepare(query)], K), 0, K)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    log = AnswerLog(path)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+        for number in range(20):
+            log.add(LogLine(query=f"q{number}", side="current", answer=answer, other=answer))
+        _until(lambda: log.written + log.dropped == 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    torn = log.written
+    assert 0 < torn < 20
+    log.add(LogLine(query=lines[0]["query"], side="current", answer=answer, other=answer))
+    log.close()
+    assert (log.written, log.dropped) == (torn + 1, 20 - torn)
+    read = read_compared_log(path)
+    names = {f"q{number}" for number in range(torn)} | {lines[0]["query"]}
+    assert {logged.query for logged in read.queries} == names
+    assert path.read_bytes().count(b'{"query') == 1
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < ends
+        time.sleep(0.01)
 
 
 def test_the_log_of_another_store_is_said(shop: Shop, logged: Callable[..., Path]) -> None:
