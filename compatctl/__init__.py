@@ -1,6 +1,6 @@
 """Swap the model behind an embedding store without re-embedding the gallery.
 
-The public API is nine names; each is imported on first use.
+The public API is ten names; each is imported on first use.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from compatctl.deployment.searcher import Searcher
     from compatctl.encoder import Encoder
     from compatctl.errors import CompatError
-    from compatctl.recipe import Recipe
+    from compatctl.recipe import Project, Recipe
     from compatctl.store import Store
 
 __all__ = [
     "CompatError",
     "Encoder",
+    "Project",
     "Recipe",
     "Searcher",
     "Store",
@@ -37,6 +38,7 @@ __all__ = [
 _HOMES = {
     "CompatError": "errors",
     "Encoder": "encoder",
+    "Project": "recipe",
     "Recipe": "recipe",
     "Searcher": "deployment.searcher",
     "Store": "store",

@@ -32,6 +32,11 @@ app = typer.Typer(
 
 _DIVIDED = {"finetune"}
 """Commands that divide their work among processes."""
+_CONTINUED = {
+    "finetune": "; compatctl finetune --resume goes on",
+    "backfill": "; the same command goes on",
+}
+"""Commands whose work before Ctrl-C is kept."""
 REPORT_S = 1.0
 """How long a process waits for the first one to report: torchrun stops all when one ends."""
 
@@ -79,7 +84,8 @@ def command(function: Callable[..., Outcome[Any]]) -> Callable[..., Outcome[Any]
                 raise typer.Exit(error.exit_code) from None
             except KeyboardInterrupt:
                 if launch is None or launch.rank == 0:
-                    print("interrupted: nothing was committed", file=sys.stderr)
+                    more = _CONTINUED.get(function.__name__, "")
+                    print(f"interrupted: nothing was committed{more}", file=sys.stderr)
                 raise typer.Exit(130) from None
         if outcome.exit_code:
             raise typer.Exit(outcome.exit_code)

@@ -60,6 +60,7 @@ def init(
     """
     from compatctl.commands.init import init
     from compatctl.render import progress
+    from compatctl.render.store_tables import created_table
 
     with progress() as report_progress:
         result = init(
@@ -74,7 +75,7 @@ def init(
             dry_run=dry_run,
             progress=report_progress,
         )
-    return Outcome(result=result)
+    return Outcome(result=result, table=created_table)
 
 
 @command
@@ -198,6 +199,7 @@ def import_(
     """
     from compatctl.commands.import_index import import_index
     from compatctl.render import progress
+    from compatctl.render.store_tables import created_table
 
     with progress() as report_progress:
         result = import_index(
@@ -217,7 +219,7 @@ def import_(
             dry_run=dry_run,
             progress=report_progress,
         )
-    return Outcome(result=result, warnings=result.warnings)
+    return Outcome(result=result, warnings=result.warnings, table=created_table)
 
 
 def _item_columns(pairs: list[str] | None) -> dict[str, str]:

@@ -61,6 +61,7 @@ class ImportResult:
         in_top_3: the share of these items whose own vector is among the first three.
         proven: false without it: nothing shows that this model made these vectors.
         dropped: how many rows were marked deleted and are left out.
+        project_file: the compatctl.yaml that was written; None: none was.
     """
 
     store: str
@@ -80,6 +81,7 @@ class ImportResult:
     proven: bool
     warnings: tuple[str, ...]
     written: bool
+    project_file: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,9 +174,11 @@ def import_index(
         )
         kept = norms if source.norms is not None else None
         result = _result(project, encoder, source, agreement, written, norms=kept)
-    if not dry_run and (project.data is not None or project.vectors):
-        write_first_project(project)
-    return replace(result, index_sha256="") if dry_run else result
+    if dry_run:
+        return replace(result, index_sha256="")
+    if project.data is None and not project.vectors:
+        return result
+    return replace(result, project_file=write_first_project(project))
 
 
 def _open(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compatctl.data import Dataset
@@ -55,6 +55,7 @@ class InitResult:
         skipped: ids of items whose image does not decode, or that the model gives a vector that
             is zero or not finite.
         written: false for a dry run, and if an earlier run of the same command created the store.
+        project_file: the compatctl.yaml that was written; None: there was one, or it is a dry run.
     """
 
     store: str
@@ -66,6 +67,7 @@ class InitResult:
     classes: int
     skipped: tuple[str, ...]
     written: bool
+    project_file: str | None = None
 
 
 def embed_first_gallery(
@@ -103,9 +105,7 @@ def embed_first_gallery(
     if store := existing_store(project.store, "init", encoder.sha256):
         refuse_other_registry(store, artifacts)
         result = _existing_result(project, store, gallery, params, skip_bad=skip_bad)
-        if not dry_run:
-            write_first_project(project)
-        return result
+        return result if dry_run else replace(result, project_file=write_first_project(project))
     check_steady(encoder, gallery)
     with _embedded(project, model_file, gallery, progress, skip_bad=skip_bad) as embedded:
         index = HnswIndex.create(params, max(1, len(embedded.rows)))
@@ -125,9 +125,9 @@ def embed_first_gallery(
             operation=Operation.INIT,
         )
         sha256 = manifest.index.sha256
-        write_first_project(project)
     bad = tuple(embedded.bad)
-    return _result(project, catalog, encoder.dim, sha256, skipped=bad, written=not dry_run)
+    result = _result(project, catalog, encoder.dim, sha256, skipped=bad, written=not dry_run)
+    return result if dry_run else replace(result, project_file=write_first_project(project))
 
 
 def _embedded(
@@ -187,15 +187,15 @@ def _result(
     )
 
 
-def write_first_project(project: Project) -> None:
+def write_first_project(project: Project) -> str | None:
     """Write a first compatctl.yaml beside the store, if there is none; here for one in a bucket,
-    if the project is no file's."""
+    if the project is no file's. Returns its path; None: nothing was written."""
     remote, unnamed = is_in_bucket(project.store), Project()
     path = (Path() if remote else project.store.parent) / PROJECT_FILE
     if path.exists() or Path(PROJECT_FILE).exists():
-        return
+        return None
     if remote and (project.candidate, project.output) != (unnamed.candidate, unnamed.output):
-        return
+        return None
     folder = path.parent.resolve()
     data = f"data: {_relative(project.data.resolve(), folder)}\n" if project.data else ""
     tables = {
@@ -210,6 +210,7 @@ def write_first_project(project: Project) -> None:
     store = shown_path(project.store) if remote else project.store.name
     text = SCAFFOLD.format(store=store, data=data, columns=names)
     write_atomic(path, text.encode())
+    return str(path)
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -1,10 +1,12 @@
-"""The tables of status and history: models by their names, digests of 12 characters."""
+"""Tables of init, import, status and history: models by name, 12 characters of a digest."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compatctl.render.console import cell, print_table
+from compatctl.files import json_safe
+from compatctl.render.console import cell, fields_table, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -12,7 +14,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from compatctl.commands.history import History
+    from compatctl.commands.import_index import ImportResult
     from compatctl.commands.status import Status
+    from compatctl.migration.first_store import InitResult
 
 _LABEL = 15
 """Width of the first column of status."""
@@ -21,6 +25,16 @@ _LABEL = 15
 def named(name: str, sha256: str) -> str:
     """A model for people: its name, and 12 characters of its digest."""
     return f"{name} ({sha256[:12]})" if name else sha256[:12]
+
+
+def created_table(console: Console, created: InitResult | ImportResult) -> None:
+    """A line for each field; then the compatctl.yaml that was written, as it is."""
+    fields = json_safe(created)
+    fields_table(console, {key: entry for key, entry in fields.items() if key != "project_file"})
+    if created.project_file is not None:
+        console.print(f"\nwrote {cell(created.project_file)}, which every command reads:\n")
+        for line in Path(created.project_file).read_text().splitlines():
+            console.print(f"    {cell(line)}")
 
 
 def status_table(console: Console, status: Status) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,3 +113,19 @@ def test_a_name_of_nothing_is_a_missing_file(shop: Shop, monkeypatch: pytest.Mon
     done = shop.run("verify", "candidate")
     assert done.code == 5
     assert "no candidate" in done.stderr
+
+
+def test_init_says_which_project_file_it_wrote(shop: Shop, tmp_path: Path) -> None:
+    """Path and content of a first compatctl.yaml are shown; where there is one, it stays."""
+    data = Project.load(shop.path("compatctl.yaml")).data
+    place = tmp_path / "fresh"
+    place.mkdir()
+    command = [sys.executable, "-m", "compatctl", "init", "--model", shop.path("old.onnx")]
+    command += ["--data", str(data)]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True)
+    written = (place / "compatctl.yaml").read_text()
+    assert "wrote compatctl.yaml" in done.stdout
+    assert all(f"    {line}" in done.stdout for line in written.splitlines())
+    again = subprocess.run([*command, "--json"], cwd=place, capture_output=True, check=True)
+    assert json.loads(again.stdout)["project_file"] is None
+    assert (place / "compatctl.yaml").read_text() == written
