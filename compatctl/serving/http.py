@@ -21,6 +21,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 
 from compatctl._version import __version__
 from compatctl.deployment.searching import Hit
@@ -284,6 +285,8 @@ async def _query(request: Request, service: SearchService, k: int) -> Query:
             body = await _body(request, limits.body_bytes)
     except TimeoutError:
         raise RefusedError(status=408, error="slow", message="the body took too long") from None
+    except ClientDisconnect:  # who is gone gets no answer; metrics count it as the caller's
+        raise RefusedError(status=400, error="body", message="the body ended early") from None
     if not body:
         raise RefusedError(status=400, error="body", message="the body is empty: send a query")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()

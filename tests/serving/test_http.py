@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from serve_kit import Server
+from serve_kit import Server, wait_for
 from shop_kit import Shop, run, turned
 from text_shop_kit import TextShop
 
@@ -100,6 +100,23 @@ def test_a_body_without_a_stated_length_is_cut_off_too(server: Server) -> None:
         except OSError:
             pass
         assert raw.recv(64).startswith(b"HTTP/1.1 413")
+
+
+def test_a_caller_that_leaves_in_its_body_is_no_error_of_the_service(server: Server) -> None:
+    """It is counted as a bad request, and nothing is logged."""
+
+    def counted(status: int) -> float:
+        lines = server.ask("/metrics").body.decode().splitlines()
+        name = f'compatctl_requests_total{{side="none",status="{status}"}}'
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+    before = counted(400)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as raw:
+        raw.sendall(b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nabc")
+        time.sleep(0.2)
+    wait_for(lambda: counted(400) == before + 1)
+    assert counted(500) == 0
+    assert "Traceback" not in server.said
 
 
 def test_a_caller_that_sends_no_headers_holds_no_connection(begun: Path) -> None:
