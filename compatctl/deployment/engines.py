@@ -59,6 +59,7 @@ class EngineStatus:
         rows: rows with a vector; ``without_vector``: the others. None: the server is not reached.
         adopted: how many rows the store adopted. Whether these are the same rows with the same
             vectors only ``check`` knows, which reads them all.
+        side_table: the table beside it that has ``side_rows`` of the adopted rows; "" without one.
         problems: how the row differs from the store, or why it is not known.
     """
 
@@ -68,6 +69,8 @@ class EngineStatus:
     rows: int | None
     without_vector: int | None
     adopted: int
+    side_table: str
+    side_rows: int
     problems: tuple[str, ...]
 
     @property
@@ -109,5 +112,7 @@ def engine_status(store: Store) -> EngineStatus | None:
         rows=counts[0],
         without_vector=counts[1],
         adopted=manifest.index.count,
+        side_table="" if file.side is None else file.location.quoted(file.side.table),
+        side_rows=0 if file.side is None else file.side.rows,
         problems=tuple(problems),
     )

@@ -45,6 +45,9 @@ from compatctl.manifest import Catalog, IndexInfo, Manifest
 from compatctl.progress import Progress
 from compatctl.store import Store, table_file
 
+LAST_SHARE = 0.01
+"""A side table that lacks a smaller share of the rows takes them over."""
+
 _TRIED = 500
 """Rows that are indexed in an engine to see how fast it is."""
 
@@ -120,7 +123,11 @@ def replace_rows(
     progress: Progress,
 ) -> BuiltIndex:
     """The rows ``chosen`` (n,) replaced by vectors of the query model; ``rows_at`` gives those at
-    some positions (m,) among them. Errors as ``map_rows``."""
+    some positions (m,) among them. Errors as ``map_rows``.
+
+    Where a side table then lacks fewer than ``LAST_SHARE`` of the rows, it takes them as they are:
+    a scan of the application's index that looks for so few would pass over nearly all of them.
+    """
     manifest = store.manifest
     info = manifest.index
     if not in_engine(manifest):
@@ -136,9 +143,35 @@ def replace_rows(
     side = rows.file.side or new_side(
         rows.file, manifest.query_model, dim=info.dim, table_dim=info.dim, shared=True
     )
+    old, last = open_table(store, manifest, catalog), _last_rows(rows, chosen)
+
+    def vectors_at(positions: Rows) -> Vectors:
+        new = positions < len(chosen)
+        if new.all():
+            return rows_at(positions)
+        vectors = np.empty((len(positions), info.dim), np.float32)
+        vectors[~new] = old.vectors(catalog.keys[last[positions[~new] - len(chosen)]])
+        if new.any():
+            vectors[new] = rows_at(positions[new])
+        return vectors
+
     return write_side(
-        rows, side, chosen, rows_at=rows_at, params=side_params(info), progress=progress
+        rows,
+        side,
+        np.concatenate([chosen, last]),
+        rows_at=vectors_at,
+        params=side_params(info),
+        progress=progress,
     )
+
+
+def _last_rows(rows: EngineRows, chosen: Rows) -> Rows:
+    """The rows (n,) that a side table lacks once it has those that are ``chosen``, if they are
+    few; else none."""
+    lacking = ~rows.checksums.in_side
+    lacking[chosen] = False
+    few = lacking.sum() < LAST_SHARE * len(lacking)
+    return np.flatnonzero(lacking) if few else np.zeros(0, np.int64)
 
 
 def take_over_added(built: BuiltIndex, newest: Store, catalog: Catalog, known: int) -> BuiltIndex:
