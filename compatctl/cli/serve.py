@@ -75,6 +75,7 @@ def serve(
         typer.Option(
             "--processes",
             min=1,
+            max=128,
             help="Processes that answer on the port, each with a model and an index of its own.",
         ),
     ] = 1,
