@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from compatctl.core.arrays import Bools, Checksums
-from compatctl.engines import RowChecksums, TableFile, open_connection_to, side_of
+from compatctl.engines import RowChecksums, TableFile, erase_beside, open_connection_to, side_of
 from compatctl.errors import ConflictError, UsageError
 from compatctl.index import TableChanges, row_checksums
 from compatctl.manifest import Catalog
@@ -41,7 +41,7 @@ class SideChanges:
             ConflictError: the side table is damaged.
         """
         if file.side is None:
-            return cls()
+            return cls(gone=changes.missing)
         if changes.damaged:
             raise ConflictError(
                 f"{file.location.url}: {changes.sentence()}; nobody else writes that table",
@@ -110,9 +110,8 @@ class SideChanges:
             )
 
 
-def erase_gone(files: Sequence[TableFile], ids: Sequence[str]) -> None:
-    """Delete the rows of ids that the application deleted from the side tables of these files."""
-    tables = {file.side.table: file for file in files if file.side is not None}
-    for file in tables.values():
-        with open_connection_to(file.location.from_environment()) as connection:
-            side_of(file).erase(connection, ids)
+def erase_gone(file: TableFile, ids: Sequence[str]) -> None:
+    """Delete what was computed of items that the application deleted, of every generation."""
+    location = file.location.from_environment()
+    with open_connection_to(location) as connection:
+        erase_beside(connection, location, file.id_type, ids)

@@ -16,7 +16,7 @@ from compatctl.deployment.rewriting import new_side, side_params
 from compatctl.engines import RowChecksums
 from compatctl.errors import ConflictError
 from compatctl.index import EngineRows, write_side
-from compatctl.manifest import Catalog, Manifest, Operation
+from compatctl.manifest import Catalog, Manifest, Operation, unknown_digests
 from compatctl.printable import listed
 from compatctl.progress import Progress
 from compatctl.recipe import Project
@@ -108,6 +108,8 @@ class SideRollback:
 
     def _embedded(self, project: Project, progress: Progress) -> tuple[Vectors, Bytes]:
         """Vectors (n, D) and digests (n, 32) of the fresh rows."""
+        if not len(self.fresh):
+            return np.zeros((0, self.target.index.dim), np.float32), unknown_digests(0)
         data = load_data(project) if project.source else None
         row_of = data.row_of if data else {}
         ids = [self.catalog.ids[row] for row in self.fresh.tolist()]

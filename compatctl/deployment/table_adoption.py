@@ -15,7 +15,6 @@ from compatctl.deployment.gallery import indexed_rows, load_query_model
 from compatctl.deployment.project import utc_now
 from compatctl.deployment.provenance import compare
 from compatctl.deployment.side_adoption import SideChanges, erase_gone
-from compatctl.deployment.sides import side_files
 from compatctl.engines import TableFile
 from compatctl.errors import InputError
 from compatctl.index import EngineIndex, RowsNow, TableChanges
@@ -122,7 +121,7 @@ class TableAdoption:
                 ),
             )
         if self.side.gone:
-            erase_gone(side_files(self.store), self.side.gone)
+            erase_gone(self.file, self.side.gone)
         return after
 
     def _compare(self, project: Project, found: RowsNow) -> bool:

@@ -24,7 +24,7 @@ from compatctl.engines.milvus.rows import CollectionRows
 from compatctl.engines.milvus.search import CollectionSearch
 from compatctl.engines.rows import RowBlock, TableRows
 from compatctl.engines.search import FencedSearch, Found, Scan
-from compatctl.engines.side_rows import SideRows, side_tables, sweep_sides
+from compatctl.engines.side_rows import SideRows, erase_rows, sweep_sides
 from compatctl.engines.statement import SearchStatement, application_search
 from compatctl.engines.table_file import TableFile
 
@@ -129,9 +129,6 @@ class Side(Protocol):
 
     def find(self, connection: Connection, ids: Sequence[str]) -> Iterator[RowBlock]:
         """The valid rows of these ids, in any order."""
-
-    def erase(self, connection: Connection, ids: Sequence[str]) -> None:
-        """Delete the rows of these ids from every batch."""
 
 
 class Pool(Protocol):
@@ -251,9 +248,12 @@ def side_refusal(connection: Connection, location: Location) -> str:
     return side_problem(found, server, facts)
 
 
-def sides_of(connection: Connection, location: Location) -> tuple[str, ...]:
-    """The side tables that were made for a row, of kept generations or not."""
-    return side_tables(connection, location) if isinstance(location, TableLocation) else ()
+def erase_beside(
+    connection: Connection, location: Location, id_type: str, ids: Sequence[str]
+) -> None:
+    """Delete the rows of these ids from everything that was computed beside a table."""
+    if isinstance(location, TableLocation):
+        erase_rows(connection, location, id_type, ids)
 
 
 def sweep_sides_of(

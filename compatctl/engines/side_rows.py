@@ -152,13 +152,6 @@ class SideRows:
         """The valid rows of these ids, in blocks, in any order."""
         return self._rows(connection).find(connection, ids)
 
-    def erase(self, connection: Connection, ids: Sequence[str]) -> None:
-        """Delete the rows of these ids from every batch."""
-        query = f"DELETE FROM {{name}} WHERE {ID} = ANY(%s::text[]::{self.id_type}[])"
-        for start in range(0, len(ids), BLOCK):
-            part = list(ids[start : start + BLOCK])
-            connection.execute(sql_of(query, name=self._name()), (part,))
-
     def _encoded(self, vectors: NDArray[np.float32]) -> Iterator[bytes]:
         """Each vector as COPY takes it: its dimension, an unused number, its components."""
         import numpy as np
@@ -228,6 +221,21 @@ def sweep_sides(
         if connection.execute(query, (batches,)).rowcount:
             swept.append(table)
     return tuple(swept)
+
+
+def erase_rows(
+    connection: Connection, location: TableLocation, id_type: str, ids: Sequence[str]
+) -> None:
+    """Delete the rows of these ids from every batch of every side table of a row."""
+    from psycopg import sql
+
+    for table in side_tables(connection, location):
+        query = sql_of(
+            f"DELETE FROM {{name}} WHERE {ID} = ANY(%s::text[]::{id_type}[])",
+            name=sql.Identifier(location.schema, table),
+        )
+        for start in range(0, len(ids), BLOCK):
+            connection.execute(query, (list(ids[start : start + BLOCK]),))
 
 
 def side_tables(connection: Connection, location: TableLocation) -> tuple[str, ...]:

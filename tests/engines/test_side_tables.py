@@ -237,6 +237,26 @@ def test_rows_that_the_application_deletes_are_not_answered(lifted: EngineShop) 
     assert "is not for rows that an application wrote after a lift" in refused.stderr
 
 
+def test_what_was_computed_of_a_deleted_item_is_erased(lifted: EngineShop) -> None:
+    """Also where the lift was rolled back: add --changed deletes the item's vector from the side
+    table, and a rollback to the lift finds the other rows, which it still has."""
+    assert lifted.table is not None
+    lifted.done("rollback")
+    gone, (side,) = lifted.gallery().catalog.ids[4], side_tables(lifted)
+    held = f"SELECT count(*) FROM {side} WHERE id = %s"
+    lifted.table.execute("DELETE FROM items WHERE id = %s", gone)
+    assert lifted.table.execute(held, gone) == [(1,)]
+    lifted.done("add", "--changed")
+    assert lifted.table.execute(held, gone) == [(0,)]
+    back = lifted.done("rollback", "--to", 2).json
+    assert back["re_embedded"] == 0
+    assert lifted.gallery().manifest.index.dim == F
+    assert gone not in lifted.gallery().catalog.ids
+    for query in lifted.gallery().vectors()[:8]:
+        assert searched(lifted, query, 5) == expected(lifted, query, 5)
+    assert lifted.done("check").json["ok"]
+
+
 def test_who_may_read_the_row_may_read_the_side_table(
     pg: EngineShop, wide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
