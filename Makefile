@@ -14,7 +14,9 @@ LIBRARIES  := .venv-libraries
 ENGINES    := .venv-engines
 SITE       := .venv-site
 
-.PHONY: site libraries-test engines-test demo test torture lint types docs bench studies wheel-test clean
+.PHONY: environments site libraries-test engines-test demo test torture lint types docs bench studies wheel-test clean
+
+environments: $(READY) $(SITE)/.ready $(ENGINES)/.ready $(LIBRARIES)/.ready  ## every environment; -j: at once
 
 demo: $(READY)                 ## the whole story on real images, in a temporary folder
 	$(BIN)/compatctl demo

@@ -27,7 +27,7 @@ from compatctl.serving.answer_log import AnswerLog, LogLine
 from compatctl.serving.candidate import CandidateModel, Shadow, Traffic
 from compatctl.serving.http import Access, make_app
 from compatctl.serving.metrics import Metrics
-from compatctl.serving.processes import Processes
+from compatctl.serving.processes import Processes, turn
 from compatctl.serving.server import is_loopback, listen, run
 from compatctl.serving.service import Limits, SearchService
 from compatctl.serving.shared_metrics import SharedMetrics, fold_ended
@@ -41,6 +41,8 @@ FOLLOW_S = 0.25
 """Seconds between two looks at the store: a rollback reaches the service within a second."""
 
 
+LOADING = "loading"
+"""The file that a process locks while it loads another index: hnswlib stops it meanwhile."""
 STOPPED = "traffic-stopped"
 """The file by which a process stops the candidate of the traffic in all."""
 
@@ -155,7 +157,13 @@ def _serve_here(
     told = collected() if folder is not None else contextlib.nullcontext()
     with told as notices:  # one process tells them itself
         data = _data(project)
-        searcher = Searcher.open(project.store, project=project, data=data, follow_s=FOLLOW_S)
+        searcher = Searcher.open(
+            project.store,
+            project=project,
+            data=data,
+            follow_s=FOLLOW_S,
+            turn=contextlib.nullcontext if folder is None else partial(turn, folder / LOADING),
+        )
     with searcher:
         service = _service(project, options, searcher, data, folder)
         try:

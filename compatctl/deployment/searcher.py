@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -71,10 +72,17 @@ class Searcher:
     While two generations with different indexes are loaded, the memory is that of both.
     """
 
-    def __init__(self, store: Path, project: Project, data: Dataset | None) -> None:
+    def __init__(
+        self,
+        store: Path,
+        project: Project,
+        data: Dataset | None,
+        turn: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         self._store = store
         self._project = project
         self._data = data
+        self._turn = turn
         self._refreshing = Lock()
         self._seen: object = None
         self._failed_at: float | None = None
@@ -92,20 +100,22 @@ class Searcher:
         project: Project | None = None,
         data: Dataset | None = None,
         follow_s: float | None = None,
+        turn: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> Self:
         """Load the current generation of a store: a folder, or ``s3://BUCKET/PREFIX``.
 
         ``project`` has the limit ``max_gallery_pass``, and ``data`` the gallery's items, for a
         store that re-scores answers; without data it re-scores with the free vectors that it has.
         ``follow_s``: look for a newer generation that often, in seconds, in a thread; None: only
-        ``refresh`` does.
+        ``refresh`` does. ``turn`` is entered while another index is loaded beside the one that
+        serves: processes that take turns do not stand still at once.
 
         Raises:
             InputError: there is no store, the query model fails its canary, or hnswlib is missing.
             DamagedError: a file of the generation is missing or changed.
         """
         path = store_path(store)
-        searcher = cls(path, project or Project(store=path), data)
+        searcher = cls(path, project or Project(store=path), data, turn)
         searcher.refresh()
         if follow_s is not None:
             searcher._follow(follow_s)
@@ -210,7 +220,12 @@ class Searcher:
         before = self._current
         if self._stopped.is_set() or (before is not None and store.manifest == before.manifest):
             return False
-        loaded = LoadedGeneration.load(store, project=self._project, data=self._data, before=before)
+        index = store.manifest.index.sha256
+        loads_index = before is not None and index != before.manifest.index.sha256
+        with self._turn() if loads_index else nullcontext():
+            loaded = LoadedGeneration.load(
+                store, project=self._project, data=self._data, before=before
+            )
         if self._stopped.is_set():
             return False
         self._current = loaded

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from compatctl.deployment.loaded_generation import Answers
 from compatctl.deployment.searcher import CATCH_UP_S, MAX_ATTEMPTS, Attempts, Searcher
 from compatctl.engines import StaleEpochError
 from compatctl.errors import ConflictError, DamagedError, InputError, UsageError
+from compatctl.serving.processes import turn
 from compatctl.store import Store
 
 K = 5
@@ -122,6 +124,30 @@ def test_a_deploy_takes_the_index_over_and_a_repeated_refresh_does_nothing(shop:
         assert searcher.refresh()
         assert searcher.manifest.query_model == before.manifest.query_model
         assert searcher.switches == 2
+
+
+def test_indexes_are_loaded_in_turn_and_models_at_once(
+    shop: Shop, emoji: Path, tmp_path: Path
+) -> None:
+    """While another process has its turn, an add waits and the generation before answers; a deploy
+    and a rollback load no index, and do not wait."""
+    queries = _images(shop, 2)
+    busy = tmp_path / "busy"
+    add = _changes(shop, emoji)[3]
+    with Searcher.open(shop.path("store"), turn=partial(turn, busy)) as searcher:
+        with turn(busy):
+            _force(shop, "new.onnx")
+            assert searcher.refresh()
+            assert shop.run("rollback").code == 0
+            assert searcher.refresh()
+            assert add() == 0
+            waiting = threading.Thread(target=searcher.refresh)
+            waiting.start()
+            waiting.join(0.5)
+            assert waiting.is_alive()
+            assert searcher.search(queries, K).generation == 3
+        waiting.join(60)
+        assert searcher.search(queries, K).generation == 4
 
 
 def test_no_answer_fails_or_mixes_generations_during_switches(shop: Shop, emoji: Path) -> None:
