@@ -24,7 +24,7 @@ from compatctl.deployment.engines import open_for_write
 from compatctl.deployment.gallery import load_query_model, stored_rows
 from compatctl.deployment.gallery_pass import require_budget
 from compatctl.deployment.project import open_store
-from compatctl.deployment.rewriting import require_rewriting
+from compatctl.deployment.rewriting import refuse_steps, require_rewriting
 from compatctl.encoder import Encoder
 from compatctl.errors import EvidenceError, UsageError
 from compatctl.manifest import Catalog, Manifest
@@ -85,6 +85,8 @@ def backfill(
     store = open_for_write(project, dry_run=options.dry_run)
     policy = load_policy(project.policy)
     require_rewriting(store, store.manifest, "backfill")
+    if options.stepwise:
+        refuse_steps(store, store.manifest)
     if options.until_gain:
         _refuse_rescored(store.manifest)
     with _alone(store, options):

@@ -18,14 +18,12 @@ from compatctl.deployment.engine_gallery import adopted, open_table
 from compatctl.deployment.engines import in_engine
 from compatctl.deployment.gallery import index_params
 from compatctl.engines import (
-    SideTable,
-    TableFile,
+    batches_are_whole,
+    new_side,
     open_connection_to,
     require_engine,
-    side_name,
     side_of,
     side_refusal,
-    vector_type_of,
 )
 from compatctl.errors import UsageError
 from compatctl.index import (
@@ -73,6 +71,22 @@ def require_rewriting(store: Store, manifest: Manifest, what: str) -> None:
             f"to a table beside the application's, and none can be made: {reason}",
             tip="compatctl doctor URL says what is missing; docs/engines.md lists what each engine "
             "can do",
+        )
+
+
+def refuse_steps(store: Store, manifest: Manifest) -> None:
+    """Refuse to write new vectors step by step where each step would write every row again.
+
+    Raises:
+        UsageError: a batch of the engine is whole.
+    """
+    file = table_file(store.path, manifest)
+    if file is not None and batches_are_whole(file):
+        raise UsageError(
+            f"backfill in steps is not for a store whose rows are in {file.engine}: each step "
+            "would make another collection of every row",
+            tip="compatctl backfill --share 0.3, without --step, --budget and --until-gain, makes "
+            "one; a later command with a larger share goes on",
         )
 
 
@@ -144,6 +158,8 @@ def replace_rows(
         rows.file, manifest.query_model, dim=info.dim, table_dim=info.dim, shared=True
     )
     old, last = open_table(store, manifest, catalog), _last_rows(rows, chosen)
+    if batches_are_whole(rows.file):
+        side = replace(side, batches=())
 
     def vectors_at(positions: Rows) -> Vectors:
         new = positions < len(chosen)
@@ -167,17 +183,23 @@ def replace_rows(
 
 def _last_rows(rows: EngineRows, chosen: Rows) -> Rows:
     """The rows (n,) that a side table lacks once it has those that are ``chosen``, if they are
-    few; else none."""
-    lacking = ~rows.checksums.in_side
+    few; else none. Of a batch that is to be whole: all but the chosen."""
+    whole = batches_are_whole(rows.file)
+    lacking = np.ones(len(rows.ids), bool) if whole else ~rows.checksums.in_side
     lacking[chosen] = False
-    few = lacking.sum() < LAST_SHARE * len(lacking)
+    few = whole or lacking.sum() < LAST_SHARE * len(lacking)
     return np.flatnonzero(lacking) if few else np.zeros(0, np.int64)
 
 
-def take_over_added(built: BuiltIndex, newest: Store, catalog: Catalog, known: int) -> BuiltIndex:
-    """What was built, over a newer generation whose ``catalog`` has rows behind the ``known``."""
+def take_over_added(
+    built: BuiltIndex, newest: Store, catalog: Catalog, known: int
+) -> BuiltIndex | None:
+    """What was built, over a newer generation whose ``catalog`` has rows behind the ``known``; None
+    where it cannot be had without writing it all again."""
     info = newest.manifest.index
     if isinstance(built, BuiltTable):
+        if batches_are_whole(built.file) and len(catalog) > known:
+            return None
         return built.rebased(engine_rows(newest, catalog))
     assert isinstance(built, HnswIndex)
     keys = catalog.keys[known:]
@@ -234,20 +256,6 @@ def engine_rows(store: Store, catalog: Catalog) -> EngineRows:
     file, checksums = adopted(store, store.manifest)
     return EngineRows(
         file=file, checksums=checksums, ids=catalog.ids, row_of=catalog.row_of, keys=catalog.keys
-    )
-
-
-def new_side(file: TableFile, model: str, *, dim: int, table_dim: int, shared: bool) -> SideTable:
-    """A side table for the space that a model (its digest) begins, without a batch."""
-    return SideTable(
-        table=side_name(file.location.name, model),
-        vector_type=vector_type_of(dim),
-        dim=dim,
-        table_dim=table_dim,
-        shared=shared,
-        whole=False,
-        batches=(),
-        rows=0,
     )
 
 

@@ -13,7 +13,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from compatctl.core.arrays import Bools, Checksums
-from compatctl.engines import RowChecksums, TableFile, erase_beside, open_connection_to, side_of
+from compatctl.engines import (
+    RowChecksums,
+    TableFile,
+    batches_are_whole,
+    erase_beside,
+    growing_side_of,
+    open_connection_to,
+    side_of,
+    side_table_name,
+)
 from compatctl.errors import ConflictError, UsageError
 from compatctl.index import TableChanges, row_checksums
 from compatctl.manifest import Catalog
@@ -57,6 +66,14 @@ class SideChanges:
                 tip="compatctl rollback to before the lift, compatctl add, and lift again; add "
                 "--changed alone drops rows that are gone",
             )
+        if batches_are_whole(file) and new:
+            raise UsageError(
+                f"add is not for rows that an application wrote after a backfill in "
+                f"{file.engine}: the gallery is a collection of its own, {side_table_name(file)}, "
+                f"which never changes; {len(new)} rows wait",
+                tip="compatctl rollback to before it, compatctl add, and compatctl backfill; add "
+                "--changed alone drops rows that are gone",
+            )
         ended = (*changes.changed, *changes.missing) if not file.side.whole else ()
         return cls(
             ended=tuple(item for item in ended if item in inside),
@@ -82,7 +99,7 @@ class SideChanges:
             values.pop(item, None)
         if self.ended or self.copied:
             with open_connection_to(file.location.from_environment()) as connection:
-                writer = side_of(file)
+                writer = growing_side_of(file)
                 batch = writer.begin(connection)
                 writer.copy(connection, batch, self.copied)
                 writer.end(connection, batch, self.ended)

@@ -12,9 +12,9 @@ from compatctl.deployment.data import load_data
 from compatctl.deployment.engine_gallery import adopted
 from compatctl.deployment.gallery import load_query_model
 from compatctl.deployment.project import utc_now
-from compatctl.deployment.rewriting import new_side, side_params
-from compatctl.engines import RowChecksums
-from compatctl.errors import ConflictError
+from compatctl.deployment.rewriting import side_params
+from compatctl.engines import RowChecksums, batches_are_whole, new_side
+from compatctl.errors import ConflictError, UsageError
 from compatctl.index import EngineRows, write_side
 from compatctl.manifest import Catalog, Manifest, Operation, unknown_digests
 from compatctl.printable import listed
@@ -41,8 +41,19 @@ class SideRollback:
 
     @classmethod
     def of(cls, store: Store, target: Manifest) -> SideRollback:
-        """Compare the current rows with the target's; nothing is written."""
+        """Compare the current rows with the target's; nothing is written.
+
+        Raises:
+            UsageError: a batch of the engine is whole.
+        """
         (_, now), (file, then) = adopted(store, store.manifest), adopted(store, target)
+        if batches_are_whole(file):
+            raise UsageError(
+                f"rows were adopted since generation {target.generation}, and the collection that "
+                f"it searches in {file.engine} is without them",
+                tip="--added keep restores the query model and leaves every row as it is (not "
+                "across a lift); or compatctl lift or compatctl backfill, which make a collection",
+            )
         catalog, before = store.catalog(), store.catalog(target)
         at = np.fromiter((before.row_of.get(item, -1) for item in catalog.ids), np.int64)
         kept: Bools = (at >= 0) & _stayed(store, target, catalog)

@@ -17,11 +17,14 @@ from compatctl.engines.engine import (
     Pool,
     Rows,
     Side,
+    batches_are_whole,
     deployment_of,
     engine_of,
     erase_beside,
+    growing_side_of,
     inspect,
     is_engine_url,
+    new_side,
     open_connection_to,
     operators_of,
     parse_url,
@@ -30,8 +33,10 @@ from compatctl.engines.engine import (
     rows_of,
     search_of,
     search_sql_of,
+    searched_table,
     side_of,
     side_refusal,
+    side_table_name,
     snapshot_of,
     sweep_sides_of,
 )
@@ -42,17 +47,13 @@ from compatctl.engines.milvus.location import MILVUS, CollectionLocation
 from compatctl.engines.queue import BlockQueue, QueuedBlock, block_queue
 from compatctl.engines.rows import RowBlock
 from compatctl.engines.search import FencedSearch, Scan, StaleEpochError
-from compatctl.engines.side import ID as SIDE_ID
-from compatctl.engines.side import VECTOR as SIDE_VECTOR
-from compatctl.engines.side import SideTable, side_name, vector_type_of
+from compatctl.engines.side import SideTable
 from compatctl.engines.table_file import RowChecksums, TableFile
 from compatctl.engines.url import URL_VARIABLE
 
 __all__ = [
     "MILVUS",
     "PGVECTOR",
-    "SIDE_ID",
-    "SIDE_VECTOR",
     "URL_VARIABLE",
     "BlockQueue",
     "Check",
@@ -76,12 +77,15 @@ __all__ = [
     "TableFile",
     "TableLocation",
     "VectorIndexFacts",
+    "batches_are_whole",
     "block_queue",
     "deployment_of",
     "engine_of",
     "erase_beside",
+    "growing_side_of",
     "inspect",
     "is_engine_url",
+    "new_side",
     "open_connection_to",
     "operators_of",
     "parse_url",
@@ -90,10 +94,10 @@ __all__ = [
     "rows_of",
     "search_of",
     "search_sql_of",
-    "side_name",
+    "searched_table",
     "side_of",
     "side_refusal",
+    "side_table_name",
     "snapshot_of",
     "sweep_sides_of",
-    "vector_type_of",
 ]

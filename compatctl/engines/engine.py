@@ -18,12 +18,24 @@ from compatctl.engines.location import PGVECTOR, TableLocation, is_table_url, pa
 from compatctl.engines.milvus.connection import ClientPool, connect_milvus, require_pymilvus
 from compatctl.engines.milvus.facts import OPERATORS as METRICS
 from compatctl.engines.milvus.facts import inspect_collection
-from compatctl.engines.milvus.location import MILVUS, is_collection_url, parse_collection_url
+from compatctl.engines.milvus.location import (
+    MILVUS,
+    CollectionLocation,
+    is_collection_url,
+    parse_collection_url,
+)
 from compatctl.engines.milvus.properties import DeploymentProperties
 from compatctl.engines.milvus.rows import CollectionRows
 from compatctl.engines.milvus.search import CollectionSearch
+from compatctl.engines.milvus.side_rows import (
+    SideCollections,
+    erase_from_collections,
+    sweep_collections,
+)
+from compatctl.engines.milvus.side_schema import collection_problem
 from compatctl.engines.rows import RowBlock, TableRows
 from compatctl.engines.search import FencedSearch, Found, Scan
+from compatctl.engines.side import ID, VECTOR, SideTable, batch_table, side_name, vector_type_of
 from compatctl.engines.side_rows import SideRows, erase_rows, sweep_sides
 from compatctl.engines.statement import SearchStatement, application_search
 from compatctl.engines.table_file import TableFile
@@ -109,14 +121,8 @@ class Side(Protocol):
     def write(self, connection: Connection, batch: int, blocks: Iterable[RowBlock]) -> None:
         """Append rows to a batch."""
 
-    def copy(self, connection: Connection, batch: int, ids: Sequence[str]) -> None:
-        """Append the application's own rows of these ids to a batch."""
-
-    def end(self, connection: Connection, batch: int, ids: Sequence[str]) -> None:
-        """Append to a batch that the rows of these ids have ended."""
-
-    def index(self, connection: Connection, *, m: int, ef_construction: int) -> None:
-        """Make the index, once rows are there."""
+    def index(self, connection: Connection, batch: int, *, m: int, ef_construction: int) -> None:
+        """Make the index, once the rows of a batch are there."""
 
     def rehearse(self, connection: Connection, vectors: NDArray[np.float32], *, m: int) -> None:
         """Write and index vectors (n, D) that nobody sees, to see how long that takes."""
@@ -129,6 +135,16 @@ class Side(Protocol):
 
     def find(self, connection: Connection, ids: Sequence[str]) -> Iterator[RowBlock]:
         """The valid rows of these ids, in any order."""
+
+
+class GrowingSide(Side, Protocol):
+    """A side whose batches have some rows each, so that a small one follows the application."""
+
+    def copy(self, connection: Connection, batch: int, ids: Sequence[str]) -> None:
+        """Append the application's own rows of these ids to a batch."""
+
+    def end(self, connection: Connection, batch: int, ids: Sequence[str]) -> None:
+        """Append to a batch that the rows of these ids have ended."""
 
 
 class Pool(Protocol):
@@ -212,7 +228,8 @@ def search_of(file: TableFile, rows: Rows, epoch: int | None) -> EngineSearch:
     """Searches of these rows, and of those in the file's side table, at one epoch; None: not
     fenced."""
     if isinstance(rows, CollectionRows):
-        return CollectionSearch(rows, file.operator, epoch)
+        beside = None if file.side is None else _side_collections(file).rows()
+        return CollectionSearch(rows, file.operator, epoch, beside)
     return FencedSearch(
         rows.location, file.vector_type, file.operator, epoch, file.iterative_scan, file.side
     )
@@ -236,14 +253,70 @@ def side_of(file: TableFile) -> Side:
     """The file's side table, reached as the environment says."""
     location = file.location.from_environment()
     assert file.side is not None
-    assert isinstance(location, TableLocation)
+    if not isinstance(location, TableLocation):
+        return _side_collections(file)
     return SideRows(location=location, id_type=file.id_type, operator=file.operator, side=file.side)
+
+
+def growing_side_of(file: TableFile) -> GrowingSide:
+    """The file's side table, where ``batches_are_whole`` is false."""
+    side = side_of(file)
+    assert isinstance(side, SideRows)
+    return side
+
+
+def _side_collections(file: TableFile) -> SideCollections:
+    location = file.location.from_environment()
+    assert file.side is not None
+    assert isinstance(location, CollectionLocation)
+    return SideCollections(
+        location=location, id_type=file.id_type, operator=file.operator, side=file.side
+    )
+
+
+def new_side(file: TableFile, model: str, *, dim: int, table_dim: int, shared: bool) -> SideTable:
+    """A side table without a batch, for the space that a model (its digest) began."""
+    location, milvus = file.location, batches_are_whole(file)
+    return SideTable(
+        table=side_name(f"{location.table}_{location.name}" if milvus else location.name, model),
+        vector_type=file.vector_type if milvus else vector_type_of(dim),
+        dim=dim,
+        table_dim=table_dim,
+        shared=shared,
+        whole=False,
+        batches=(),
+        rows=0,
+    )
+
+
+def batches_are_whole(file: TableFile) -> bool:
+    """Whether a batch has every row of its generation: so it is where one is a collection."""
+    return isinstance(file.location, CollectionLocation)
+
+
+def searched_table(file: TableFile) -> tuple[str, str, str]:
+    """What an application searches: the table as the engine writes it, its id and its vectors."""
+    location, side = file.location, file.side
+    if side is None or not side.whole:
+        return location.quoted_table, location.id, location.vector
+    if batches_are_whole(file):
+        return side_table_name(file), location.id, location.vector
+    return side_table_name(file), ID, VECTOR
+
+
+def side_table_name(file: TableFile) -> str:
+    """The file's side table as the engine writes it; "" without one."""
+    if file.side is None:
+        return ""
+    if batches_are_whole(file):
+        return batch_table(file.side.table, file.side.batches[-1])
+    return file.location.quoted(file.side.table)
 
 
 def side_refusal(connection: Connection, location: Location) -> str:
     """Why no side table can be made beside a table; "" if one can."""
     if not isinstance(location, TableLocation):
-        return "vectors beside a collection of Milvus are not written yet"
+        return collection_problem(connection, location)
     server, facts, found = read_facts(connection, location)
     return side_problem(found, server, facts)
 
@@ -254,6 +327,8 @@ def erase_beside(
     """Delete the rows of these ids from everything that was computed beside a table."""
     if isinstance(location, TableLocation):
         erase_rows(connection, location, id_type, ids)
+    else:
+        erase_from_collections(connection, location, id_type, ids)
 
 
 def sweep_sides_of(
@@ -261,5 +336,5 @@ def sweep_sides_of(
 ) -> tuple[str, ...]:
     """Delete what ``keep`` (a side table -> its batches) does not name; what was changed."""
     if not isinstance(location, TableLocation):
-        return ()
+        return sweep_collections(connection, location, keep)
     return sweep_sides(connection, location, keep)

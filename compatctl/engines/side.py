@@ -71,6 +71,11 @@ class SideTable:
         return cls(**{**raw, "batches": tuple(batches)})
 
 
+def batch_table(table: str, batch: int) -> str:
+    """The name of a batch where each is a collection of its own."""
+    return f"{table}_{batch}"
+
+
 def vector_type_of(dim: int) -> str:
     """The type of a side table's vectors: half precision only where hnsw takes no other."""
     return "vector" if dim <= _INDEXED["vector"] else "halfvec"

@@ -101,7 +101,7 @@ class SideRows:
         for start in range(0, len(ids), BLOCK):
             connection.execute(query, (list(ids[start : start + BLOCK]), batch))
 
-    def index(self, connection: Connection, *, m: int, ef_construction: int) -> None:
+    def index(self, connection: Connection, batch: int, *, m: int, ef_construction: int) -> None:
         """Make the table's HNSW index, if it has none and so many dimensions can have one.
 
         It is made after the rows are there: that is faster than row by row.

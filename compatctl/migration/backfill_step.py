@@ -296,6 +296,8 @@ class _Step:
         if not _only_added(self.store, self.catalog, newest, grown):
             raise _superseded(newest)
         after = take_over_added(index, newest, grown, len(self.catalog))
+        if after is None:
+            raise _superseded(newest)
         self.store, self.catalog = newest, grown
         return after
 

@@ -70,20 +70,19 @@ class Switch:
 
     def row(self, manifest: Manifest) -> DeploymentRow:
         """The row that a generation has."""
-        from compatctl.engines import SIDE_ID, SIDE_VECTOR, DeploymentRow, search_sql_of
+        from compatctl.engines import DeploymentRow, search_sql_of, searched_table, side_table_name
 
         file = table_file(self.root, manifest)
         assert file is not None
-        location, side, ef = file.location, file.side, min(manifest.index.ef_search, file.max_ef)
-        beside = "" if side is None else location.quoted(side.table)
-        whole = side is not None and side.whole
+        side, ef = file.side, min(manifest.index.ef_search, file.max_ef)
+        table, id_column, vector_column = searched_table(file)
         return DeploymentRow(
             epoch=manifest.generation,
             query_model=manifest.query_model,
             model_name=manifest.query_share.name,
-            search_table=beside if whole else location.quoted_table,
-            id_column=SIDE_ID if whole else location.id,
-            vector_column=SIDE_VECTOR if whole else location.vector,
+            search_table=table,
+            id_column=id_column,
+            vector_column=vector_column,
             operator=file.operator,
             ef_search=ef,
             calibration=manifest.calibration,
@@ -91,7 +90,7 @@ class Switch:
             manifest=manifest_digest(manifest),
             switched_at=manifest.created_at,
             search_sql=search_sql_of(file, ef),
-            side_table=beside,
+            side_table=side_table_name(file),
             side_batches=() if side is None else side.batches,
         )
 

@@ -61,14 +61,6 @@ def mv(shop: Shop, collection: Collection) -> EngineShop:
     return adopt(shop, collection)
 
 
-@pytest.fixture(params=["folder", "pgvector"])
-def writable(request: pytest.FixtureRequest, shop: Shop) -> EngineShop:
-    """The same project on each engine that takes vectors which the store computes."""
-    if request.param == "folder":
-        return EngineShop(engine="folder", shop=shop, table=None)
-    return adopt(shop, request.getfixturevalue("table"))
-
-
 @pytest.fixture(params=["folder", "pgvector", "milvus"])
 def deployed(request: pytest.FixtureRequest, shop: Shop) -> EngineShop:
     """The same project on each engine."""

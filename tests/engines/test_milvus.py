@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -13,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_kit import EngineShop, adopt, fill
+from engine_kit import EngineShop, adopt, example_of_the_page, fill
 from kill_kit import environment, killed
 from milvus_kit import TOKEN, Collection
 from pymilvus import DataType
 from shop_kit import DIM, Result, Shop, run, turned
 
-import compatctl
 from compatctl.core.nearest import exact_search
 from compatctl.data import load
 from compatctl.deployment.gallery import DeployedGallery
@@ -168,11 +166,7 @@ def test_a_searcher_follows_and_a_stale_query_is_embedded_again(
 def test_the_example_of_the_page_repeats_a_stale_search(verified: EngineShop) -> None:
     """The code of docs/engines.md, as it stands there, embeds again with the new model where the
     properties change between its calls."""
-    page = (Path(compatctl.__file__).parents[1] / "docs" / "engines.md").read_text()
-    block = re.search(r"\n\n(    def search_milvus\(.*?)\n\n\S", page, re.DOTALL)
-    assert block is not None
-    scope: dict[str, object] = {}
-    exec("\n".join(line.removeprefix("    ") for line in block[1].splitlines()), scope)
+    example = example_of_the_page("search_milvus")
     vector, used = verified.gallery().vectors()[0], []
 
     def encoder(name: str) -> object:
@@ -186,7 +180,7 @@ def test_the_example_of_the_page_repeats_a_stale_search(verified: EngineShop) ->
 
     encoders = {Encoder.load(verified.path(n)).sha256: encoder(n) for n in ("old.onnx", "new.onnx")}
     with of(verified).client() as client:
-        found = scope["search_milvus"](client, of(verified).name, encoders, "an image", 4)  # type: ignore[operator]
+        found = example(client, of(verified).name, encoders, "an image", 4)
     assert used == ["old.onnx", "new.onnx"]
     assert len(found) == 4
     assert found[0] == verified.gallery().catalog.ids[0]
@@ -422,7 +416,6 @@ def test_a_url_of_another_form_is_refused(
 
 
 REFUSED = {
-    "backfill": ("backfill", "--share", "0.5"),
     "promote": ("promote",),
     "remove": ("remove", "an id"),
     "re-scoring": ("verify", "new.onnx", "--rescore", "20"),

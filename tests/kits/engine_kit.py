@@ -47,14 +47,15 @@ class EngineShop:
         return DeployedGallery.open(Store.open(self.path("store")))
 
 
-def example_of_the_page() -> Callable[..., list[tuple[str, float]]]:
-    """The function ``search`` of docs/engines.md, as it stands there."""
+def example_of_the_page(name: str = "search") -> Callable[..., list[Any]]:
+    """The function ``search`` of docs/engines.md, or ``search_milvus``, as it stands there."""
     page = (Path(compatctl.__file__).parents[1] / "docs" / "engines.md").read_text()
-    block = re.search(r"\n\n(    import psycopg\n.*?)\n\n\S", page, re.DOTALL)
+    first = "import psycopg\n" if name == "search" else f"def {name}\\("
+    block = re.search(rf"\n\n(    {first}.*?)\n\n\S", page, re.DOTALL)
     assert block is not None
     scope: dict[str, Any] = {}
     exec("\n".join(line.removeprefix("    ") for line in block[1].splitlines()), scope)
-    found: Callable[..., list[tuple[str, float]]] = scope["search"]
+    found: Callable[..., list[Any]] = scope[name]
     return found
 
 

@@ -11,6 +11,7 @@ from compatctl.engines.facts import VectorIndexFacts
 from compatctl.engines.inspection import Inspection
 from compatctl.engines.milvus.connection import CALL_S, Client
 from compatctl.engines.milvus.location import CollectionLocation
+from compatctl.engines.milvus.side_schema import collection_problem
 from compatctl.printable import listed
 
 OPERATORS = {"cosine": "COSINE", "ip": "IP", "l2": "L2"}
@@ -64,6 +65,7 @@ def _inspected(
         raw = _raw_indexes(client, location)
         indexes = tuple(_index(entry) for entry in raw)
         checks += _searchable(client, location, raw, indexes)
+        checks.append(_beside(client, location))
     primary = fields.get(location.id)
     return Inspection(
         location=location,
@@ -182,6 +184,12 @@ def _searchable(
         tip="an index of COSINE, IP or L2" if defects else "",
     )
     yield _loaded(client, location)
+
+
+def _beside(client: Client, location: CollectionLocation) -> Check:
+    problem = collection_problem(client, location)
+    told = f"backfill and lift cannot make a collection beside it: {problem}" if problem else ""
+    return Check(name="side collections", found="no" if problem else "can be made", problem=told)
 
 
 def _loaded(client: Client, location: CollectionLocation) -> Check:

@@ -66,7 +66,7 @@ class CollectionRows:
         condition = ""
         while rows := self._query(connection, condition, label=label, limit=size):
             last = max(keys_of(rows, self.location.id))
-            condition = f"{self.location.id} > {_literal(last)}"
+            condition = f"{self.location.id} > {literal(last)}"
             yield rows
 
     def find(self, connection: Client, ids: Sequence[str]) -> Iterator[RowBlock]:
@@ -75,7 +75,7 @@ class CollectionRows:
         whole = self.id_type == "int64"
         for start in range(0, len(ids), size):
             part = [int(item) if whole else item for item in ids[start : start + size]]
-            condition = f"{self.location.id} in [{', '.join(map(_literal, part))}]"
+            condition = f"{self.location.id} in [{', '.join(map(literal, part))}]"
             rows = self._query(connection, condition, label="", limit=None)
             if rows:
                 yield self._block(rows, label="")
@@ -121,6 +121,6 @@ def _text(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _literal(value: object) -> str:
+def literal(value: object) -> str:
     """A primary key as an expression has it."""
     return json.dumps(value, ensure_ascii=False)

@@ -27,11 +27,19 @@ class CollectionSearch:
 
     Milvus has no condition on a property. The properties are read after each search: as epochs only
     grow, a collection that is at the epoch for which the query was embedded after the search was so
-    during it. The collection itself is searched, never an alias, which may lead elsewhere.
+    during it. The collection itself is searched, never an alias, which may lead elsewhere. Where
+    every row is in a collection beside it (``side``), that one is searched: it never changes.
     """
 
-    def __init__(self, rows: CollectionRows, operator: str, epoch: int | None) -> None:
-        self._rows = rows
+    def __init__(
+        self,
+        rows: CollectionRows,
+        operator: str,
+        epoch: int | None,
+        side: CollectionRows | None = None,
+    ) -> None:
+        self._rows = side or rows
+        self._searched: CollectionLocation = self._rows.location
         self._location: CollectionLocation = rows.location
         self._operator = operator
         self._epoch = epoch
@@ -57,10 +65,17 @@ class CollectionSearch:
         Raises:
             StaleEpochError: the properties have another epoch by now, or are gone.
         """
-        if scan is Scan.EXACT or k > MAX_ROWS:
-            answers = self._exact(connection, queries, k)
-        else:
-            answers = self._approximate(connection, queries, k, ef)
+        from pymilvus.exceptions import MilvusException
+
+        try:
+            if scan is Scan.EXACT or k > MAX_ROWS:
+                answers = self._exact(connection, queries, k)
+            else:
+                answers = self._approximate(connection, queries, k, ef)
+        except MilvusException:
+            if self._epoch is not None:
+                self._refuse_stale(connection)  # a collection that gc dropped since
+            raise
         if self._epoch is not None:
             self._refuse_stale(connection)
         return answers
@@ -75,9 +90,9 @@ class CollectionSearch:
         size = max(1, min(1000, _ANSWERS // k))
         for start in range(0, len(queries), size):
             found = connection.search(
-                self._location.table,
+                self._searched.table,
                 data=queries[start : start + size],
-                anns_field=self._location.vector,
+                anns_field=self._searched.vector,
                 limit=k,
                 search_params=parameters,
                 consistency_level=LEVEL,
@@ -137,10 +152,10 @@ class CollectionSearch:
         """Whether the index takes ef; asked once."""
         if self._hnsw is None:
             names = connection.list_indexes(
-                self._location.table, field_name=self._location.vector, timeout=CALL_S
+                self._searched.table, field_name=self._searched.vector, timeout=CALL_S
             )
             kinds = [
-                connection.describe_index(self._location.table, name, timeout=CALL_S)
+                connection.describe_index(self._searched.table, name, timeout=CALL_S)
                 for name in names
             ]
             self._hnsw = any(kind and kind["index_type"] == "HNSW" for kind in kinds)

@@ -175,7 +175,7 @@ def write_side(
         batch = writer.begin(connection)
         writer.write(connection, batch, blocks())
         progress("writing the side table", len(ids), len(ids))
-        writer.index(connection, m=params.m, ef_construction=params.ef_construction)
+        writer.index(connection, batch, m=params.m, ef_construction=params.ef_construction)
         return batch
 
     with open_connection_to(file.location.from_environment()) as connection:
