@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from compatctl.files import json_safe
 from compatctl.render.console import cell, fields_table, print_table
@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from compatctl.commands.history import History
-    from compatctl.commands.import_index import ImportResult
     from compatctl.commands.status import Status
-    from compatctl.migration.first_store import InitResult
 
 _LABEL = 15
 """Width of the first column of status."""
@@ -27,7 +25,15 @@ def named(name: str, sha256: str) -> str:
     return f"{name} ({sha256[:12]})" if name else sha256[:12]
 
 
-def created_table(console: Console, created: InitResult | ImportResult) -> None:
+class Created(Protocol):
+    """The result of a command that makes a store."""
+
+    @property
+    def project_file(self) -> str | None:
+        """The compatctl.yaml that was written; None: there was one."""
+
+
+def created_table(console: Console, created: Created) -> None:
     """A line for each field; then the compatctl.yaml that was written, as it is."""
     fields = json_safe(created)
     fields_table(console, {key: entry for key, entry in fields.items() if key != "project_file"})
