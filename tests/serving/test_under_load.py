@@ -20,6 +20,8 @@ from shop_kit import Shop
 CLIENTS = 16
 SECONDS = float(os.environ.get("COMPATCTL_LOAD_SECONDS", "0"))
 """The load goes on at least that long."""
+CLOSED = 0
+"""In place of a status where the connection was closed."""
 
 
 def test_no_answer_fails_or_is_mixed_whatever_happens(shop: Shop, emoji: Path) -> None:
@@ -128,23 +130,39 @@ def test_what_runs_is_answered_before_the_service_ends(shop: Shop) -> None:
 def test_too_slow_and_too_many_are_refused_and_the_service_goes_on(
     shop: Shop, flags: tuple[str, object]
 ) -> None:
-    """Status 504 or 503 with what to do, counted, and no request hangs."""
+    """Too many: 503. Too slow: 504, or 408 or a closed connection where the headers or the body
+    came too late. Both are counted, and no request hangs."""
     query = query_files(shop, 1)[0].read_bytes()
-    wanted = 504 if flags[0] == "--timeout" else 503
+    slow = flags[0] == "--timeout"
+    wanted, allowed = (504, {200, 408, 504, CLOSED}) if slow else (503, {200, 503})
     with Server(shop.folder, *flags) as server:
         statuses: Counter[int] = Counter()
 
         def ask() -> None:
             for _ in range(10):
-                statuses[server.ask("/v1/search", query).status] += 1
+                statuses[_status(server, query)] += 1
 
         threads = [threading.Thread(target=ask) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert set(statuses) <= {200, wanted}
+        assert set(statuses) <= allowed
         assert statuses[wanted] > 0
-        counted = server.ask("/metrics").body.decode()
-        assert f'status="{wanted}"' in counted
-        assert server.ask("/healthz").status == 200
+        wait_for(lambda: f'status="{wanted}"' in _text(server, "/metrics"))
+        wait_for(lambda: _status(server, None, "/healthz") == 200)
+
+
+def _status(server: Server, body: bytes | None, path: str = "/v1/search") -> int:
+    try:
+        return server.ask(path, body).status
+    except ConnectionError:
+        return CLOSED
+
+
+def _text(server: Server, path: str) -> str:
+    """What a path answers; empty where the connection was closed."""
+    try:
+        return server.ask(path).body.decode()
+    except ConnectionError:
+        return ""
