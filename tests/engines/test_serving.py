@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 from engine_kit import EngineShop
-from load_kit import Clients, Expected, judge, kill_and_replace, query_files
+from load_kit import SECONDS, Clients, Expected, judge, kill_and_replace, query_files
 from s3_kit import S3Server
 from serve_kit import Server, wait_for
 from shop_kit import Shop, run
@@ -21,11 +22,12 @@ FORCE = ("--force", "--reason", "drill")
 @pytest.mark.parametrize("deployed", ["pgvector", "milvus"], indirect=True)
 def test_no_answer_fails_or_is_mixed_whatever_happens(deployed: EngineShop) -> None:
     """16 clients and two services; 20 deploys and rollbacks, five adds of rows that the application
-    inserted, a damaged candidate, and a service that is killed."""
+    inserted, a backfill of a third, a damaged candidate, and a service that is killed."""
     shop = deployed.shop
     paths = query_files(shop, 4)
     expected = Expected(shop, paths)
     expected.learn()
+    began = time.monotonic()
     with ExitStack() as stack:
         servers = [stack.enter_context(Server(shop.folder)) for _ in range(2)]
         clients = Clients(servers, [path.read_bytes() for path in paths])
@@ -40,10 +42,15 @@ def test_no_answer_fails_or_is_mixed_whatever_happens(deployed: EngineShop) -> N
                     _insert(deployed, f"fresh-{number}")
                     deployed.done("add")
                     _follow(servers, expected)
+            deployed.done("deploy", "--model", shop.path("new.onnx"), *FORCE)
+            _follow(servers, expected)
+            deployed.done("backfill", "--share", "0.34", *FORCE)
+            _follow(servers, expected)
             _refuse_damaged(deployed)
             kill_and_replace(servers, stack)
+            wait_for(lambda: time.monotonic() - began >= SECONDS, SECONDS + 60)
     seen = judge(clients, expected)
-    assert len(seen) >= 23
+    assert len(seen) >= 25
     assert clients.moved > 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import threading
 import time
 from collections import Counter
@@ -21,6 +22,8 @@ from compatctl.deployment.gallery import DeployedGallery
 from compatctl.store import Store
 
 K = 5
+SECONDS = float(os.environ.get("COMPATCTL_LOAD_SECONDS", "0"))
+"""A test of load goes on at least that long."""
 
 
 def query_files(shop: Shop, count: int) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -13,13 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from load_kit import Clients, Expected, judge, kill_and_replace, query_files
+from load_kit import SECONDS, Clients, Expected, judge, kill_and_replace, query_files
 from serve_kit import Server, wait_for
 from shop_kit import Shop
 
 CLIENTS = 16
-SECONDS = float(os.environ.get("COMPATCTL_LOAD_SECONDS", "0"))
-"""The load goes on at least that long."""
 CLOSED = 0
 """In place of a status where the connection was closed."""
 
