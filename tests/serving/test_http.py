@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import io
 import json
 import socket
@@ -251,3 +252,18 @@ def test_what_cannot_be_served_is_refused_before_it_listens(shop: Shop, tmp_path
 
 
 _ALLOWED: dict[str, tuple[str, ...]] = {"--shadow": (), "--traffic": ("--allow-unverified",)}
+
+
+def test_an_answer_does_not_wait_for_an_acknowledgement(server: Server) -> None:
+    """On a connection that stays open the second part of an answer comes at once: the median of 30
+    requests is far below the 40 ms after which a caller acknowledges the first part."""
+    query = _image(server.folder)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    taken = []
+    for _ in range(30):
+        began = time.perf_counter()
+        connection.request("POST", "/v1/search", query)
+        assert connection.getresponse().read()
+        taken.append(time.perf_counter() - began)
+    connection.close()
+    assert np.median(taken) < 0.03, taken
