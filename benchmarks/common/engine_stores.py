@@ -3,12 +3,13 @@ both, in turns within one run."""
 
 from __future__ import annotations
 
+import cProfile
 import importlib
+import pstats
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,49 @@ def import_both(folder: Path, engine: str, url: str, ef: int) -> None:
         print(f"import of the {name}: {seconds(make):.1f} s")
 
 
+def comparing_searches(
+    fenced: Callable[[bool], Callable[[], None]],
+    store: Path,
+    queries: np.ndarray,
+    *,
+    k: int,
+    ef: int,
+    turns: int,
+    target: str = "",
+) -> None:
+    """Print the searches a second of each side, and the ratios to a search without the fence.
+
+    Args:
+        fenced: what searches for every query one by one, with the fence or without.
+        store: the store whose index does the same, one by one and in one batch.
+        queries: unit rows (Q, D).
+        target: what the ratio is to be, for people.
+    """
+    from compatctl.deployment.gallery import DeployedGallery
+    from compatctl.store import Store
+
+    gallery = DeployedGallery.open(Store.open(store))
+    _ = gallery.catalog.row_of
+
+    def own() -> None:
+        for query in queries:
+            gallery.index.search(query[None], k, ef)
+
+    taken = in_turns(
+        {
+            "without the fence": fenced(False),
+            "with the fence": fenced(True),
+            "a store's index, one by one": own,
+            "a store's index, a batch": lambda: gallery.index.search(queries, k, ef),
+        },
+        turns,
+    )
+    for name, spent in taken.items():
+        speed = len(queries) / statistics.median(spent)
+        relative = ratio(taken, "without the fence", name)
+        print(f"{name}: {speed:,.0f} queries/s, ratio {relative:.2f}{target}")
+
+
 def reading(folder: Path, engine: str) -> None:
     """Print the seconds of a whole-gallery read of each store, and the ratio."""
     from compatctl.deployment.gallery import DeployedGallery
@@ -123,21 +167,6 @@ def reading(folder: Path, engine: str) -> None:
         n, dim = rows[name].shape
         print(f"reading {n} rows of {dim} from the {name}: {statistics.median(spent):.2f} s")
     print(f"{engine} / file: {ratio(taken, engine, 'file'):.1f}")
-
-
-@contextmanager
-def profile(name: str, wanted: bool) -> Iterator[None]:
-    """Print where the time of the block goes, if ``wanted``."""
-    import cProfile
-    import pstats
-
-    if not wanted:
-        yield
-        return
-    with cProfile.Profile() as profiler:
-        yield
-    print(f"== {name}")
-    pstats.Stats(profiler).sort_stats("cumulative").print_stats(60)
 
 
 def verifying(folder: Path, engine: str, *, profiled: bool = False) -> None:
@@ -162,7 +191,9 @@ def verifying(folder: Path, engine: str, *, profiled: bool = False) -> None:
     for name, spent in taken.items():
         print(f"verify on the {name}: {statistics.median(spent):.1f} s")
     print(f"{engine} / file: {ratio(taken, engine, 'file'):.2f} (target 1.5)")
-    for name in sides:
-        with profile(f"verify on the {name}", profiled):
-            if profiled:
+    if profiled:
+        for name in sides:
+            with cProfile.Profile() as profiler:
                 judge(name)
+            print(f"== verify on the {name}")
+            pstats.Stats(profiler).sort_stats("cumulative").print_stats(60)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,10 +25,9 @@ import numpy as np
 
 from benchmarks.common.engine_stores import (
     clusters,
+    comparing_searches,
     import_both,
-    in_turns,
     kit,
-    ratio,
     reading,
     seconds,
     verifying,
@@ -45,16 +43,6 @@ _INSERTED = 10_000
 
 def searching(collection: Any, folder: Path, queries: np.ndarray, ef: int) -> None:
     """Print the searches a second of each side, and the ratios."""
-    from compatctl.deployment.gallery import DeployedGallery
-    from compatctl.store import Store
-
-    gallery = DeployedGallery.open(Store.open(folder / "collection-store"))
-    _ = gallery.catalog.row_of
-
-    def own() -> None:
-        for query in queries:
-            gallery.index.search(query[None], K, ef)
-
     with collection.client() as client:
 
         def asked(fenced: bool) -> Callable[[], None]:
@@ -72,19 +60,8 @@ def searching(collection: Any, folder: Path, queries: np.ndarray, ef: int) -> No
 
             return ask
 
-        taken = in_turns(
-            {
-                "without the fence": asked(False),
-                "with the fence": asked(True),
-                "a store's index, one by one": own,
-                "a store's index, a batch": lambda: gallery.index.search(queries, K, ef),
-            },
-            TURNS,
-        )
-    for name, spent in taken.items():
-        speed = len(queries) / statistics.median(spent)
-        relative = ratio(taken, "without the fence", name)
-        print(f"{name}: {speed:,.0f} queries/s, ratio {relative:.2f}")
+        store = folder / "collection-store"
+        comparing_searches(asked, store, queries, k=K, ef=ef, turns=TURNS)
 
 
 def _fill(collection: Any, ids: list[str], vectors: np.ndarray) -> None:

@@ -13,7 +13,6 @@ last comparison is ``verify`` of another model on both, with 1,000 items of know
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +22,9 @@ import numpy as np
 
 from benchmarks.common.engine_stores import (
     clusters,
+    comparing_searches,
     import_both,
-    in_turns,
     kit,
-    ratio,
     reading,
     seconds,
     verifying,
@@ -40,10 +38,6 @@ K = 10
 
 def searching(table: Any, folder: Path, queries: np.ndarray, ef: int) -> None:
     """Print the searches a second of each side, and the ratios."""
-    from compatctl.deployment.gallery import DeployedGallery
-    from compatctl.store import Store
-
-    gallery = DeployedGallery.open(Store.open(folder / "table-store"))
     statement = (
         "SELECT id::text, embedding <=> %(q)s::float8[]::vector FROM items WHERE {} embedding IS "
         "NOT NULL ORDER BY embedding <=> %(q)s::float8[]::vector LIMIT 10"
@@ -54,8 +48,8 @@ def searching(table: Any, folder: Path, queries: np.ndarray, ef: int) -> None:
         connection.execute("SELECT set_config('hnsw.ef_search', %s, false)", (str(ef),))
         cursor = connection.cursor(binary=True)
 
-        def asked(condition: str) -> Callable[[], None]:
-            text = statement.format(condition)
+        def asked(fenced: bool) -> Callable[[], None]:
+            text = statement.format(fence if fenced else "")
 
             def ask() -> None:
                 for query in lists:
@@ -64,23 +58,8 @@ def searching(table: Any, folder: Path, queries: np.ndarray, ef: int) -> None:
 
             return ask
 
-        def own() -> None:
-            for query in queries:
-                gallery.index.search(query[None], K, ef)
-
-        taken = in_turns(
-            {
-                "without the fence": asked(""),
-                "with the fence": asked(fence),
-                "a store's index, one by one": own,
-                "a store's index, a batch": lambda: gallery.index.search(queries, K, ef),
-            },
-            TURNS,
-        )
-    for name, spent in taken.items():
-        speed = len(queries) / statistics.median(spent)
-        relative = ratio(taken, "without the fence", name)
-        print(f"{name}: {speed:,.0f} queries/s, ratio {relative:.2f} (target .75)")
+        store, target = folder / "table-store", " (target .75)"
+        comparing_searches(asked, store, queries, k=K, ef=ef, turns=TURNS, target=target)
 
 
 def _fill(table: Any, ids: list[str], vectors: np.ndarray) -> None:

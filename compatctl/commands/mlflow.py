@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -170,7 +171,7 @@ def _figures(report: Report) -> Iterator[tuple[str, float]]:
     group = report.groups[0]
     for pair, by_k in group.hit_rate.items():
         for k, value in by_k.items():
-            if value == value:  # noqa: PLR0124  (NaN: undefined)
+            if not math.isnan(value):
                 yield f"compatctl/hit_rate/{pair}/{k}", value
     for check in report.verdict.checks:
         bounds = {"estimate": check.estimate, "low": check.low, "high": check.high}

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_kit import EngineShop
+from engine_kit import EngineShop, sweep_before_the_commit
 from kill_kit import killed
 from milvus_kit import Collection
 from pymilvus import MilvusClient
 from pymilvus.exceptions import MilvusException
 from shop_kit import run, turned
 
-from compatctl.commands import lift as lift_command
 from compatctl.core.nearest import exact_search
 from compatctl.data import load
 from compatctl.deployment.searcher import Searcher
@@ -212,15 +211,7 @@ def test_a_collection_that_gc_drops_meanwhile_is_not_named(
 ) -> None:
     """gc of another process runs between the writing and the commit: exit code 6, nothing is
     switched, and the same command works after it."""
-    measure, swept = lift_command.measure_ann_recall, []
-
-    def measured(*arguments: object) -> object:
-        result = measure(*arguments)  # type: ignore[arg-type]
-        if not swept:
-            swept.append(mv.done("check", "--gc").json["deleted"])
-        return result
-
-    monkeypatch.setattr(lift_command, "measure_ann_recall", measured)
+    swept = sweep_before_the_commit(mv, monkeypatch)
     before = of(mv).row()
     refused = mv.run("lift", wide, *RIDGE)
     assert refused.code == 6

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from milvus_kit import Collection
 from postgres_kit import Table
 from shop_kit import Result, Shop
 
 import compatctl
+from compatctl.commands import lift as lift_command
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.store import Store
 
@@ -77,3 +79,18 @@ def adopt(shop: Shop, table: Table | Collection) -> EngineShop:
     )
     made.done("import", table.url, "--model", shop.path("old.onnx"))
     return made
+
+
+def sweep_before_the_commit(shop: EngineShop, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Let gc of another process run once a lift has written its vectors and before it commits;
+    what gc deleted is in the list then."""
+    measure, swept = lift_command.measure_ann_recall, []
+
+    def measured(*arguments: object) -> object:
+        result = measure(*arguments)  # type: ignore[arg-type]
+        if not swept:
+            swept.append(shop.done("check", "--gc").json["deleted"])
+        return result
+
+    monkeypatch.setattr(lift_command, "measure_ann_recall", measured)
+    return swept
