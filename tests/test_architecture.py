@@ -22,6 +22,7 @@ LEVELS = {
     "notices": 1,
     "libraries": 1,
     "processes": 1,
+    "processors": 1,
     "core": 1,
     "files": 1,
     "data": 2,

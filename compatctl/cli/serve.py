@@ -84,8 +84,8 @@ def serve(
         typer.Option(
             "--threads",
             min=1,
-            help="Threads that compute a batch in each process (default: the processors, divided "
-            "among the processes).",
+            help="Threads that compute a batch in each process (default: OMP_NUM_THREADS, or the "
+            "processors, divided among the processes).",
         ),
     ] = None,
     timeout: Annotated[

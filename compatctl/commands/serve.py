@@ -21,6 +21,7 @@ from compatctl.evaluation.report_match import require_matching_report
 from compatctl.evaluation.verified_candidate import refuse_unverified
 from compatctl.manifest import Manifest
 from compatctl.notices import Notices, collected
+from compatctl.processors import computing_threads
 from compatctl.recipe import Project, gate_policy
 from compatctl.report import policy_sha256, read_report
 from compatctl.serving.answer_log import AnswerLog, LogLine
@@ -67,7 +68,8 @@ class ServeOptions:
         log: answers: a file of JSON lines, or a folder of parts whose name ends in .parquet.
         limits: of a request, in each process.
         processes: that answer, each with a model and an index of its own.
-        threads: that compute a batch in each process; None: the processors, divided among them.
+        threads: that compute a batch in each process; None: ``OMP_NUM_THREADS``, or the processors,
+            divided among them.
     """
 
     host: str = "127.0.0.1"
@@ -153,7 +155,7 @@ def _serve_here(
 ) -> ServeResult:
     """Serve in this process; ``folder`` is shared with the other ones, None: there are none."""
     _log_to_stderr(options.processes)
-    use_threads(options.threads or max(1, (os.cpu_count() or 1) // options.processes))
+    use_threads(options.threads or computing_threads(options.processes))
     told = collected() if folder is not None else contextlib.nullcontext()
     with told as notices:  # one process tells them itself
         data = _data(project)

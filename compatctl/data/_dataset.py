@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from compatctl.data._pixels import BAD_IMAGE_TIP, MAX_PIXELS, decode, from_array
 from compatctl.errors import InputError
 from compatctl.files import DIGEST_BYTES, absence
 from compatctl.files.npz import open_regular
+from compatctl.processors import processors
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -276,7 +276,7 @@ class Dataset:
             except InputError:
                 return False
 
-        with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="compatctl-look") as pool:
+        with ThreadPoolExecutor(processors(), thread_name_prefix="compatctl-look") as pool:
             known = np.array(list(pool.map(learn, rows)), bool)
         positions = np.flatnonzero(known)
         looks = [self._facts.look(rows[int(position)]) for position in positions]

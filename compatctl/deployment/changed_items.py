@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Self
@@ -15,6 +14,7 @@ from compatctl.errors import InputError
 from compatctl.files import DIGEST_BYTES
 from compatctl.manifest import Catalog
 from compatctl.printable import listed
+from compatctl.processors import processors
 from compatctl.progress import Progress, silent
 
 BATCH = 4096
@@ -101,7 +101,7 @@ def image_digests(data: Dataset, rows: Rows, progress: Progress = silent) -> np.
         except InputError:
             return bytes(DIGEST_BYTES)
 
-    with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="compatctl-hash") as pool:
+    with ThreadPoolExecutor(processors(), thread_name_prefix="compatctl-hash") as pool:
         for start in range(0, len(rows), BATCH):
             part = b"".join(pool.map(digest, rows[start : start + BATCH].tolist()))
             read = np.frombuffer(part, np.uint8).reshape(-1, DIGEST_BYTES)

@@ -31,6 +31,7 @@ from compatctl.errors import CompatError, InputError
 from compatctl.files import DIGEST_BYTES
 from compatctl.libraries import require_library
 from compatctl.notices import DataWarning, notice
+from compatctl.processors import processors
 from compatctl.recipe import Project
 from compatctl.store import Store
 
@@ -307,7 +308,7 @@ def _start(ray: Any, address: str) -> None:
         ray.init(address=address, **common)
         return
     ray.init(
-        num_cpus=os.cpu_count() or 1,
+        num_cpus=processors(),
         include_dashboard=False,
         _node_ip_address=_LOOPBACK,
         **common,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from compatctl.encoder.vectors import VectorInput
 from compatctl.errors import InputError
 from compatctl.files import DIGEST_BYTES, sha256_bytes
 from compatctl.notices import notice
+from compatctl.processors import processors
 from compatctl.progress import Progress, silent
 
 BATCH_SIZE = 64
@@ -101,7 +101,7 @@ class Encoder:
 
         A file that is not sealed is wrapped by its preprocessing file: the one given, or
         NAME.preprocessing.json beside it. ``sha256`` is that of the sealed bytes, so the same two
-        files have one identity. ``threads`` compute a batch; default: one a processor.
+        files have one identity. ``threads`` compute a batch; default: ``computing_threads``.
 
         Raises:
             InputError: missing, not ONNX, not self-contained, or not what its metadata says.
@@ -432,7 +432,7 @@ def _embed(dataset: Dataset, runs: Sequence[_Run], *, skip_bad: bool, looks: boo
         return _Decoded(id=item.id, takers=takers, prepared=prepared, digest=digest)
 
     ahead = AHEAD * min(run.batch_size for run in runs)
-    pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="compatctl-decode")
+    pool = ThreadPoolExecutor(processors(), thread_name_prefix="compatctl-decode")
     try:
         waiting = deque(pool.submit(decode, position) for position in range(min(ahead, len(rows))))
         for position, row in enumerate(rows.tolist()):

@@ -15,6 +15,7 @@ from compatctl.core.arrays import Vectors
 from compatctl.encoder.inputs import EncoderInput, InputArray
 from compatctl.encoder.metadata import MAX_DIM
 from compatctl.errors import InputError
+from compatctl.processors import computing_threads
 
 FATAL_ONLY = 4
 MEMORY_SHARE = 0.5
@@ -34,7 +35,7 @@ _FREE_BATCH = (
 
 @dataclass
 class _Default:
-    """Threads that compute a batch in this process; None: one a processor."""
+    """Threads that compute a batch in this process; None: ``computing_threads``."""
 
     threads: int | None = None
 
@@ -67,7 +68,7 @@ class Session:
     """A model on the CPU.
 
     ``path`` is for messages, ``data`` the model's bytes; ``threads`` compute a batch (default:
-    those of ``use_threads``, or one a processor); ``nodes``, the number of operators, share
+    those of ``use_threads``, or ``computing_threads``); ``nodes``, the number of operators, share
     ``FOLDED_BYTES``.
 
     Raises:
@@ -77,7 +78,7 @@ class Session:
     def __init__(self, path: Path, data: bytes, threads: int | None = None, *, nodes: int) -> None:
         self._path = path
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or _default.threads or os.cpu_count() or 1
+        options.intra_op_num_threads = threads or _default.threads or computing_threads()
         options.log_severity_level = FATAL_ONLY
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry(

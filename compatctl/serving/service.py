@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from compatctl.deployment.searcher import Attempts, Searcher
 from compatctl.engines import StaleEpochError
 from compatctl.errors import InputError, UsageError
 from compatctl.manifest import Manifest
+from compatctl.processors import processors
 from compatctl.serving.answer_log import AnswerLog, LogLine
 from compatctl.serving.batching import Answer, MicroBatcher, QueueFullError, answer_of
 from compatctl.serving.candidate import CandidateModel, Shadow, ShadowQuery, Traffic
@@ -128,7 +128,7 @@ class SearchService:
 
     def __post_init__(self) -> None:
         self._batcher = MicroBatcher(max_waiting=2 * self.limits.requests)
-        workers = max(1, (os.cpu_count() or 1) // self.processes)
+        workers = max(1, processors() // self.processes)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="compatctl-prepare")
         self._refreshing = Lock()
         if self.shared is not None:

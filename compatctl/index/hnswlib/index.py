@@ -24,6 +24,7 @@ from compatctl.index.hnswlib.layout import StoredRows
 from compatctl.index.hnswlib.params import HnswParams
 from compatctl.index.rows import check_unit, first_duplicate, row_checksums
 from compatctl.libraries import require_library
+from compatctl.processors import processors
 from compatctl.progress import Progress, silent
 
 _ADD_BATCH = 2048
@@ -193,12 +194,13 @@ class HnswIndex:
         return vectors
 
     def search(
-        self, queries: Vectors, k: int, ef: int | None = None, *, threads: int = -1
+        self, queries: Vectors, k: int, ef: int | None = None, *, threads: int | None = None
     ) -> tuple[Keys, Scores]:
         """Keys and cosines of approximately the nearest rows of unit ``queries`` (Q, D).
 
         Both are (Q, min(k, N)), nearest first. ``ef`` (default: the parameters' ef_search) is
-        raised to k. Where the graph cannot reach enough rows, the search is exact.
+        raised to k. Where the graph cannot reach enough rows, the search is exact. ``threads``
+        search (default: one a processor).
 
         Raises:
             InputError: k < 1, a wrong dimension, or a query that is not finite or not of unit
@@ -213,7 +215,9 @@ class HnswIndex:
             return np.zeros((len(queries), k), np.uint64), np.zeros((len(queries), k), np.float32)
         self._engine.set_ef(self.params.ef_search if ef is None else ef)
         try:
-            keys, distances = self._engine.knn_query(queries, k, num_threads=threads)
+            keys, distances = self._engine.knn_query(
+                queries, k, num_threads=threads or processors()
+            )
         except RuntimeError:
             return self._search_exact(queries, k)
         halved = distances * np.float32(0.5) if self.params.space == "l2" else distances
