@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -94,9 +95,15 @@ def _layer(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def _imports(path: Path, *, typing_only: bool) -> list[str]:
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
+def _imports(path: Path, *, typing_only: bool) -> tuple[str, ...]:
     """The absolute names that a module imports; ``typing_only``: also in TYPE_CHECKING blocks."""
-    tree = ast.parse(path.read_text())
+    tree = _tree(path)
     skipped: set[ast.AST] = set()
     if not typing_only:
         for node in ast.walk(tree):
@@ -110,7 +117,7 @@ def _imports(path: Path, *, typing_only: bool) -> list[str]:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names += [f"{node.module}.{alias.name}" for alias in node.names]
-    return names
+    return tuple(names)
 
 
 def _relative(path: Path) -> str:
@@ -178,7 +185,7 @@ def test_modules_and_functions_stay_short(path: Path) -> None:
     text = path.read_text()
     limit = MAX_MODULE_LINES
     assert len(text.splitlines()) <= limit
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.FunctionDef):
             statements = [part for part in node.body if not _is_docstring(part)]
             first = statements[0].lineno if statements else node.lineno
