@@ -15,6 +15,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("examples/*/*.md")])
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 CALL = re.compile(r"\bcompatctl ([a-z][a-z-]*)([^#`\n]*)")
+FENCED = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SAVED = re.compile(r"\bSave (?:this )?as\s+`([\w./-]+)`")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 PROGRAM = re.compile(r"\bpython (?:-m ([\w.]+)|([\w/]+\.py))((?:(?!python)[^#`\n&;])*)")
 CURRENT = [path for path in PAGES if path.name != "CHANGELOG.md"]
@@ -47,16 +49,16 @@ def _flags(command: Any) -> set[str]:
 
 def _spans(path: Path) -> list[str]:
     """The code spans of a page, without those of an earlier commit, each on one line."""
-    text = path.read_text(encoding="utf-8")
+    text = FENCED.sub("", path.read_text(encoding="utf-8"))
     spans = re.findall(r"`([^`]+)`(?! (?:of that|in) commit)", text)
     return [" ".join(span.split()) for span in spans]
 
 
 def _code(path: Path) -> str:
-    """The code spans and the indented lines of a page; a line that goes on ends in a backslash."""
+    """The code spans and the blocks of a page; a line that goes on ends in a backslash."""
     text = path.read_text(encoding="utf-8").replace("\\\n", " ")
-    lines = [line for line in text.splitlines() if line.startswith("    ")]
-    return "\n".join([*_spans(path), *lines])
+    lines = [line for line in FENCED.sub("", text).splitlines() if line.startswith("    ")]
+    return "\n".join([*_spans(path), *lines, *FENCED.findall(text)])
 
 
 @pytest.mark.parametrize("path", PAGES, ids=_page)
@@ -72,7 +74,10 @@ def test_a_page_names_only_commands_and_flags_that_exist(path: Path) -> None:
 def test_a_page_names_only_programs_and_targets_that_exist(path: Path) -> None:
     """Each ``python -m benchmarks.MODULE --flag`` has a file that takes the flag, each ``make``
     a target."""
+    made = SAVED.findall(path.read_text(encoding="utf-8"))
     for module, script, rest in PROGRAM.findall(_code(path)):
+        if script in made:
+            continue
         file = ROOT / (script or f"{module.replace('.', '/')}.py")
         if module and module.split(".")[0] not in FOLDERS:
             continue
@@ -93,6 +98,7 @@ def test_a_page_names_only_files_keys_and_names_that_exist(path: Path) -> None:
     """A Python file or page of a folder of ours is there; a key of the recipe is one; every other
     name with an underscore stands in a source file, a recipe or a policy."""
     roots = (ROOT, ROOT / "compatctl", path.parent)
+    made = {Path(name).stem for name in SAVED.findall(path.read_text(encoding="utf-8"))}
     for span in _spans(path):
         for name in re.findall(r"(?<![\w/.-])((?:[\w-]+/)+[\w-]+\.(?:py|md|yaml))\b", span):
             if any((root / name.split("/")[0]).is_dir() for root in roots):
@@ -101,7 +107,7 @@ def test_a_page_names_only_files_keys_and_names_that_exist(path: Path) -> None:
         if dotted and dotted[1] in RECIPE_KEYS:
             assert span in RECIPE_KEYS, span
         for word in re.findall(r"\b[A-Za-z]\w*_\w+\b", span):
-            assert word in WORDS, (word, span)
+            assert word in WORDS | made, (word, span)
 
 
 def test_contributing_names_every_package() -> None:
