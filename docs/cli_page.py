@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 _HEAD = """\
 # Commands
 
+For reference: every command with its options, examples and exit codes.
+
 Written by `docs/cli_page.py` from the command line; `compatctl COMMAND -h` prints the same.
 Results go to stdout, everything else to stderr. An option overrides its environment variable, which
 overrides `compatctl.yaml`.

@@ -48,6 +48,9 @@ _HEADER = """\
 _PAGE = """\
 # The recipe
 
+For whoever trains a candidate: each setting of a recipe, its default, and a recipe for each
+situation.
+
 A recipe is a YAML file that decides what `compatctl finetune` computes. Where `--base` is a
 checkpoint, `backbone` is required, and nothing else; where it is an encoder (an ONNX file), a head
 behind it is trained, and no recipe is needed. `compatctl finetune --print-recipe` prints a recipe

@@ -97,6 +97,9 @@ def _each(lines: Sequence[Line]) -> Iterable[str]:
 INTRO = f"""\
 # Begin on a simplex: when, how, and which reference then
 
+For whoever can still choose how the first model is trained: whether to begin on a simplex, how, and
+what it gained.
+
 ## When
 
 A *simplex* gives each class a vector of its own, far from all others, before any model is trained.

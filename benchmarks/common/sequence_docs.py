@@ -172,6 +172,9 @@ def _alike(results: Sequence[Result]) -> list[list[Result]]:
 INTRO = """\
 # A sequence of versions: the authors' protocol IAM-CL2R
 
+For whoever plans many versions one after another, or knows the papers: the authors' own protocol,
+with their method, the defaults of compatctl and three baselines.
+
 A pre-trained model is fine-tuned task after task, each task a set of new classes, with a memory of
 earlier images. Twice a better pre-trained model replaces it and is fine-tuned further. Every
 version's queries search every earlier version's gallery, which is not re-embedded: M[i][j]. AC is

@@ -44,6 +44,9 @@ DRAWN = (
 INTRO = """\
 # What is gained against the share of the gallery that passed the new model
 
+For whoever asks what an upgrade without re-embedding gains: every route and published baseline on
+eight upgrades, by how much of the gallery went through the new model.
+
 Passing gallery items through the new model is what an upgrade costs. Here every route upgrades
 galleries of ordinary models with the same settings (`recipes/default.yaml`), and every figure
 stands beside the share of the gallery that was passed. The old model, a head on a frozen

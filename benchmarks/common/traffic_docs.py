@@ -47,6 +47,9 @@ class Simulation:
 INTRO = """\
 # Lazy re-scoring: what traffic passes through the new model
 
+For whoever considers lazy re-scoring: how much of a gallery its traffic passes through the new
+model, by simulation.
+
 Lazy re-scoring passes a gallery row through the new model when a query first has it among its k
 best candidates, and keeps the vector. This page simulates how much of a gallery that is.
 

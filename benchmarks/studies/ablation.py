@@ -292,6 +292,9 @@ def _gain(classes: Rows, matching: Bools, other: Bools) -> tuple[float, float, f
 INTRO = """\
 # What each part of the objective earns
 
+For whoever changes the recipe or trusts a paper's settings: what each part of the training
+objective earns on small upgrades, one change at a time.
+
 Each row is the shipped recipe (`recipes/default.yaml`) with one change, on the upgrades of
 `benchmarks/common/cases.py`: hit@1 of new queries on the deployed gallery, on validation
 classes; test classes are not used. No gallery row passes the new model but labelled training items.
