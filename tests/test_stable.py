@@ -23,6 +23,7 @@ from compatctl.encoder import metadata
 from compatctl.manifest import _manifest
 from compatctl.recipe import Project
 from compatctl.report import _report
+from compatctl.serving import http
 from compatctl.store import _attempts
 
 ROOT = Path(__file__).parent.parent
@@ -121,3 +122,16 @@ def test_the_entries_are_those_that_are_printed(verb: str) -> None:
     shown = run(verb, "--store", store, "--json").json
     recorded = json.loads(ENTRIES.read_text(encoding="utf-8"))[f"{verb}.{verb}"]
     assert {name for name in recorded if "." not in name} <= shown.keys()
+
+
+def test_the_entries_of_http_answers_exist() -> None:
+    """What docs/serving.md shows of an answer, a comparison and an error is still named so."""
+    hit = {"id", "label", "score", "cosine", "model", "rescored"}
+    shared = {"query", "generation"}
+    for model, entries in (
+        (http.Found, hit),
+        (http.SearchAnswer, {*shared, "query_model", "side", "cut", "hits"}),
+        (http.Compared, {*shared, "current_model", "candidate_model", "current", "candidate"}),
+        (http.Problem, {"error", "message"}),
+    ):
+        assert entries <= model.model_fields.keys(), model
