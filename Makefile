@@ -13,13 +13,14 @@ CHARACTERS := examples/kanji/data/kanji.npz examples/characters/data/characters.
 LIBRARIES  := .venv-libraries
 ENGINES    := .venv-engines
 SITE       := .venv-site
+RELEASE    := .venv-release
 
 # Tests run in as many processes as there are processors: one thread each for torch and numpy.
 TESTS := OMP_NUM_THREADS=1
 
-.PHONY: environments site libraries-test engines-test demo test torture lint types docs bench studies wheel-test clean
+.PHONY: environments site libraries-test engines-test demo test torture lint types docs bench studies wheel-test dist recording clean
 
-environments: $(READY) $(SITE)/.ready $(ENGINES)/.ready $(LIBRARIES)/.ready  ## every environment; -j: at once
+environments: $(READY) $(SITE)/.ready $(RELEASE)/.ready $(ENGINES)/.ready $(LIBRARIES)/.ready  ## every environment; -j: at once
 
 demo: $(READY)                 ## the whole story on real images, in a temporary folder
 	$(BIN)/compatctl demo
@@ -58,8 +59,16 @@ libraries-test: $(LIBRARIES)/.ready ## exports and readers of other libraries, a
 engines-test: $(ENGINES)/.ready ## stores and rows on servers, against real ones on loopback ports
 	$(ENGINES)/bin/python -m pytest -p no:cacheprovider -n 2 --dist loadscope tests/engines
 
-wheel-test: $(READY)           ## build the wheel, install it alone, run the gate's commands from it
-	$(BIN)/python tests/wheel/run.py
+wheel-test: $(RELEASE)/.ready   ## build wheel and sdist, install them alone, run the gate's commands
+	$(RELEASE)/bin/python tests/wheel/run.py $(PYTHON)
+
+dist: $(RELEASE)/.ready         ## wheel and sdist in dist/, checked as an index checks them
+	rm -rf dist
+	$(RELEASE)/bin/python -m build
+	$(RELEASE)/bin/python tests/wheel/archives.py dist
+
+recording: $(READY) $(RELEASE)/.ready ## docs/demo.svg: the demo in a terminal, as it is
+	$(RELEASE)/bin/python docs/record_demo.py $(BIN)/compatctl
 
 $(READY): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -88,8 +97,14 @@ $(SITE)/.ready: .ci/docs.txt
 	$(SITE)/bin/python -m pip install --quiet --requirement .ci/docs.txt
 	touch $@
 
+# Of its own: what builds, checks and shows a release is no part of the program.
+$(RELEASE)/.ready: .ci/release.txt
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet --requirement .ci/release.txt
+	touch $@
+
 $(CHARACTERS): | $(READY)      # Debian's font packages, by apt-get
 	$(BIN)/python $(dir $(@D))build.py
 
 clean:
-	rm -rf $(VENV) $(LIBRARIES) $(ENGINES) $(SITE) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LIBRARIES) $(ENGINES) $(SITE) $(RELEASE) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,19 +1,19 @@
-"""Build the wheel, install it in a new environment, and run the gate's commands.
+"""Build wheel and source distribution, install them in a new environment, run the gate's commands.
 
+The interpreter is the first argument, such as ``python3.13``; by default the one that runs this.
 Without extras there is neither torch nor hnswlib: tables are compared. With the extra hnswlib the
 commands of a store run; verify, deploy and search need no torch.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import tempfile
-import venv
-import zipfile
 from pathlib import Path
+
+import archives
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONSTRAINTS = ROOT / ".ci" / "constraints.txt"
@@ -46,22 +46,27 @@ def install(python: Path, target: str | Path) -> None:
     run(python, "-m", "pip", "install", "--quiet", "--constraint", CONSTRAINTS, target)
 
 
-def main() -> None:
-    """Build the wheel, install it, and run the commands of tables, of a store, and its service."""
+def build(folder: Path) -> tuple[Path, Path]:
+    """The wheel and the source distribution, from which the same wheel comes as from the tree."""
+    run(sys.executable, "-m", "build", "--outdir", folder / "dist")  # a wheel of the source's
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", folder / "tree")
+    archives.main(folder / "dist")
+    (wheel,), (source,) = (folder / "dist").glob("*.whl"), (folder / "dist").glob("*.tar.gz")
+    assert wheel.read_bytes() == (folder / "tree" / wheel.name).read_bytes()
+    return wheel, source
+
+
+def main(interpreter: str) -> None:
+    """Build, install, and run the commands of tables, of a store, and its service."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        run(sys.executable, "-m", "build", "--wheel", "--outdir", folder / "dist")
-        (wheel,) = (folder / "dist").glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            top = {name.split("/")[0] for name in archive.namelist()}
-        assert {name for name in top if not name.endswith(".dist-info")} == {"compatctl"}, top
-        venv.create(folder / "env", with_pip=True)
+        wheel, source = build(folder)
+        run(interpreter, "-m", "venv", folder / "env")
         python = folder / "env" / "bin" / "python"
-        install(python, wheel)
+        install(python, source)
         version = run(python, "-c", PROBE, cwd=folder).strip()
         script = folder / "env" / "bin" / "compatctl"
         assert run(script, "--version", cwd=folder).strip() == f"compatctl {version}"
-        size = wheel.stat().st_size
         run(python, ROOT / "tests" / "wheel" / "tables.py", folder, cwd=folder)
         install(python, f"{wheel}[hnswlib]")
         run(python, ROOT / "tests" / "wheel" / "gate.py", folder, cwd=folder)
@@ -70,9 +75,9 @@ def main() -> None:
         run(python, ROOT / "tests" / "wheel" / "pages.py", folder, cwd=folder)
         install(python, f"{wheel}[serve]")
         run(python, ROOT / "tests" / "wheel" / "serving.py", folder, cwd=folder)
-        print(json.dumps({"wheel": wheel.name, "bytes": size}))
+        print(run(python, "--version").strip())
         print("1 passed, 0 failed")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1] if len(sys.argv) > 1 else sys.executable)
