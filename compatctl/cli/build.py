@@ -391,7 +391,8 @@ def demo(
         ),
     ] = False,
     keep: Annotated[
-        Path | None, typer.Option("--keep", help="Leave the demo's project in this folder.")
+        Path | None,
+        typer.Option("--keep", help="Leave the demo's project, with its report, in this folder."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of both trainings.")] = 0,
     text: Annotated[
@@ -415,13 +416,10 @@ def demo(
 ) -> Outcome[Any]:
     """Run a whole upgrade on shipped data.
 
-    Trains, verifies, deploys, searches and rolls back.
+    Trains, verifies, deploys, searches and rolls back. The HTML report stays in the working folder,
+    or in that of --keep.
     """
-    from compatctl.commands.demo import demo
-    from compatctl.commands.demo_text import demo_text
-    from compatctl.commands.demo_vectors import demo_vectors
-    from compatctl.render import progress
-    from compatctl.render.tables import demo_table
+    from compatctl.render import progress, step
 
     if text and vectors:
         raise UsageError("demo takes --text or --vectors", tip="give one of them")
@@ -429,13 +427,21 @@ def demo(
         raise UsageError("--old-model-gone needs --vectors", tip="compatctl demo --vectors")
     if text or vectors:
         refuse_given(context, ("sabotage", "seed"), "they are of the demo on images")
+    step("A whole model upgrade on real data: a few minutes, nothing is downloaded")
+    from compatctl.commands.demo import demo
+    from compatctl.commands.demo_text import demo_text
+    from compatctl.commands.demo_vectors import demo_vectors
+    from compatctl.render.tables import demo_table
+
     with progress() as report_progress:
         if vectors:
             result = demo_vectors(
-                old_model_gone=old_model_gone, keep=keep, progress=report_progress
+                old_model_gone=old_model_gone, keep=keep, progress=report_progress, say=step
             )
         elif text:
-            result = demo_text(keep=keep, progress=report_progress)
+            result = demo_text(keep=keep, progress=report_progress, say=step)
         else:
-            result = demo(keep=keep, seed=seed, sabotage=sabotage, progress=report_progress)
+            result = demo(
+                keep=keep, seed=seed, sabotage=sabotage, progress=report_progress, say=step
+            )
     return Outcome(result=result, table=demo_table, exit_code=VERDICT_EXIT_CODES[result.verdict])

@@ -4,11 +4,13 @@ The old model is a head on EfficientNet-lite0, trained on some of the classes wi
 compatibility. The new one is EfficientNet-lite2, fine-tuned against the old model's gallery. There
 are two routes: the fine-tuned model alone, or fused with the old one. The route with the better
 hit rate on validation classes goes to the gate; the demo shows the held-out results of both.
+The report of the chosen one is left as an HTML page.
 """
 
 from __future__ import annotations
 
 import csv
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -20,22 +22,39 @@ from compatctl.commands.deploy import RescoringOptions, deploy
 from compatctl.commands.finetune import finetune
 from compatctl.commands.fuse import fuse
 from compatctl.commands.init import init
+from compatctl.commands.report import report as write_page
 from compatctl.commands.rollback import rollback
 from compatctl.commands.search import search
 from compatctl.commands.verify import verify
 from compatctl.core.hash_order import hash_fraction
 from compatctl.deployment.project import open_store
-from compatctl.errors import InputError
+from compatctl.errors import InputError, UsageError
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.index import require_hnswlib
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 from compatctl.report import Report
+from compatctl.report.page import require_page
 from compatctl.samples import emoji_source, unpack_emoji, write_demo_project
 
 OLD_CLASSES = 300
 SAMPLE = 400
 UNSEEN = "unseen"
+NEXT_STEPS = (
+    "compatctl init --model old.onnx --data items.csv",
+    "compatctl plan --base new.ckpt",
+    "compatctl verify new.onnx --html report.html",
+)
+"""What to run on images of one's own."""
+
+NO_PAGE = "no HTML report without jinja2: pip install 'compatctl[report]'"
+
+Say = Callable[[str], None]
+"""Shows a line of what the demo does now."""
+
+
+def say_nothing(line: str) -> None:
+    """Show nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +89,8 @@ class DemoResult:
     """Hit@1 on unseen classes.
 
     ``new_old`` and ``new_new`` belong to the deployed route, or to the last one if none passed.
+    ``page`` is the file of the HTML report; None: jinja2, which writes it, is not installed.
+    ``next_steps`` are commands for data of one's own.
     """
 
     old_old: float
@@ -87,6 +108,8 @@ class DemoResult:
     sabotage: bool
     seed: int
     story: tuple[str, ...]
+    page: str | None
+    next_steps: tuple[str, ...]
     seconds: float
 
 
@@ -96,17 +119,21 @@ def demo(
     seed: int = 0,
     sabotage: bool = False,
     progress: Progress = silent,
+    say: Say = say_nothing,
 ) -> DemoResult:
     """Run the upgrade. With ``sabotage``, the candidate learns a shuffled class-to-vertex map.
 
     Raises:
-        InputError: ``keep`` is not empty, or the demo's backbones are not installed.
+        InputError: ``keep`` is not empty, the demo's backbones are not installed, or there is no
+            place for the page of the report.
     """
     require_hnswlib()
     began = time.monotonic()
+    page = page_path("compatctl-demo.html", keep, say)
     with ExitStack() as stack:
         folder = demo_folder(stack, keep)
-        project = prepare(folder, seed=seed, progress=progress)
+        project = prepare(folder, seed=seed, progress=progress, say=say)
+        say("4/6 New model, EfficientNet-lite2: fine-tuned to answer on the stored vectors")
         tuned = finetune(
             project,
             base=folder / "new.ckpt",
@@ -114,32 +141,49 @@ def demo(
             shuffle_map=sabotage,
             progress=progress,
         )
+        say("5/6 The gate: do queries of classes that no model saw find more than today?")
         routes, chosen = _routes(
-            project, folder, tuned.validation_hit_rate, sabotage=sabotage, progress=progress
+            project,
+            folder,
+            tuned.validation_hit_rate,
+            sabotage=sabotage,
+            progress=progress,
+            say=say,
         )
+        say_switch("6/6", chosen, say)
         paths, labels = zip(*_sample(folder / "data" / "items.csv"), strict=True)
+        switched = switch(project, folder / chosen.new.name, chosen, lambda: paths, labels)
+        if page is not None:
+            write_page(project, output=page)
         return demo_result(
             routes,
             chosen,
             route=routes[0 if chosen.new.name == "new.onnx" else -1],
-            switched=switch(project, folder / chosen.new.name, chosen, lambda: paths, labels),
+            switched=switched,
             sabotage=sabotage,
             seed=seed,
             kept=keep,
+            page=page,
+            next_steps=NEXT_STEPS,
             seconds=time.monotonic() - began,
         )
 
 
-def prepare(folder: Path, *, seed: int, progress: Progress) -> Project:
+def prepare(
+    folder: Path, *, seed: int, progress: Progress = silent, say: Say = say_nothing
+) -> Project:
     """Make the project folder before the upgrade: data, old model, store."""
+    say("1/6 Data: one vendor's emoji are the gallery, four other vendors' the queries")
     progress("unpacking images", 0, 1)
     table = unpack_emoji(emoji_source(), folder / "data")
     progress("unpacking images", 1, 1)
     write_demo_project(folder)
     _old_classes(table, folder / "data" / "old.csv")
+    say("2/6 Old model: a head on EfficientNet-lite0 is trained, with no upgrade in mind")
     legacy = Project.load(folder / "legacy.yaml")
     finetune(legacy, base=folder / "old.ckpt", seed=seed, progress=progress)
     project = Project.load(folder / "compatctl.yaml")
+    say("3/6 Store: the old model embeds the gallery, once")
     init(project, model=folder / "old.onnx", progress=progress)
     return project
 
@@ -151,6 +195,7 @@ def _routes(
     *,
     sabotage: bool,
     progress: Progress,
+    say: Say,
 ) -> tuple[list[Route], Report]:
     """The results of all routes, and the report of the chosen one, which alone stays on disk.
 
@@ -159,7 +204,7 @@ def _routes(
     """
     old, new, fused = (folder / name for name in ("old.onnx", "new.onnx", "fused.onnx"))
     alone = verify(project, old=old, new=new, progress=progress)
-    routes = [route_of("fine-tuned", alone)]
+    routes = [say_route(route_of("fine-tuned", alone), alone, say)]
     if sabotage:
         return routes, alone
     fusion = fuse(project, old=old, new=new, output=fused, progress=progress)
@@ -168,7 +213,8 @@ def _routes(
     fused_report = verify(
         project, old=old, new=fused, options=VerifyOptions(dry_run=enough), progress=progress
     )
-    routes.append(route_of("fused with the old model", fused_report))
+    both = route_of("fused with the old model", fused_report)
+    routes.append(say_route(both, fused_report, say))
     return routes, alone if enough else fused_report
 
 
@@ -266,6 +312,19 @@ def route_of(name: str, report: Report) -> Route:
     )
 
 
+def say_route(route: Route, report: Report, say: Say) -> Route:
+    """Show what the gate found of a route, which is returned."""
+    today = next(group for group in report.groups if group.name == UNSEEN).hit_rate["old_old"]["1"]
+    say(f"    {route.name}: hit@1 {route.new_old:.4f}, today {today:.4f}: {route.verdict}")
+    return route
+
+
+def say_switch(number: str, report: Report, say: Say) -> None:
+    """Show what follows the verdict."""
+    passed = report.verdict.outcome == "pass"
+    say(f"{number} " + ("Deploy, search, roll back" if passed else "Nothing is deployed"))
+
+
 def demo_result(
     routes: list[Route],
     report: Report,
@@ -275,6 +334,8 @@ def demo_result(
     sabotage: bool = False,
     seed: int = 0,
     kept: Path | None,
+    page: Path | None,
+    next_steps: tuple[str, ...],
     seconds: float,
     more: Sequence[str] = (),
 ) -> DemoResult:
@@ -291,6 +352,8 @@ def demo_result(
             f"{served.rolled_back:.4f}"
         )
     story.append("index file: the same bytes" if index[0] == index[1] else "index file: CHANGED")
+    if page is None:
+        story.append(NO_PAGE)
     if kept is not None:
         story.append(f"the project folder is {kept}")
     return DemoResult(
@@ -309,6 +372,8 @@ def demo_result(
         sabotage=sabotage,
         seed=seed,
         story=tuple(story),
+        page=None if page is None else str(page),
+        next_steps=next_steps,
         seconds=round(seconds, 1),
     )
 
@@ -325,3 +390,29 @@ def demo_folder(stack: ExitStack, keep: Path | None) -> Path:
         raise InputError(f"{keep} is not empty", tip="name a new folder for --keep")
     keep.mkdir(parents=True, exist_ok=True)
     return keep
+
+
+def page_path(name: str, keep: Path | None, say: Say) -> Path | None:
+    """Where the page of the report will be: in ``keep``, or as ``name`` in the working folder.
+
+    None where jinja2 is missing, which the demo then says before it works for minutes.
+
+    Raises:
+        InputError: nothing can be written into the working folder.
+    """
+    try:
+        require_page()
+    except UsageError:
+        say(NO_PAGE)
+        return None
+    if keep is not None:
+        return keep.resolve() / "report.html"
+    try:
+        with tempfile.TemporaryFile(dir=os.curdir):
+            pass
+    except OSError as problem:
+        raise InputError(
+            f"{name} cannot be written into the working folder: {problem.strerror}",
+            tip="compatctl demo --keep DIR",
+        ) from problem
+    return Path.cwd() / name

@@ -22,15 +22,21 @@ from compatctl.commands.demo import (
     SAMPLE,
     DemoResult,
     Route,
+    Say,
     demo_folder,
     demo_result,
+    page_path,
     route_of,
+    say_nothing,
+    say_route,
+    say_switch,
     switch,
 )
 from compatctl.commands.deploy import RescoringOptions
 from compatctl.commands.finetune import finetune
 from compatctl.commands.fuse import fuse
 from compatctl.commands.init import init
+from compatctl.commands.report import report as write_page
 from compatctl.commands.search import search
 from compatctl.commands.verify import verify
 from compatctl.deployment.data import load_data
@@ -45,39 +51,58 @@ from compatctl.text_samples import write_text_project
 RESCORED = 10
 """How many first answers of a query the last route ranks again."""
 
+NEXT_STEPS = (
+    "compatctl init --model old.onnx --data texts.csv",
+    "compatctl plan --new new.onnx",
+    "compatctl verify new.onnx --html report.html",
+)
+"""What to run on texts of one's own."""
+
 QUESTION = "a vehicle with two wheels that is moved by pedals"
 
 
-def demo_text(*, keep: Path | None = None, progress: Progress = silent) -> DemoResult:
+def demo_text(
+    *, keep: Path | None = None, progress: Progress = silent, say: Say = say_nothing
+) -> DemoResult:
     """Run the upgrade.
 
     Raises:
-        InputError: ``keep`` is not empty, or the demo's models are not installed.
+        InputError: ``keep`` is not empty, the demo's models are not installed, or there is no
+            place for the page of the report.
     """
     require_hnswlib()
     began = time.monotonic()
+    page = page_path("compatctl-demo-text.html", keep, say)
     with ExitStack() as stack:
         folder = demo_folder(stack, keep)
+        say("1/4 Data: WordNet's glosses are the queries, the words explained the gallery")
         write_text_project(folder)
         project = Project.load(folder / "compatctl.yaml")
+        say("2/4 Store: the old model, paraphrase-MiniLM-L3, embeds the gallery, once")
         init(project, model=folder / "old.onnx", progress=progress)
-        routes, report, bridged = _routes(project, folder, progress)
+        say("3/4 New model, all-MiniLM-L6: ways to answer on these vectors, judged")
+        routes, report, bridged = _routes(project, folder, progress, say)
+        say_switch("4/4", report, say)
         texts, labels = zip(*_sample(project), strict=True)
         rescoring, model = RescoringOptions(rescore=RESCORED), folder / report.new.name
         switched = switch(project, model, report, lambda: texts, labels, rescoring)
+        if page is not None:
+            write_page(project, output=page)
         return demo_result(
             routes,
             report,
             route=routes[-1],
             switched=switched,
             kept=keep,
+            page=page,
+            next_steps=NEXT_STEPS,
             seconds=time.monotonic() - began,
             more=(_adapters(bridged), _answer(project)),
         )
 
 
 def _routes(
-    project: Project, folder: Path, progress: Progress
+    project: Project, folder: Path, progress: Progress, say: Say
 ) -> tuple[list[Route], Report, Bridged]:
     """The results of all routes, the report of the last one, which alone stays on disk, and how the
     map was chosen."""
@@ -85,34 +110,32 @@ def _routes(
         folder / f"{name}.onnx" for name in ("old", "new", "bridged", "fused")
     )
     trial = VerifyOptions(dry_run=True)
-    alone = verify(project, old=old, new=new, options=trial, progress=progress)
+    routes: list[Route] = []
+
+    def gate(name: str, model: Path, options: VerifyOptions = trial) -> Report:
+        report = verify(project, old=old, new=model, options=options, progress=progress)
+        routes.append(say_route(route_of(name, report), report, say))
+        return report
+
+    gate("the new model, nothing done", new)
+    if (tuned := _trained(project, folder, progress)) is not None:
+        gate("a head behind it, trained", tuned)
     result = bridge(project, new=new, output=bridged, share=0.0, progress=progress)
-    mapped = verify(project, old=old, new=bridged, options=trial, progress=progress)
+    gate(f"bridged ({result.kind})", bridged)
     fusion = fuse(project, old=old, new=bridged, output=fused, progress=progress)
-    mixed = verify(project, old=old, new=fused, options=trial, progress=progress)
+    gate(f"bridged and fused, weight {fusion.weight:g}", fused)
     rescored = VerifyOptions(rescore=RESCORED)
-    report = verify(project, old=old, new=fused, options=rescored, progress=progress)
-    routes = [
-        route_of("the new model, nothing done", alone),
-        *_trained(project, folder, progress),
-        route_of(f"bridged ({result.kind})", mapped),
-        route_of(f"bridged and fused, weight {fusion.weight:g}", mixed),
-        route_of(f"bridged, fused, first {RESCORED} re-scored", report),
-    ]
+    report = gate(f"bridged, fused, first {RESCORED} re-scored", fused, rescored)
     return routes, report, result
 
 
-def _trained(project: Project, folder: Path, progress: Progress) -> list[Route]:
-    """The new model with a head that the default recipe trains; none without torch."""
+def _trained(project: Project, folder: Path, progress: Progress) -> Path | None:
+    """The new model with a head that the default recipe trains; None without torch."""
     if "mlp" not in available_kinds():
-        return []
+        return None
     tuned = replace(project, output=folder / "tuned.onnx", candidate=folder / "candidate")
     finetune(tuned, base=folder / "new.onnx", progress=progress)
-    trial = VerifyOptions(dry_run=True)
-    report = verify(
-        project, old=folder / "old.onnx", new=tuned.output, options=trial, progress=progress
-    )
-    return [route_of("a head behind it, trained", report)]
+    return tuned.output
 
 
 def _adapters(result: Bridged) -> str:

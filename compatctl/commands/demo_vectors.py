@@ -24,15 +24,21 @@ from compatctl.commands.demo import (
     SAMPLE,
     DemoResult,
     Route,
+    Say,
     demo_folder,
     demo_result,
+    page_path,
     route_of,
+    say_nothing,
+    say_route,
+    say_switch,
     switch,
 )
 from compatctl.commands.deploy import RescoringOptions
 from compatctl.commands.fuse import fuse
 from compatctl.commands.init import init
 from compatctl.commands.plan import plan_ready
+from compatctl.commands.report import report as write_page
 from compatctl.commands.verify import verify
 from compatctl.core.arrays import Bools, Vectors
 from compatctl.core.hash_order import hash_fraction
@@ -58,6 +64,13 @@ LOGGED = 0.5
 MAP = "orthogonal"
 """The adapter between the spaces; the mlp would need torch, and minutes."""
 
+NEXT_STEPS = (
+    "compatctl init --vectors old=old.npz",
+    "compatctl plan --new new --vectors old=old.npz --vectors new=new.npz",
+    "compatctl verify bridged.onnx --html report.html",
+)
+"""What to run on vectors of one's own; ``plan`` names the command that makes ``bridged.onnx``."""
+
 OLD, NEW = "l3", "l6"
 """The names of the two spaces: paraphrase-MiniLM-L3 and all-MiniLM-L6."""
 
@@ -78,23 +91,34 @@ old_model_gone: true
 
 
 def demo_vectors(
-    *, old_model_gone: bool = False, keep: Path | None = None, progress: Progress = silent
+    *,
+    old_model_gone: bool = False,
+    keep: Path | None = None,
+    progress: Progress = silent,
+    say: Say = say_nothing,
 ) -> DemoResult:
     """Run the upgrade. ``old_model_gone``: the old model answers no new query.
 
     Raises:
-        InputError: ``keep`` is not empty, or the demo's models are not installed.
+        InputError: ``keep`` is not empty, the demo's models are not installed, or there is no
+            place for the page of the report.
     """
     require_hnswlib()
     began = time.monotonic()
+    page = page_path("compatctl-demo-vectors.html", keep, say)
     with ExitStack() as stack:
         folder = demo_folder(stack, keep)
+        say("1/4 Data: two models embed WordNet's texts once; then their files are deleted")
         write_tables(folder, logged=LOGGED if old_model_gone else 1.0, progress=progress)
         (folder / "compatctl.yaml").write_text(PROJECT + GONE * old_model_gone, encoding="utf-8")
         project = Project.load(folder / "compatctl.yaml")
+        say("2/4 Store: the old model's vectors become the index")
         init(project, model=Path(OLD), progress=progress)
-        tried = _gone_routes(project, folder) if old_model_gone else _routes(project, folder)
+        say("3/4 New model: ways to answer on these vectors, judged")
+        run = _gone_routes if old_model_gone else _routes
+        tried = run(project, folder, _Gate(project=project, progress=progress, say=say))
         report, queries = tried.report, _Queries.sample(project)
+        say_switch("4/4", report, say)
         switched = switch(
             project,
             folder / report.new.name,
@@ -103,12 +127,16 @@ def demo_vectors(
             queries.data.labels,
             RescoringOptions(rescore=RESCORED),
         )
+        if page is not None:
+            write_page(project, output=page)
         return demo_result(
             list(tried.routes),
             report,
             route=tried.routes[-1],
             switched=switched,
             kept=keep,
+            page=page,
+            next_steps=NEXT_STEPS,
             seconds=time.monotonic() - began,
             more=(*tried.story, _not_checked(report)),
         )
@@ -159,52 +187,67 @@ class _Tried:
     story: tuple[str, ...]
 
 
-def _routes(project: Project, folder: Path) -> _Tried:
+@dataclass(frozen=True, kw_only=True)
+class _Gate:
+    """Judges routes against the store's query model, and shows what it finds of each."""
+
+    project: Project
+    progress: Progress
+    say: Say
+
+    @property
+    def old(self) -> Path:
+        return DeployedGallery.open(open_store(self.project)).model_path
+
+    def __call__(self, name: str, new: Path, rescore: int | None = None) -> tuple[Route, Report]:
+        """A route's result and report, which stays on disk if it re-scores."""
+        options = VerifyOptions(dry_run=rescore is None, rescore=rescore)
+        report = verify(
+            self.project, old=self.old, new=new, options=options, progress=self.progress
+        )
+        return say_route(route_of(name, report), report, self.say), report
+
+
+def _routes(project: Project, folder: Path, gate: _Gate) -> _Tried:
     """Bridged; fused with the old model; and with the first answers re-scored."""
-    planned = _planned(project)
-    bridged, fused = folder / "bridged.onnx", folder / "fused.onnx"
-    bridge(project, new=Path(NEW), output=bridged, kind=MAP, share=0.0)
-    old = DeployedGallery.open(open_store(project)).model_path
-    mapped = verify(project, old=old, new=bridged, options=VerifyOptions(dry_run=True))
-    fusion = fuse(project, old=old, new=bridged, output=fused)
-    mixed = verify(project, old=old, new=fused, options=VerifyOptions(dry_run=True))
-    report = verify(project, old=old, new=fused, options=VerifyOptions(rescore=RESCORED))
-    routes = (
-        route_of(f"bridged ({MAP})", mapped),
-        route_of(f"bridged and fused, weight {fusion.weight:g}", mixed),
-        route_of(f"bridged, fused, first {RESCORED} re-scored", report),
-    )
-    return _Tried(routes=routes, report=report, story=(planned,))
+    planned, bridged = _planned(project, gate), _bridged(project, folder, gate)
+    fused = folder / "fused.onnx"
+    mapped, _ = gate(f"bridged ({MAP})", bridged)
+    fusion = fuse(project, old=gate.old, new=bridged, output=fused, progress=gate.progress)
+    mixed, _ = gate(f"bridged and fused, weight {fusion.weight:g}", fused)
+    rescored, report = gate(f"bridged, fused, first {RESCORED} re-scored", fused, RESCORED)
+    return _Tried(routes=(mapped, mixed, rescored), report=report, story=(planned,))
 
 
-def _gone_routes(project: Project, folder: Path) -> _Tried:
+def _gone_routes(project: Project, folder: Path, gate: _Gate) -> _Tried:
     """Bridged, and with the first answers re-scored: neither runs the old model on a query."""
-    planned, bridged = _planned(project), folder / "bridged.onnx"
-    bridge(project, new=Path(NEW), output=bridged, kind=MAP, share=0.0)
-    old = DeployedGallery.open(open_store(project)).model_path
-    mapped = verify(project, old=old, new=bridged, options=VerifyOptions(dry_run=True))
-    report = verify(project, old=old, new=bridged, options=VerifyOptions(rescore=RESCORED))
-    routes = (
-        route_of(f"bridged ({MAP})", mapped),
-        route_of(f"bridged, first {RESCORED} re-scored", report),
-    )
+    planned, bridged = _planned(project, gate), _bridged(project, folder, gate)
+    mapped, _ = gate(f"bridged ({MAP})", bridged)
+    rescored, report = gate(f"bridged, first {RESCORED} re-scored", bridged, RESCORED)
     held_out, compared = len(_held_out(project)), len(_Queries.all(project).data)
     return _Tried(
-        routes=routes,
+        routes=(mapped, rescored),
         report=report,
         story=(
             planned,
             "left out: fusing with the old model, which would have to embed each new query",
             f"not compared: {held_out - compared} of {held_out} held-out queries, of which no "
             "vector of the old model was logged",
-            f"with no logged query at all: {_without_a_log(project, folder, old, bridged)}",
+            f"with no logged query at all: {_without_a_log(project, folder, gate.old, bridged)}",
         ),
     )
 
 
-def _planned(project: Project) -> str:
+def _bridged(project: Project, folder: Path, gate: _Gate) -> Path:
+    """The new model behind a map into the gallery's space."""
+    output = folder / "bridged.onnx"
+    bridge(project, new=Path(NEW), output=output, kind=MAP, share=0.0, progress=gate.progress)
+    return output
+
+
+def _planned(project: Project, gate: _Gate) -> str:
     """What plan recommends before anything is made."""
-    result = plan_ready(project, new=Path(NEW), kind=MAP)
+    result = plan_ready(project, new=Path(NEW), kind=MAP, progress=gate.progress)
     return f"plan recommends: {result.recommended}: {result.reason}"
 
 

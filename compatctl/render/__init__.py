@@ -20,7 +20,7 @@ from compatctl.render.console import T, cell, fields_table, json_table, make_con
 if TYPE_CHECKING:
     from compatctl.render.console import Table
 
-__all__ = ["announce", "error", "fields_table", "json_table", "progress", "result", "warn"]
+__all__ = ["announce", "error", "fields_table", "json_table", "progress", "result", "step", "warn"]
 
 SHOW_AFTER_S = 2.0
 """A stage that lasts longer gets a progress bar."""
@@ -55,6 +55,11 @@ def warn(lines: Sequence[str]) -> None:
 def announce(line: str) -> None:
     """Print a line on stderr, such as what a command is about to do."""
     _say(f"compatctl: {printable(line)}", sys.stderr)
+
+
+def step(line: str) -> None:
+    """Print a line on stderr about what a command does now, as it is."""
+    _say(printable(line), sys.stderr)
 
 
 def _say(text: str, stream: TextIO) -> None:

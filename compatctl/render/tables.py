@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compatctl.files import json_safe
@@ -290,6 +291,17 @@ def demo_table(console: Console, demo: DemoResult) -> None:
     console.print(
         f"\nverdict: {demo.verdict}; deployed: {cell(demo.deployed_route)}; {demo.seconds:.0f} s"
     )
+    if demo.page is not None:
+        console.print(f"report: {cell(_beneath(demo.page))}")
+    console.print("\nwith data of your own:")
+    for line in demo.next_steps:
+        console.print(f"    {cell(line)}")
+
+
+def _beneath(path: str) -> str:
+    """A path as one types it in the working folder, if it lies there."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
 
 def bridge_table(console: Console, result: Bridged) -> None:

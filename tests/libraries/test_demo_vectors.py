@@ -42,6 +42,10 @@ def test_vectors_alone_are_upgraded_deployed_and_rolled_back(tmp_path: Path) -> 
     code, status, _ = _compatctl("status", cwd=kept)
     assert (code, status["operation"]) == (0, "rollback")
     assert _compatctl("check", cwd=kept)[0] == 0
+    assert demo["page"] == str(kept / "report.html")
+    report = json.loads((kept / "report.json").read_bytes())
+    assert report["summary"] in (kept / "report.html").read_text(encoding="utf-8")
+    assert "4/4 Deploy, search, roll back" in stderr
 
 
 def test_the_old_model_is_gone_and_the_demo_says_what_was_not_checked(tmp_path: Path) -> None:
