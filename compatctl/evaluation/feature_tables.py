@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 
 from compatctl.core.arrays import Rows, Vectors
-from compatctl.core.gate import Measurement
+from compatctl.core.gate import Measurement, Verdict
 from compatctl.core.policy import Policy
 from compatctl.core.similarity import CosineReduction, Similarity
 from compatctl.data import FeatureTable, Judgments, load_features, read_pairs, read_qrels
@@ -43,6 +43,10 @@ NEXT_STEPS = {
     "fail": "keep the old model",
     "inconclusive": "embed more held-out classes and items, then verify again",
 }
+BETTER_ALONE = (
+    "keep the old model on these vectors; on vectors of its own the new one finds more: map it "
+    "into these (compatctl bridge), or embed everything again"
+)
 
 
 def features_policy(policy: Policy) -> Policy:
@@ -82,7 +86,7 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
     pair_checks, pairs = (measure := partial(_pairs, tables, policy, options))(draws)
     verdict = adaptive_verdict(policy, [result], [], pair_checks, draws, measure)
     unchecked = (*_unchecked(options, similarity), *missing_value_notes(shared))
-    fields = verdict_fields(policy, verdict, draws, [result], NEXT_STEPS)
+    fields = verdict_fields(policy, verdict, draws, [result], _next_steps(verdict))
     fields["warnings"] += duplicate_warnings(result)
     return Report(
         old=_model(old, tables[0]),
@@ -99,6 +103,13 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
         not_checked=unchecked + judgment_notes(judged, result, policy),
         **fields,
     )
+
+
+def _next_steps(verdict: Verdict) -> dict[str, str]:
+    """What to do by outcome; a model that fails here, and is shown to find more in a gallery of its
+    own, is not a worse one."""
+    lows = (check.low for check in verdict.checks if check.name == "self_test_gain")
+    return NEXT_STEPS | ({"fail": BETTER_ALONE} if any(low and low > 0 for low in lows) else {})
 
 
 def read_judged(table: FeatureTable, qrels: Path | None) -> Judgments | None:

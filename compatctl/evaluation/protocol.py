@@ -160,7 +160,8 @@ def same_dimension(old: int, new: int) -> None:
     if old != new:
         raise InputError(
             f"the two models differ in dimension: old {old}, new {new}",
-            tip="a new encoder must end in the gallery's dimension; compatctl finetune makes one",
+            tip="a new encoder must end in the gallery's dimension: compatctl finetune trains one, "
+            "and compatctl bridge maps one that exists",
         )
 
 

@@ -584,6 +584,23 @@ def test_the_advised_threshold_of_a_model_of_another_scale_passes(
     assert rates["far"]["new"] <= rates["far"]["old"]
 
 
+@pytest.mark.parametrize("better", [True, False])
+def test_a_model_of_a_space_of_its_own_is_told_from_a_worse_one(
+    tmp_path: Path, real: Emoji, better: bool
+) -> None:
+    """Turned, neither finds anything in the old gallery. Only the one that finds more in its own is
+    advised to be mapped, or everything to be embedded again."""
+    rng, dim = np.random.default_rng(0), real.old.shape[1]
+    turn = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
+    rows = real.new if better else real.old + 0.05 * rng.standard_normal(real.old.shape)
+    result, report = verify(tmp_path, real.table(real.old), real.table(unit(rows @ turn)))
+    assert result.code == 3
+    gain = checks(report)["self_test_gain", "unseen"]
+    assert (gain["low"] > 0) == better
+    assert report["next_step"].startswith("keep the old model")
+    assert ("compatctl bridge" in report["next_step"]) == better
+
+
 def test_moved_scores_are_warned_of_without_a_threshold(tmp_path: Path, real: Emoji) -> None:
     """The warning is on stderr, in the report and in the summary; unmoved scores give none."""
     page = tmp_path / "page.md"
