@@ -31,6 +31,9 @@ Written by `docs/cli_page.py` from the command line; `compatctl COMMAND -h` prin
 Results go to stdout, everything else to stderr. An option overrides its environment variable, which
 overrides `compatctl.yaml`.
 
+While a command works, one line on stderr says what it does, how much of it is done, how fast, and
+how long the rest takes. Where stderr is no terminal it is a line each half minute.
+
 `compatctl --install-completion` completes commands and options in bash, zsh and fish;
 `compatctl --show-completion` prints the script instead.
 

@@ -32,6 +32,8 @@ app = typer.Typer(
 
 _DIVIDED = {"finetune"}
 """Commands that divide their work among processes."""
+_SERVES = {"serve"}
+"""Commands that go on until they are stopped, and log what they do."""
 _CONTINUED = {
     "finetune": "; compatctl finetune --resume goes on",
     "backfill": "; the same command goes on",
@@ -67,7 +69,7 @@ def command(function: Callable[..., Outcome[Any]]) -> Callable[..., Outcome[Any]
         with collected() as notices:
             try:
                 _refuse_several(function.__name__, launch)
-                outcome = function(**arguments)
+                outcome = _watched(function, arguments)
                 if launch is not None and launch.rank:  # as with --dry-run: the first one prints
                     raise PartDone
                 render.warn([*notices.messages(), *outcome.warnings])
@@ -94,6 +96,17 @@ def command(function: Callable[..., Outcome[Any]]) -> Callable[..., Outcome[Any]
     name = function.__name__.strip("_").replace("_", "-")
     app.command(name=name, cls=OneCommand, context_settings=HELP_FLAGS)(run)
     return function
+
+
+def _watched(function: Callable[..., Outcome[Any]], arguments: dict[str, Any]) -> Outcome[Any]:
+    """Call a command's function, and show on stderr what it is doing."""
+    from compatctl.render import watching
+
+    name = function.__name__.strip("_").replace("_", "-")
+    if name in _SERVES:
+        return function(**arguments)
+    with watching(name):
+        return function(**arguments)
 
 
 def _refuse_several(name: str, launch: Launch | None) -> None:

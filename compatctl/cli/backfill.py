@@ -17,6 +17,7 @@ from compatctl.cli.options import (
     refuse_given,
     with_project,
 )
+from compatctl.progress import report_progress
 
 if TYPE_CHECKING:
     from compatctl.migration.backfill_budget import Amount
@@ -162,11 +163,10 @@ def backfill(
 
 def _backfill(project: Project, options: BackfillOptions) -> Outcome[Any]:
     from compatctl.commands.backfill import backfill
-    from compatctl.render import announce, progress
+    from compatctl.render import announce
     from compatctl.render.tables import backfill_table
 
-    with progress() as report_progress:
-        result = backfill(project, options=options, progress=report_progress, announce=announce)
+    result = backfill(project, options=options, progress=report_progress, announce=announce)
     return Outcome(
         result=result, table=backfill_table, warnings=result.warnings, exit_code=result.exit_code
     )
@@ -183,11 +183,7 @@ def _work(project: Project, idle: Amount) -> Outcome[Any]:
 
 def _forecast(project: Project, passes: int, options: BackfillOptions) -> Outcome[Any]:
     from compatctl.commands.backfill import forecast_backfill
-    from compatctl.render import progress
     from compatctl.render.tables import forecast_table
 
-    with progress() as report_progress:
-        expected = forecast_backfill(
-            project, passes=passes, options=options, progress=report_progress
-        )
+    expected = forecast_backfill(project, passes=passes, options=options, progress=report_progress)
     return Outcome(result=expected, table=forecast_table, warnings=expected.warnings)

@@ -24,6 +24,7 @@ from compatctl.cli.options import (
     with_project,
 )
 from compatctl.errors import UsageError
+from compatctl.progress import report_progress
 
 if TYPE_CHECKING:
     from compatctl.recipe import Project
@@ -59,22 +60,20 @@ def init(
     Takes its --vectors instead where a model behind an API made them.
     """
     from compatctl.commands.init import init
-    from compatctl.render import progress
     from compatctl.render.store_tables import created_table
 
-    with progress() as report_progress:
-        result = init(
-            project,
-            model=model,
-            name=name,
-            preprocessing=preprocessing,
-            m=m,
-            ef_construction=ef_construction,
-            ef_search=ef_search,
-            skip_bad=skip_bad,
-            dry_run=dry_run,
-            progress=report_progress,
-        )
+    result = init(
+        project,
+        model=model,
+        name=name,
+        preprocessing=preprocessing,
+        m=m,
+        ef_construction=ef_construction,
+        ef_search=ef_search,
+        skip_bad=skip_bad,
+        dry_run=dry_run,
+        progress=report_progress,
+    )
     return Outcome(result=result, table=created_table)
 
 
@@ -107,18 +106,16 @@ def begin(
     The store has its embeddings of the gallery.
     """
     from compatctl.commands.begin import begin
-    from compatctl.render import progress
 
-    with progress() as report_progress:
-        result = begin(
-            project,
-            base=base,
-            dim=dim,
-            seed=seed,
-            skip_bad=skip_bad,
-            dry_run=dry_run,
-            progress=report_progress,
-        )
+    result = begin(
+        project,
+        base=base,
+        dim=dim,
+        seed=seed,
+        skip_bad=skip_bad,
+        dry_run=dry_run,
+        progress=report_progress,
+    )
     return Outcome(result=result)
 
 
@@ -198,27 +195,25 @@ def import_(
     The index is hnswlib's or another engine's, or a table or collection that stays where it is.
     """
     from compatctl.commands.import_index import import_index
-    from compatctl.render import progress
     from compatctl.render.store_tables import created_table
 
-    with progress() as report_progress:
-        result = import_index(
-            project,
-            index=index,
-            model=model,
-            items=items,
-            columns=_item_columns(items_column),
-            items_table=items_table,
-            table=table,
-            space=space,
-            ef_search=ef_search,
-            name=name,
-            preprocessing=preprocessing,
-            drop_deleted=drop_deleted,
-            norms=norms,
-            dry_run=dry_run,
-            progress=report_progress,
-        )
+    result = import_index(
+        project,
+        index=index,
+        model=model,
+        items=items,
+        columns=_item_columns(items_column),
+        items_table=items_table,
+        table=table,
+        space=space,
+        ef_search=ef_search,
+        name=name,
+        preprocessing=preprocessing,
+        drop_deleted=drop_deleted,
+        norms=norms,
+        dry_run=dry_run,
+        progress=report_progress,
+    )
     return Outcome(result=result, warnings=result.warnings, table=created_table)
 
 
@@ -281,7 +276,6 @@ def finetune(
     Exports the candidate to ONNX.
     """
     from compatctl.commands.finetune import finetune, plan
-    from compatctl.render import progress
     from compatctl.render.tables import finetune_plan_table, finetune_table
 
     if dry_run and (resume or skip_bad):
@@ -290,16 +284,15 @@ def finetune(
     if dry_run:
         planned = plan(project, base=base, seed=seed, memory=memory)
         return Outcome(result=planned, table=finetune_plan_table, warnings=planned.warnings)
-    with progress() as report_progress:
-        result = finetune(
-            project,
-            base=base,
-            seed=seed,
-            resume=resume,
-            memory=memory,
-            skip_bad=skip_bad,
-            progress=report_progress,
-        )
+    result = finetune(
+        project,
+        base=base,
+        seed=seed,
+        resume=resume,
+        memory=memory,
+        skip_bad=skip_bad,
+        progress=report_progress,
+    )
     return Outcome(result=result, table=finetune_table, warnings=result.warnings)
 
 
@@ -325,21 +318,19 @@ def fuse(
     Its feature is their weighted mean.
     """
     from compatctl.commands.fuse import fuse
-    from compatctl.render import progress
     from compatctl.render.tables import fuse_table
 
-    with progress() as report_progress:
-        result = fuse(
-            project,
-            old=old,
-            new=new,
-            output=output,
-            weight=weight,
-            training=training,
-            skip_bad=skip_bad,
-            dry_run=dry_run,
-            progress=report_progress,
-        )
+    result = fuse(
+        project,
+        old=old,
+        new=new,
+        output=output,
+        weight=weight,
+        training=training,
+        skip_bad=skip_bad,
+        dry_run=dry_run,
+        progress=report_progress,
+    )
     warnings = () if result.search is None else result.search.warnings
     return Outcome(result=result, table=fuse_table, warnings=warnings)
 
@@ -362,22 +353,20 @@ def bridge(
     Needs no labels.
     """
     from compatctl.commands.bridge import bridge
-    from compatctl.render import progress
     from compatctl.render.tables import bridge_table
 
-    with progress() as report_progress:
-        result = bridge(
-            project,
-            new=new,
-            output=output,
-            kind=kind,
-            share=share,
-            seed=seed,
-            training=training,
-            skip_bad=skip_bad,
-            dry_run=dry_run,
-            progress=report_progress,
-        )
+    result = bridge(
+        project,
+        new=new,
+        output=output,
+        kind=kind,
+        share=share,
+        seed=seed,
+        training=training,
+        skip_bad=skip_bad,
+        dry_run=dry_run,
+        progress=report_progress,
+    )
     return Outcome(result=result, table=bridge_table)
 
 
@@ -419,7 +408,7 @@ def demo(
     Trains, verifies, deploys, searches and rolls back. The HTML report stays in the working folder,
     or in that of --keep.
     """
-    from compatctl.render import progress, step
+    from compatctl.render import step
 
     if text and vectors:
         raise UsageError("demo takes --text or --vectors", tip="give one of them")
@@ -433,15 +422,12 @@ def demo(
     from compatctl.commands.demo_vectors import demo_vectors
     from compatctl.render.tables import demo_table
 
-    with progress() as report_progress:
-        if vectors:
-            result = demo_vectors(
-                old_model_gone=old_model_gone, keep=keep, progress=report_progress, say=step
-            )
-        elif text:
-            result = demo_text(keep=keep, progress=report_progress, say=step)
-        else:
-            result = demo(
-                keep=keep, seed=seed, sabotage=sabotage, progress=report_progress, say=step
-            )
+    if vectors:
+        result = demo_vectors(
+            old_model_gone=old_model_gone, keep=keep, progress=report_progress, say=step
+        )
+    elif text:
+        result = demo_text(keep=keep, progress=report_progress, say=step)
+    else:
+        result = demo(keep=keep, seed=seed, sabotage=sabotage, progress=report_progress, say=step)
     return Outcome(result=result, table=demo_table, exit_code=VERDICT_EXIT_CODES[result.verdict])

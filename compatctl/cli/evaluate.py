@@ -25,6 +25,7 @@ from compatctl.cli.options import (
     with_project,
 )
 from compatctl.errors import UsageError
+from compatctl.progress import report_progress
 
 if TYPE_CHECKING:
     from compatctl.evaluation.options import VerifyOptions
@@ -214,7 +215,6 @@ def _verify(
 ) -> Outcome[Any]:
     """``verify`` of models or feature tables."""
     from compatctl.commands.verify import verify
-    from compatctl.render import progress
     from compatctl.render.report_table import report_table
 
     old, new = _old_and_new(models)
@@ -222,8 +222,7 @@ def _verify(
         refuse_given(
             context, MODEL_OPTIONS, "feature tables are compared without a store or images"
         )
-    with progress() as report_progress:
-        report = verify(project, old=old, new=new, options=options, progress=report_progress)
+    report = verify(project, old=old, new=new, options=options, progress=report_progress)
     return Outcome(
         result=report,
         table=partial(report_table, verbose=verbose),
@@ -344,13 +343,11 @@ def matrix(
     Prints the compatibility matrix, AC, AA and ACA.
     """
     from compatctl.commands.matrix import matrix
-    from compatctl.render import progress
     from compatctl.render.tables import matrix_table
 
-    with progress() as report_progress:
-        result = matrix(
-            project, models=models or [], seed=seed, skip_bad=skip_bad, progress=report_progress
-        )
+    result = matrix(
+        project, models=models or [], seed=seed, skip_bad=skip_bad, progress=report_progress
+    )
     warnings = []
     if result.not_kept:
         names = ", ".join(sha256[:12] for sha256 in result.not_kept)
@@ -400,34 +397,32 @@ def plan(
     """
     from compatctl.commands.plan import plan, plan_ready
     from compatctl.migration.plan_page import check_plan_page, write_plan_page
-    from compatctl.render import progress
     from compatctl.render.tables import plan_table
 
     if (base is None) == (new is None):
         raise UsageError("plan needs --base or --new", tip="give one of them")
     check_plan_page(html)
-    with progress() as report_progress:
-        if new is not None:
-            refuse_given(context, {"seed", "forecast", "project_recipe"}, "they are of plan --base")
-            result = plan_ready(
-                project,
-                new=new,
-                kind=kind,
-                limit=limit,
-                skip_bad=skip_bad,
-                progress=report_progress,
-            )
-        elif base is not None:
-            refuse_given(context, {"kind"}, "plan --base tries every adapter")
-            result = plan(
-                project,
-                base=base,
-                seed=seed,
-                limit=limit,
-                skip_bad=skip_bad,
-                forecast=forecast,
-                progress=report_progress,
-            )
+    if new is not None:
+        refuse_given(context, {"seed", "forecast", "project_recipe"}, "they are of plan --base")
+        result = plan_ready(
+            project,
+            new=new,
+            kind=kind,
+            limit=limit,
+            skip_bad=skip_bad,
+            progress=report_progress,
+        )
+    elif base is not None:
+        refuse_given(context, {"kind"}, "plan --base tries every adapter")
+        result = plan(
+            project,
+            base=base,
+            seed=seed,
+            limit=limit,
+            skip_bad=skip_bad,
+            forecast=forecast,
+            progress=report_progress,
+        )
     write_plan_page(
         html,
         result.routes,

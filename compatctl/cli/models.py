@@ -10,6 +10,7 @@ import typer
 from compatctl.cli.app import Outcome, command
 from compatctl.cli.options import DryRun, PreprocessingFile, with_project
 from compatctl.errors import InputError, UsageError
+from compatctl.progress import report_progress
 
 if TYPE_CHECKING:
     from compatctl.recipe import Project
@@ -81,7 +82,6 @@ def export(
     Downloads nothing.
     """
     from compatctl.commands.export import ExportOptions, export
-    from compatctl.render import progress
 
     if preprocessing_template:
         return _template(source, output)
@@ -99,8 +99,7 @@ def export(
         preprocessing=preprocessing,
         dry_run=dry_run,
     )
-    with progress() as report_progress:
-        result = export(project, options, progress=report_progress)
+    result = export(project, options, progress=report_progress)
     return Outcome(result=result, warnings=result.warnings)
 
 

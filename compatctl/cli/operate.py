@@ -26,6 +26,7 @@ from compatctl.cli.options import (
     with_project,
 )
 from compatctl.errors import UsageError
+from compatctl.progress import report_progress
 
 if TYPE_CHECKING:
     from compatctl.recipe import Project
@@ -98,10 +99,8 @@ def rollback(
     Default: the one before the last deploy.
     """
     from compatctl.commands.rollback import rollback
-    from compatctl.render import progress
 
-    with progress() as report_progress:
-        result = rollback(project, to=to, added=added, dry_run=dry_run, progress=report_progress)
+    result = rollback(project, to=to, added=added, dry_run=dry_run, progress=report_progress)
     return Outcome(result=result)
 
 
@@ -124,7 +123,6 @@ def lift(
     Writes only what passes a test on held-out queries.
     """
     from compatctl.commands.lift import LiftOptions, lift
-    from compatctl.render import progress
     from compatctl.render.tables import lift_table
 
     options = LiftOptions(
@@ -136,8 +134,7 @@ def lift(
         skip_bad=skip_bad,
         dry_run=dry_run,
     )
-    with progress() as report_progress:
-        result = lift(project, new=new, options=options, progress=report_progress)
+    result = lift(project, new=new, options=options, progress=report_progress)
     return Outcome(result=result, table=lift_table, exit_code=result.exit_code)
 
 
@@ -155,14 +152,12 @@ def promote(
     Writes only what passes a test on held-out queries.
     """
     from compatctl.commands.promote import PromoteOptions, promote
-    from compatctl.render import progress
     from compatctl.render.tables import promote_table
 
     options = PromoteOptions(
         forced_reason=forced_reason(force, reason), skip_bad=skip_bad, dry_run=dry_run
     )
-    with progress() as report_progress:
-        result = promote(project, options=options, progress=report_progress)
+    result = promote(project, options=options, progress=report_progress)
     return Outcome(
         result=result, table=promote_table, warnings=result.warnings, exit_code=result.exit_code
     )
@@ -188,12 +183,10 @@ def add(
     The gallery items of --data.
     """
     from compatctl.commands.add import add
-    from compatctl.render import progress
 
-    with progress() as report_progress:
-        result = add(
-            project, changed=changed, skip_bad=skip_bad, dry_run=dry_run, progress=report_progress
-        )
+    result = add(
+        project, changed=changed, skip_bad=skip_bad, dry_run=dry_run, progress=report_progress
+    )
     return Outcome(result=result)
 
 
@@ -218,17 +211,15 @@ def remove(
     No rollback restores them, and check proves it.
     """
     from compatctl.commands.remove import remove
-    from compatctl.render import progress
 
     all_ids = [*(ids or ()), *(_read_ids(file) if file is not None else ())]
-    with progress() as report_progress:
-        result = remove(
-            project,
-            ids=all_ids,
-            missing_ok=missing_ok,
-            dry_run=dry_run,
-            progress=report_progress,
-        )
+    result = remove(
+        project,
+        ids=all_ids,
+        missing_ok=missing_ok,
+        dry_run=dry_run,
+        progress=report_progress,
+    )
     return Outcome(result=result, warnings=result.warnings)
 
 
@@ -319,12 +310,8 @@ def warm(
     The free vectors of its items, most touched first.
     """
     from compatctl.commands.warm import warm
-    from compatctl.render import progress
 
-    with progress() as report_progress:
-        result = warm(
-            project, traffic=traffic, limit=limit, dry_run=dry_run, progress=report_progress
-        )
+    result = warm(project, traffic=traffic, limit=limit, dry_run=dry_run, progress=report_progress)
     return Outcome(result=result, warnings=result.warnings)
 
 
@@ -357,16 +344,12 @@ def check(
     Files, history, index and model. Exit code 5 means damage.
     """
     from compatctl.commands.check import check
-    from compatctl.render import progress
 
     if keep is not None and not gc:
         raise UsageError("--keep goes with --gc (and --dry-run, to see what would go)")
     if dry_run and not gc:
         raise UsageError("--dry-run goes with --gc: check alone writes nothing")
-    with progress() as report_progress:
-        result = check(
-            project, gc=gc and not dry_run, keep=keep, head=head, progress=report_progress
-        )
+    result = check(project, gc=gc and not dry_run, keep=keep, head=head, progress=report_progress)
     return Outcome(result=result, exit_code=0 if result.ok else 5)
 
 

@@ -31,6 +31,7 @@ from compatctl.core.arrays import (
     ordered_bits,
 )
 from compatctl.core.ignored import Ignored
+from compatctl.progress import Stage, stage
 
 _CELLS = 2**23
 """Scores of one tile: 32 MiB of float32."""
@@ -108,12 +109,14 @@ def exact_search(
         tiled = np.ascontiguousarray(gallery, dtype=np.float32)
         step = max(1, min(block, len(queries), _POOL // k))
         tiles = _Tiles(tiled, step)
-        for start in range(0, len(queries), step):
-            part = slice(start, start + step)
-            pool = _Pool(queries[part], gallery, k)
-            excluded = _Excluded(self_row=self_row[part], ignored=ignored, queries=part)
-            tiles.collect(np.ascontiguousarray(queries[part], dtype=np.float32), excluded, pool)
-            pool.write(rows[part], scores[part])
+        with stage("searching every row", len(queries) * len(gallery), "share") as compared:
+            for start in range(0, len(queries), step):
+                part = slice(start, start + step)
+                pool = _Pool(queries[part], gallery, k)
+                excluded = _Excluded(self_row=self_row[part], ignored=ignored, queries=part)
+                single = np.ascontiguousarray(queries[part], dtype=np.float32)
+                tiles.collect(single, excluded, pool, compared)
+                pool.write(rows[part], scores[part])
     return Neighbours(rows=rows, scores=scores)
 
 
@@ -287,8 +290,8 @@ class _Tiles:
         passed = min(block, self.step) * self.width
         self.passed = np.zeros(-(-passed // 8) * 8, dtype=np.bool_)
 
-    def collect(self, queries: Scores, excluded: _Excluded, pool: _Pool) -> None:
-        """Put the candidates of (B, D) queries into their pool."""
+    def collect(self, queries: Scores, excluded: _Excluded, pool: _Pool, compared: Stage) -> None:
+        """Put the candidates of (B, D) queries into their pool; count what is compared."""
         for start in range(0, len(self.gallery), self.width):
             tile = self.gallery[start : start + self.width]
             cells = len(queries) * len(tile)
@@ -307,6 +310,7 @@ class _Tiles:
                 part = slice(first, first + step)
                 query, column, score = _cells(scores, words[part], hits[part])
                 pool.add(query, column + start, score)
+            compared.add(cells)
 
     def compare(self, scores: Scores, pool: _Pool) -> tuple[Codes, Words]:
         """(n,) words of eight neighbouring scores that hold a candidate, and their eight flags."""

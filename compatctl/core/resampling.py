@@ -32,6 +32,7 @@ from compatctl.core.estimate import (
 )
 from compatctl.core.sampling_units import UnitSet, crossed_moments, unit_cells, unit_sets
 from compatctl.errors import InputError
+from compatctl.progress import stage
 
 _CELLS = 2**22
 """Weights held at once: 32 MiB of float64."""
@@ -45,11 +46,13 @@ def half_samples(
     ``width`` is the number of columns that the caller computes per row; blocks shrink to fit it.
     """
     step = max(1, min(replicates, _CELLS // max(n_classes, width, 1)))
-    for start in range(0, replicates, step):
-        size = (min(step, replicates - start), -(-n_classes // 64))
-        words = rng.integers(0, 2**64, size=size, dtype=np.uint64).astype("<u8", copy=False)
-        bits = np.unpackbits(words.view(np.uint8), axis=1, count=n_classes, bitorder="little")
-        yield np.multiply(bits, 2.0)
+    with stage("resampling", replicates) as part:
+        for start in range(0, replicates, step):
+            size = (min(step, replicates - start), -(-n_classes // 64))
+            words = rng.integers(0, 2**64, size=size, dtype=np.uint64).astype("<u8", copy=False)
+            bits = np.unpackbits(words.view(np.uint8), axis=1, count=n_classes, bitorder="little")
+            yield np.multiply(bits, 2.0)
+            part.add(size[0])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

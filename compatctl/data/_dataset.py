@@ -27,6 +27,7 @@ from compatctl.errors import InputError
 from compatctl.files import DIGEST_BYTES, absence
 from compatctl.files.npz import open_regular
 from compatctl.processors import processors
+from compatctl.progress import counted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -277,7 +278,8 @@ class Dataset:
                 return False
 
         with ThreadPoolExecutor(processors(), thread_name_prefix="compatctl-look") as pool:
-            known = np.array(list(pool.map(learn, rows)), bool)
+            learned = counted(pool.map(learn, rows), "looking for near copies", len(rows))
+            known = np.array(list(learned), bool)
         positions = np.flatnonzero(known)
         looks = [self._facts.look(rows[int(position)]) for position in positions]
         return np.array(looks, np.uint8).reshape(-1, WIDTH), positions
@@ -305,14 +307,14 @@ class Dataset:
         """sha256 (hex) over the descriptions and images of all items, in any order."""
         lines = sorted(
             json.dumps([i.id, i.label, i.split, i.role, i.slices, self.digest(row)], sort_keys=True)
-            for row, i in enumerate(self.items)
+            for row, i in enumerate(counted(self.items, "reading every item", len(self)))
         )
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def readable(self) -> tuple[Dataset, tuple[str, ...]]:
         """The items whose image decodes, and the ids of the others. Reads every image."""
         keep, bad = [], []
-        for row, item in enumerate(self.items):
+        for row, item in enumerate(counted(self.items, "reading every item", len(self))):
             try:
                 self.content_hashed(row)
             except InputError:

@@ -13,6 +13,7 @@ from compatctl.data._roots import AllowedRoots
 from compatctl.data._rows import OPTIONAL, REQUIRED, RESERVED, WITHOUT_LABEL, Row, whole_rows
 from compatctl.errors import InputError
 from compatctl.notices import notice
+from compatctl.progress import counted
 
 
 def load(
@@ -142,7 +143,7 @@ def collect(
     items: list[Item] = []
     sources: list[Source] = []
     named: set[str] = set()
-    for item, row in rows:
+    for item, row in counted(rows, f"reading {path.name}"):
         named.update(row.record.keys() & RESERVED)
         if item.id in positions:
             raise InputError(f"{row.where}: the id {item.id!r} is already at {positions[item.id]}")

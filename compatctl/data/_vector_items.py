@@ -15,6 +15,7 @@ from compatctl.data._rows import Row, whole_rows
 from compatctl.data._vectors import FORMS, VectorTable, load_vectors
 from compatctl.errors import InputError
 from compatctl.notices import notice
+from compatctl.progress import counted
 
 
 def load_vector_items(
@@ -41,7 +42,8 @@ def load_vector_items(
         rows = [Row(where, record) for where, record in _records(loaded)]
     else:
         fields = Fields(required=("id",), optional=_OPTIONAL, mapped=columns or {}, partial=True)
-        rows = [*rows_of(data, roots, fields, "a table with the column id")]
+        records = rows_of(data, roots, fields, "a table with the column id")
+        rows = [*counted(records, f"reading {data.name}")]
         _warn_of_unnamed(loaded, data, {row.text("id") for row in rows})
     if not any(row.text("label") for row in rows):
         for row in rows:

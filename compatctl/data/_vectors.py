@@ -28,6 +28,7 @@ from compatctl.data._vector_rows import (
 from compatctl.errors import InputError
 from compatctl.files.npz import default_limit, read_npz
 from compatctl.notices import notice
+from compatctl.progress import stage
 
 FORMS = "an .npz, .npy, .parquet or .jsonl file of ids and vectors"
 _COLUMNS = Fields(
@@ -97,10 +98,11 @@ def _load(path: Path, changed_ns: int, size: int) -> VectorTable:
     reader = readers.get(path.suffix.lower())
     if reader is None or not path.is_file():
         raise InputError(f"{path}: an unknown form of vectors", tip=f"vectors are {FORMS}")
-    ids, vectors, columns = reader(path)
-    _refuse_bad_ids(path, ids)
-    warn_of_equal_rows(path, vectors)
-    warn_of_near_equal(path, ids, columns.get("label", ()))
+    with stage(f"reading {path.name}"):
+        ids, vectors, columns = reader(path)
+        _refuse_bad_ids(path, ids)
+        warn_of_equal_rows(path, vectors)
+        warn_of_near_equal(path, ids, columns.get("label", ()))
     return VectorTable(path=path, ids=ids, vectors=vectors, columns=columns)
 
 

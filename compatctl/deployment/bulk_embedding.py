@@ -72,14 +72,19 @@ class BulkEmbedding:
         starts = range(0, len(items), BATCH)
         parts = (items.take(range(at, min(at + BATCH, len(items)))) for at in starts)
         where = cluster if starts else None
-        with closing(embed_each(encoder, parts, where, skip_bad=skip_bad)) as blocks:
+
+        def report(done: int) -> None:
+            progress("items embedded", done, len(items))
+
+        embedded = embed_each(encoder, parts, where, skip_bad=skip_bad, report=report)
+        with closing(embedded) as blocks:
             for start, block in zip(starts, blocks, strict=True):
                 result.bad += block.bad
                 result.rows += (block.rows + start).tolist()
                 result.digests += block.digests.tobytes()
                 with os_errors("writing", Path("features, to a temporary file")):
                     result.file.write(block.features.tobytes())
-                progress("items embedded", len(result.rows) + len(result.bad), len(items))
+                report(len(result.rows) + len(result.bad))
         return result
 
     def add_to(
@@ -103,7 +108,8 @@ class BulkEmbedding:
             n = min(BATCH, total - start)
             raw = self.file.read(n * self.dim * 4)
             features = np.frombuffer(raw, np.float32).reshape(n, self.dim)
-            index.add(features, np.arange(n, dtype=np.uint64) + np.uint64(first_key + start))
+            keys = np.arange(n, dtype=np.uint64) + np.uint64(first_key + start)
+            index.add(features, keys, _from(start, total, progress))
             progress("items indexed", start + n, total)
 
     def image_digests(self) -> NDArray[np.uint8]:
@@ -141,3 +147,8 @@ def release_memory() -> None:
     if trim is not None and option is not None:
         option(_M_MMAP_THRESHOLD, _MAPPED)
         trim(0)
+
+
+def _from(start: int, total: int, progress: Progress) -> Progress:
+    """Reports the items of one batch, after the ``start`` before it."""
+    return lambda stage, done, n: progress("items indexed", start + done, total)

@@ -32,6 +32,7 @@ from compatctl.files import DIGEST_BYTES
 from compatctl.libraries import require_library
 from compatctl.notices import DataWarning, notice
 from compatctl.processors import processors
+from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 from compatctl.store import Store
 
@@ -104,12 +105,18 @@ class _Answer:
 
 
 def embed_each(
-    encoder: Encoder, parts: Iterable[Dataset], cluster: RayCluster | None, *, skip_bad: bool
+    encoder: Encoder,
+    parts: Iterable[Dataset],
+    cluster: RayCluster | None,
+    *,
+    skip_bad: bool,
+    report: Callable[[int], None] = lambda done: None,
 ) -> Generator[Block, None, None]:
     """Embed each of the parts, here or on the cluster, in their order.
 
     Here a part is requested when the one before is done; the cluster takes many ahead. What is
     learned of the items' bytes is remembered by the parts. Close it to leave the cluster early.
+    ``report`` is called with the number of items that are embedded here, also within a part.
 
     Raises:
         InputError: as ``Encoder.embed``; Ray is not installed, or there is no cluster at the
@@ -117,8 +124,10 @@ def embed_each(
         CompatError: a worker died more than ``RESTARTS`` times.
     """
     if cluster is None:
+        embedded = 0
         for part in parts:
-            yield embed_block(encoder, part, skip_bad=skip_bad)
+            yield embed_block(encoder, part, skip_bad=skip_bad, report=_after(embedded, report))
+            embedded += len(part)
         return
     with _connected(cluster.address) as ray:
         model = ray.put(cluster.model())
@@ -132,7 +141,14 @@ def embed_each(
                     yield block
 
 
-def embed_block(encoder: Encoder, items: Dataset, *, skip_bad: bool) -> Block:
+def _after(before: int, report: Callable[[int], None]) -> Progress:
+    """Reports the items of one part, after those of earlier ones."""
+    return lambda stage, done, total: report(before + done)
+
+
+def embed_block(
+    encoder: Encoder, items: Dataset, *, skip_bad: bool, report: Progress = silent
+) -> Block:
     """Embed the items here; errors as ``Encoder.embed``."""
     if not len(items):
         return Block(
@@ -141,7 +157,7 @@ def embed_block(encoder: Encoder, items: Dataset, *, skip_bad: bool) -> Block:
             digests=np.zeros((0, DIGEST_BYTES), np.uint8),
             bad=(),
         )
-    embedded = encoder.embed(items, skip_bad=skip_bad, skip_empty=skip_bad)
+    embedded = encoder.embed(items, skip_bad=skip_bad, skip_empty=skip_bad, progress=report)
     return Block(
         rows=embedded.rows,
         features=embedded.features,

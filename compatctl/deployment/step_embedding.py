@@ -59,7 +59,7 @@ def embed_step(
         CompatError: no space for the features.
     """
     features = _empty(encoder)
-    passed = tried = 0
+    passed = tried = known = 0
     waiting = deque[_Part]()
 
     def fresh() -> Iterator[Dataset]:
@@ -67,18 +67,21 @@ def embed_step(
             waiting.append(part)
             yield items.take(part.fresh)
 
+    def report(done: int) -> None:
+        progress("items embedded", known + done, len(items))
+
     try:
         embedded = (
             embed_shared(encoder, fresh(), queue, skip_bad=skip_bad)
             if queue is not None and cluster is None
-            else embed_each(encoder, fresh(), cluster, skip_bad=skip_bad)
+            else embed_each(encoder, fresh(), cluster, skip_bad=skip_bad, report=report)
         )
         with closing(embedded) as answers:
             for answer in answers:
                 part = waiting.popleft()
                 _take(features, part.old, part.vectors, part.digests)
                 passed += _keep(items.take(part.fresh), part.fresh, answer, kept, features)
-                tried = part.stop
+                tried, known = part.stop, known + len(part.old)
                 progress("items embedded", tried, len(items))
                 if stop():
                     break

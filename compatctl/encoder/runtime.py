@@ -216,6 +216,7 @@ class Encoder:
             )
         rows = np.arange(len(dataset))
         run = _Run(self, rows, batch_size, progress, free=free, skip_empty=skip_empty)
+        run.report()
         _embed(dataset, [run], skip_bad=skip_bad, looks=looks)
         return run.embedded(dataset)
 
@@ -278,6 +279,8 @@ def embed_together(
         _Run(encoder, own_rows, BATCH_SIZE, report, free=free and encoder.has_free)
         for encoder, own_rows, report in zip(encoders, rows, progress, strict=True)
     ]
+    for run in runs:
+        run.report()
     _embed(dataset, runs, skip_bad=skip_bad, looks=looks)
     return [run.embedded(dataset) for run in runs]
 
@@ -369,6 +372,10 @@ class _Run:
             for rows, out in zip(self._rows_of.values(), outs, strict=True):
                 rows[filled] = out
             self._pending.clear()
+        self.report()
+
+    def report(self) -> None:
+        """Say how many items are embedded."""
         self._progress(
             f"{self.encoder.modality}s embedded", len(self._good) + len(self._bad), len(self.rows)
         )

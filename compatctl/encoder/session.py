@@ -16,6 +16,7 @@ from compatctl.encoder.inputs import EncoderInput, InputArray
 from compatctl.encoder.metadata import MAX_DIM
 from compatctl.errors import InputError
 from compatctl.processors import computing_threads
+from compatctl.progress import stage
 
 FATAL_ONLY = 4
 MEMORY_SHARE = 0.5
@@ -87,12 +88,13 @@ class Session:
         )
         try:
             _limit_memory()
-            self._session = ort.InferenceSession(
-                data,
-                options,
-                providers=["CPUExecutionProvider"],
-                enable_fallback=0,  # it would print to stdout and retry
-            )
+            with stage(f"loading {path.name}"):
+                self._session = ort.InferenceSession(
+                    data,
+                    options,
+                    providers=["CPUExecutionProvider"],
+                    enable_fallback=0,  # it would print to stdout and retry
+                )
         except Exception as error:  # its errors share no base class
             raise InputError(f"{path}: ONNX Runtime refuses it: {error}") from error
 

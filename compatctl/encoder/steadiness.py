@@ -20,6 +20,7 @@ from compatctl.encoder.inputs import InputArray
 from compatctl.encoder.runtime import BATCH_SIZE, Encoder
 from compatctl.encoder.synthetic import synthetic_item
 from compatctl.errors import InputError, UnsteadyError
+from compatctl.progress import counted
 
 LIMIT = 1e-3
 """The largest L2 distance between unit rows of one item; a cosine of 0.9999995. Kernels that add
@@ -29,6 +30,7 @@ ITEMS, REAL = 32, 24
 """The number of items, and the most of them from the data. The others are synthetic: a data set
 may consist of copies, which make a batch of equal items."""
 
+COMPARISONS = 5
 _SPLITS = (2, 3, 7)
 _TIPS = {
     "DynamicQuantizeLinear": "DynamicQuantizeLinear takes one scale from all items of a batch: "
@@ -78,7 +80,9 @@ def check_steady(encoder: Encoder, data: Dataset | None = None) -> float:
     """
     largest = 0.0
     what = encoder.modality
-    for comparison, distance in iter_differences(encoder, _tested_items(encoder, data)):
+    differences = iter_differences(encoder, _tested_items(encoder, data))
+    name = f"embedding items of {encoder.name} alone and in batches"
+    for comparison, distance in counted(differences, name, COMPARISONS, "share"):
         if np.isnan(distance):
             raise UnsteadyError(
                 f"{encoder.name} gives vectors that are not finite, or not one for every {what}: "

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from compatctl.errors import CompatError, DamagedError
 from compatctl.files._errors import os_errors
+from compatctl.progress import stage
 
 TEMPORARY = ".new-"
 """Prefix of the name of every temporary file."""
@@ -27,6 +28,9 @@ FOLDER_MODE = 0o775
 
 _NO_MODES = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS}
 """Errors of chmod on a file system without modes."""
+
+_WATCHED, _PIECE = 1 << 25, 1 << 20
+"""Bytes of a file from which progress is shown, and those that are read at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,15 @@ def sha256_file(path: Path) -> str:
         InputError: the file is missing, a folder, or must not be read.
     """
     with os_errors("reading", path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        size = os.fstat(file.fileno()).st_size
+        if size < _WATCHED:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        with stage(f"reading every byte of {path.name}", size, "bytes") as part:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+                part.add(len(piece))
+        return digest.hexdigest()
 
 
 def write_atomic(path: Path, data: bytes) -> None:

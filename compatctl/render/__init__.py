@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
@@ -14,16 +13,17 @@ from compatctl.errors import CompatError
 from compatctl.files import json_safe
 from compatctl.printable import printable
 from compatctl.processes import Launch
-from compatctl.progress import Progress, silent
-from compatctl.render.console import T, cell, fields_table, json_table, make_console
+from compatctl.progress import close_stages
+from compatctl.render.console import T, fields_table, json_table, make_console
+from compatctl.render.progress_line import ProgressLine
 
 if TYPE_CHECKING:
     from compatctl.render.console import Table
 
-__all__ = ["announce", "error", "fields_table", "json_table", "progress", "result", "step", "warn"]
+__all__ = ["announce", "error", "fields_table", "json_table", "result", "step", "warn", "watching"]
 
-SHOW_AFTER_S = 2.0
-"""A stage that lasts longer gets a progress bar."""
+_lines: list[ProgressLine] = []
+"""The lines of progress that are drawn: one at most, but in a demo that is run by a test."""
 
 
 def error(
@@ -64,6 +64,8 @@ def step(line: str) -> None:
 
 def _say(text: str, stream: TextIO) -> None:
     """Print a line, or do without where the stream takes nothing more."""
+    for line in _lines:
+        line.clear()
     try:
         print(text, file=stream, flush=True)
     except OSError:
@@ -112,35 +114,22 @@ def _print(
 
 
 @contextmanager
-def progress() -> Iterator[Progress]:
-    """Show a bar on stderr for each stage over two seconds; nothing without a terminal."""
+def watching(command: str) -> Iterator[None]:
+    """Show on stderr what the block does, from the first second; see ``progress_line``.
+
+    Processes of ``torchrun`` other than the first show nothing.
+    """
     launch = Launch.current()
-    if not sys.stderr.isatty() or (launch is not None and launch.rank):
-        yield silent
+    if launch is not None and launch.rank:
+        yield
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    start_times: dict[str, float] = {}
-    tasks: dict[str, Any] = {}
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-
-        def report(stage: str, done: int, total: int) -> None:
-            started = start_times.setdefault(stage, time.monotonic())
-            if stage not in tasks and time.monotonic() - started >= SHOW_AFTER_S:
-                tasks[stage] = bars.add_task(cell(stage), total=total)
-            if stage in tasks:
-                bars.update(tasks[stage], completed=done, total=total)
-                if done >= total:
-                    bars.remove_task(tasks.pop(stage))
-            if done >= total:
-                start_times.pop(stage, None)
-
-        yield report
+    close_stages()
+    line = ProgressLine(command, sys.stderr)
+    _lines.append(line)
+    line.start()
+    try:
+        yield
+    finally:
+        line.stop()
+        _lines.remove(line)
+        close_stages()

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from compatctl.errors import CompatError, ConflictError, InputError, UsageError
 from compatctl.libraries import require_library
+from compatctl.progress import Stage, stage
 
 PART_BYTES = 16 << 20
 """A larger file is uploaded in parts of this size; the object appears when all are there."""
@@ -241,8 +242,10 @@ class Bucket:
         """
         import obstore
 
-        with self._errors("writing", name):
-            obstore.put(self._store, name, path, chunk_size=PART_BYTES, max_concurrency=4)
+        size = path.stat().st_size
+        with self._errors("writing", name), stage(f"copying {name}", size, "bytes") as part:
+            pieces = _pieces(path, part) if size > PART_BYTES else path
+            obstore.put(self._store, name, pieces, chunk_size=PART_BYTES, max_concurrency=4)
 
     def sizes(self) -> dict[str, int]:
         """Every object below the prefix, and its size in bytes."""
@@ -309,3 +312,11 @@ def _reason(error: Exception) -> str:
     line = text.partition("\n")[0]
     status = re.search(r"status code: (\d+ [A-Za-z ]+)", line)
     return status[1].strip() if status else line.rpartition(" - ")[2][:200]
+
+
+def _pieces(path: Path, part: Stage) -> Iterator[bytes]:
+    """The bytes of a file, which are counted while they are sent."""
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            yield piece
+            part.add(len(piece))

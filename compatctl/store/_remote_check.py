@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from compatctl.errors import CompatError, ConflictError
 from compatctl.files import TEMPORARY, canonical_json, sha256_bytes
 from compatctl.manifest import Manifest
-from compatctl.progress import Progress
+from compatctl.progress import Progress, stage
 from compatctl.store._bucket import AbsentError
 from compatctl.store._copy import blob_name, generation_name, older_manifest
 from compatctl.store._layout import ATTEMPTS, HISTORY, Blobs, is_own_name, manifest_digest
@@ -75,8 +75,10 @@ class BucketFiles:
         """The sha256 of an object, "" if it has gone; it is not kept."""
         digest = hashlib.sha256()
         try:
-            for piece in self.remote.bucket.stream(name):
-                digest.update(piece)
+            with stage(f"reading every byte of {name}", self.sizes.get(name), "bytes") as part:
+                for piece in self.remote.bucket.stream(name):
+                    digest.update(piece)
+                    part.add(len(piece))
         except AbsentError:
             return ""
         return digest.hexdigest()

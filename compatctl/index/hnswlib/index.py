@@ -27,7 +27,7 @@ from compatctl.libraries import require_library
 from compatctl.processors import processors
 from compatctl.progress import Progress, silent
 
-_ADD_BATCH = 2048
+_ADD_BATCH = 1024
 _FETCH_BATCH = 512
 """hnswlib makes a Python float of every component of the rows that it returns."""
 
