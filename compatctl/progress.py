@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Literal, TypeVar
 
 T = TypeVar("T")
@@ -45,6 +46,8 @@ class Stage:
 
 
 _open: list[Stage] = []
+_lock = Lock()
+"""Threads of a service open and close stages too."""
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -53,9 +56,10 @@ def silent(stage: str, done: int, total: int) -> None:
 
 def report_progress(stage: str, done: int, total: int) -> None:
     """Open a stage, say how much of it is done, and close it where that is all: a ``Progress``."""
-    known = next((part for part in _open if part.reported and part.name == stage), None)
+    known = next((part for part in open_stages() if part.reported and part.name == stage), None)
     if known is None and done < total:
-        _open.append(Stage(stage, total, done=done, reported=True))
+        with _lock:
+            _open.append(Stage(stage, total, done=done, reported=True))
     elif known is not None:
         known.done, known.total = done, total
         if done >= total:
@@ -66,7 +70,8 @@ def report_progress(stage: str, done: int, total: int) -> None:
 def stage(name: str, total: int | None = None, unit: Unit = "") -> Iterator[Stage]:
     """Name what the block does; call what it gives with how much is done."""
     part = Stage(name, total, unit)
-    _open.append(part)
+    with _lock:
+        _open.append(part)
     try:
         yield part
     finally:
@@ -85,16 +90,19 @@ def counted(
 
 def open_stages() -> tuple[Stage, ...]:
     """The open stages, the innermost last."""
-    return tuple(_open)
+    with _lock:
+        return tuple(_open)
 
 
 def close_stages() -> None:
     """Forget stages that an earlier command left open."""
-    _open.clear()
+    with _lock:
+        _open.clear()
 
 
 def _close(part: Stage) -> None:
     """Close a stage, and those that were reported since it was opened."""
-    if part in _open:
-        at = _open.index(part)
-        _open[at:] = [later for later in _open[at + 1 :] if part.reported or not later.reported]
+    with _lock:
+        if part in _open:
+            at = _open.index(part)
+            _open[at:] = [later for later in _open[at + 1 :] if part.reported or not later.reported]

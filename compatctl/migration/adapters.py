@@ -16,7 +16,7 @@ from compatctl.data import Dataset
 from compatctl.encoder import Encoder, check_parity, parity_items
 from compatctl.errors import InputError, UsageError
 from compatctl.libraries import require_library
-from compatctl.progress import Progress
+from compatctl.progress import Progress, counted
 
 KINDS = ("orthogonal", "ridge", "low-rank", "mlp")
 AUTO = "auto"
@@ -75,7 +75,8 @@ def fit_adapter(
     """
     kinds = KINDS if kind == AUTO else (kind,)
     scored: list[tuple[AdapterTrial, Adapter]] = []
-    for name, setting, adapter in _linear_adapters(Moments.from_pairs(source, target), kinds):
+    linear = _linear_adapters(Moments.from_pairs(source, target), kinds)
+    for name, setting, adapter in counted(linear, "fitting adapters"):
         scored.append((AdapterTrial(kind=name, setting=setting, hit_rate=score(adapter)), adapter))
     left_out: tuple[str, ...] = ()
     if "mlp" in kinds:

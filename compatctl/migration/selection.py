@@ -38,6 +38,7 @@ from compatctl.evaluation.exact_retrieval import (
 )
 from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.evaluation.served_today import TodayAnswers
+from compatctl.progress import counted
 
 if TYPE_CHECKING:
     from compatctl.recipe import Recipe
@@ -279,7 +280,7 @@ class CrossFitSelector:
     def _best(self, variants: Iterable[Variant], folds: Sequence[int]) -> dict[int, Variant]:
         """The first best variant of each of the folds; its seconds include the search."""
         start, best = time.monotonic(), dict[int, tuple[int, Variant]]()
-        for variant in variants:
+        for variant in counted(variants, "trying variants of a route"):
             hit1 = retrieval(self.truth, variant.queries, variant.gallery, (1,), map_k=1).hit1
             for fold in folds:
                 hits = int((hit1 & self._choosing[fold]).sum())

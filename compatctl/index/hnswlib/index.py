@@ -25,9 +25,10 @@ from compatctl.index.hnswlib.params import HnswParams
 from compatctl.index.rows import check_unit, first_duplicate, row_checksums
 from compatctl.libraries import require_library
 from compatctl.processors import processors
-from compatctl.progress import Progress, silent
+from compatctl.progress import Progress, silent, stage
 
 _ADD_BATCH = 1024
+_SEARCH_BATCH = 4096
 _FETCH_BATCH = 512
 """hnswlib makes a Python float of every component of the rows that it returns."""
 
@@ -214,14 +215,20 @@ class HnswIndex:
         if len(queries) == 0 or k == 0:
             return np.zeros((len(queries), k), np.uint64), np.zeros((len(queries), k), np.float32)
         self._engine.set_ef(self.params.ef_search if ef is None else ef)
+        keys = np.empty((len(queries), k), np.uint64)
+        distances = np.empty((len(queries), k), np.float32)
         try:
-            keys, distances = self._engine.knn_query(
-                queries, k, num_threads=threads or processors()
-            )
+            with stage("searching the index", len(queries)) as part:
+                for start in range(0, len(queries), _SEARCH_BATCH):
+                    rows = slice(start, start + _SEARCH_BATCH)
+                    keys[rows], distances[rows] = self._engine.knn_query(
+                        queries[rows], k, num_threads=threads or processors()
+                    )
+                    part(start)
         except RuntimeError:
             return self._search_exact(queries, k)
         halved = distances * np.float32(0.5) if self.params.space == "l2" else distances
-        return keys.astype(np.uint64, copy=False), np.float32(1.0) - halved
+        return keys, np.float32(1.0) - halved
 
     def _search_exact(self, queries: Vectors, k: int) -> tuple[Keys, Scores]:
         keys, scores = np.zeros((len(queries), 0), np.uint64), np.zeros((len(queries), 0), "f4")
