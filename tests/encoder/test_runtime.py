@@ -44,12 +44,12 @@ def test_rows_are_in_order_whatever_the_batch(
 
 
 def test_progress_counts_items_to_the_end(encoder: Encoder, dataset: Dataset) -> None:
-    """Progress grows by batches and ends at the total."""
+    """Progress begins before the first batch, grows by batches and ends at the total."""
     calls: list[tuple[int, int]] = []
     encoder.embed(
         dataset, batch_size=6, progress=lambda _, count, total: calls.append((count, total))
     )
-    assert calls == [(6, 15), (12, 15), (15, 15)]
+    assert calls == [(0, 15), (6, 15), (12, 15), (15, 15)]
 
 
 def test_no_items_give_no_rows(encoder: Encoder, dataset: Dataset) -> None:

@@ -340,7 +340,7 @@ def test_progress_counts_rows() -> None:
         unit(5000, dim=4), np.arange(5000), HnswParams(dim=4, M=4, ef_construction=10),
         lambda stage, count, total: calls.append((count, total)),
     )  # fmt: skip
-    assert calls == [(0, 5000), (2048, 5000), (4096, 5000), (5000, 5000)]
+    assert calls == [(done, 5000) for done in (0, 1024, 2048, 3072, 4096, 5000)]
 
 
 def test_a_loaded_index_survives_the_deletion_of_its_file(saved: Path, tmp_path: Path) -> None:
