@@ -46,7 +46,7 @@ from compatctl.engines.location import PGVECTOR, TableLocation
 from compatctl.engines.milvus.location import MILVUS, CollectionLocation
 from compatctl.engines.queue import BlockQueue, QueuedBlock, block_queue
 from compatctl.engines.rows import RowBlock
-from compatctl.engines.search import FencedSearch, Scan, StaleEpochError
+from compatctl.engines.search import FencedSearch, Found, Scan, StaleEpochError
 from compatctl.engines.side import SideTable
 from compatctl.engines.table_file import RowChecksums, TableFile
 from compatctl.engines.url import URL_VARIABLE
@@ -63,6 +63,7 @@ __all__ = [
     "DeploymentRow",
     "EngineSearch",
     "FencedSearch",
+    "Found",
     "Inspection",
     "Location",
     "Pool",

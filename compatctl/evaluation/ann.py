@@ -12,7 +12,7 @@ from compatctl.core.arrays import Vectors
 from compatctl.core.nearest import exact_search
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.evaluation.gallery import EvaluationGallery
-from compatctl.index import VectorIndex, recall_per_query, tune_ef
+from compatctl.index import AnnRecalls, VectorIndex
 from compatctl.report import AnnRecall
 
 K = 10
@@ -77,20 +77,17 @@ def measure_ann_recall(
     """
     vectors, exact = queries.queries, queries.nearest
     k = exact.shape[1]
-    by_query = recall_per_query(index, vectors, exact, k, ef)
-    recall_current = float(by_query.mean())
-    tuned = tune_ef(index, vectors, exact, k, TARGET)
-    needed = ef if recall_current >= TARGET or tuned.ef <= ef else tuned.ef
-    if needed != ef:
-        by_query = recall_per_query(index, vectors, exact, k, needed)
+    recalls = AnnRecalls(index, vectors, exact, k)
+    tuned = recalls.tune(TARGET)
+    needed = ef if recalls.mean(ef) >= TARGET or tuned.ef <= ef else tuned.ef
     recall = AnnRecall(
         k=k,
         ef_current=ef,
-        recall_current=recall_current,
+        recall_current=recalls.mean(ef),
         ef_needed=needed,
-        recall_needed=float(by_query.mean()),
+        recall_needed=recalls.mean(needed),
         target=TARGET,
         n_queries=len(vectors),
         sweep=tuned.sweep,
     )
-    return recall, by_query
+    return recall, recalls.per_query(needed)

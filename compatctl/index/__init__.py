@@ -42,10 +42,11 @@ from compatctl.index.sources import (
     open_source,
     tables_of,
 )
-from compatctl.index.tuning import recall_per_query, tune_ef
+from compatctl.index.tuning import AnnRecalls
 
 __all__ = [
     "DATABASES",
+    "AnnRecalls",
     "BuiltIndex",
     "BuiltTable",
     "EngineIndex",
@@ -80,10 +81,8 @@ __all__ = [
     "read_header",
     "read_keys",
     "read_some",
-    "recall_per_query",
     "require_hnswlib",
     "row_checksums",
     "tables_of",
-    "tune_ef",
     "write_side",
 ]

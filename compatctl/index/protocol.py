@@ -15,6 +15,10 @@ class VectorIndex(Protocol):
     def __len__(self) -> int:
         """The number of rows."""
 
+    @property
+    def max_ef(self) -> int:
+        """The largest ef of a search; a larger one is taken as this, and finds no more."""
+
     def add(self, vectors: Vectors, keys: Keys, progress: Progress = silent) -> None:
         """Add unit rows (n, D) float32 under new keys (n,): all of them or, on InputError, none."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import hnswlib
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from index_kit import build_index
 
 from compatctl.errors import CompatError, DamagedError, InputError
-from compatctl.index import HnswIndex, HnswParams, read_header, recall_per_query, tune_ef
+from compatctl.index import AnnRecalls, HnswIndex, HnswParams, read_header
 
 PARAMS = HnswParams(dim=16, M=8, ef_construction=60, ef_search=40)
 N = 1500
@@ -304,7 +305,7 @@ def test_parameters_out_of_range_are_refused(wrong: dict[str, object]) -> None:
 def test_ef_is_doubled_until_the_target_is_reached(index: HnswIndex) -> None:
     """The chosen ef is the first that reaches the target, and its recall is that of a count."""
     truth = exact(QUERIES, 10)
-    tuned = tune_ef(index, QUERIES, truth, 10, target=0.99)
+    tuned = AnnRecalls(index, QUERIES, truth, 10).tune(0.99)
     assert tuned.sweep[0][0] == 10
     assert all(recall < 0.99 for _, recall in tuned.sweep[:-1])
     ef, recall = tuned.sweep[-1]
@@ -315,14 +316,39 @@ def test_ef_is_doubled_until_the_target_is_reached(index: HnswIndex) -> None:
     assert recall == pytest.approx(np.mean(hits) / 10)
 
 
+def test_queries_that_are_found_are_not_searched_again(index: HnswIndex, saved: Path) -> None:
+    """At every ef of a sweep the recall of each query is that of a search of all, and the searches
+    become smaller."""
+    searched: list[int] = []
+
+    class Counting(HnswIndex):
+        """The same index, which counts queries."""
+
+        def search(self, queries: np.ndarray, *args: Any, **kwargs: Any) -> Any:
+            searched.append(len(queries))
+            return super().search(queries, *args, **kwargs)
+
+    truth = exact(QUERIES, 10)
+    counting = Counting.load(saved, PARAMS, N)
+    recalls = AnnRecalls(counting, QUERIES, truth, 10)
+    efs = [ef for ef, _ in recalls.tune(1.1).sweep]
+    for ef in efs:
+        alone = AnnRecalls(index, QUERIES, truth, 10).per_query(ef)
+        np.testing.assert_array_equal(recalls.per_query(ef), alone)
+    assert len(searched) == len(efs)
+    assert searched[0] == len(QUERIES)
+    assert searched == sorted(searched, reverse=True)
+    assert searched[-1] < len(QUERIES) / 4
+
+
 def test_an_unreachable_target_gives_the_best_ef(index: HnswIndex) -> None:
     """The sweep ends at the number of rows, and the ef with the best recall is chosen."""
-    tuned = tune_ef(index, QUERIES[:20], exact(QUERIES[:20], 10), 10, target=1.1)
+    tuned = AnnRecalls(index, QUERIES[:20], exact(QUERIES[:20], 10), 10).tune(1.1)
     assert tuned.sweep[-1][0] == N
     recalls = dict(tuned.sweep)
     assert 1.1 > recalls[tuned.ef] == max(recalls.values()) > 0.99
     with pytest.raises(InputError, match="queries"):
-        tune_ef(index, QUERIES[:0], exact(QUERIES[:0], 10), 10, target=0.9)
+        AnnRecalls(index, QUERIES[:0], exact(QUERIES[:0], 10), 10)
 
 
 def test_ties_do_not_cost_recall() -> None:
@@ -330,7 +356,7 @@ def test_ties_do_not_cost_recall() -> None:
     rows = np.repeat(unit(40), 5, axis=0)
     index = build_index(rows, np.arange(200), PARAMS)
     last = (np.arange(40) * 5 + 4)[:, None]
-    assert recall_per_query(index, unit(40), last, 1, 200).mean() == 1.0
+    assert AnnRecalls(index, unit(40), last, 1).mean(200) == 1.0
 
 
 def test_progress_counts_rows() -> None:

@@ -10,6 +10,7 @@ from index_kit import build_index
 
 from compatctl.errors import DamagedError, InputError
 from compatctl.index import (
+    AnnRecalls,
     HnswIndex,
     HnswParams,
     build_mapped,
@@ -17,7 +18,6 @@ from compatctl.index import (
     build_with_replacements,
     build_without,
     read_keys,
-    recall_per_query,
 )
 
 FEATURES = Path(__file__).parent.parent / "fixtures" / "features" / "kanji.npz"
@@ -84,7 +84,7 @@ def test_a_rebuilt_index_finds_more_than_one_updated_in_place(
     hits = np.mean(
         [len({*a} & {*b}) for a, b in zip(in_place.tolist(), exact.tolist(), strict=True)]
     )
-    assert recall_per_query(index, NEW, exact, 10, 16).mean() > hits / 10
+    assert AnnRecalls(index, NEW, exact, 10).mean(16) > hits / 10
 
 
 def test_mapped_rows_keep_their_keys(saved: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from compatctl.core.arrays import Bools, Keys, Scores, Vectors
 from compatctl.engines import (
     Connection,
+    Found,
     Pool,
     RowBlock,
     Scan,
@@ -24,6 +26,10 @@ from compatctl.index.rows import KeyLookup, check_unit
 from compatctl.notices import notice
 from compatctl.progress import Progress, silent
 
+_CONNECTIONS = 4
+"""Most connections of one search: the server has other work too."""
+_SHARED = 64
+"""As many queries are worth another connection."""
 _CHANGED = "compatctl check lists what changed; compatctl add takes new rows in"
 
 
@@ -62,6 +68,11 @@ class EngineIndex:
 
     def __len__(self) -> int:
         return len(self._ids)
+
+    @property
+    def max_ef(self) -> int:
+        """The largest ef that the engine takes, at most the number of rows."""
+        return min(len(self), self.file.max_ef)
 
     def at(self, epoch: int, ef_search: int) -> EngineIndex:
         """The same rows at another epoch, over the same connections."""
@@ -170,9 +181,7 @@ class EngineIndex:
     ) -> bool:
         """Search ``chosen`` queries, and write their adopted rows; whether the table ended."""
         k, unknown, ended = rows.shape[1], dict[str, None](), True
-        answers = self._pool.run(
-            lambda opened: self._search.search(opened, queries[chosen], limit, ef, scan)
-        )
+        answers = self._answers(queries[chosen], limit, ef, scan)
         for query, answer in zip(chosen.tolist(), answers, strict=True):
             ended &= len(answer) < limit
             places = [(self._row_of.get(item, -1), distance) for item, distance in answer]
@@ -185,6 +194,19 @@ class EngineIndex:
             notice("new-rows", self._location.url, "rows that were not adopted", list(unknown),
                    "they are left out of the answers; compatctl add takes them in")  # fmt: skip
         return ended
+
+    def _answers(self, queries: Vectors, limit: int, ef: int, scan: Scan) -> list[Found]:
+        """What the engine finds for each query; many queries are shared among connections, as the
+        server searches for those of one connection one after the other."""
+
+        def asked(part: Vectors) -> list[Found]:
+            return self._pool.run(lambda opened: self._search.search(opened, part, limit, ef, scan))
+
+        parts = np.array_split(queries, min(_CONNECTIONS, 1 + len(queries) // _SHARED))
+        if len(parts) == 1:
+            return asked(queries)
+        with ThreadPoolExecutor(len(parts), thread_name_prefix="compatctl-search") as threads:
+            return [answer for answers in threads.map(asked, parts) for answer in answers]
 
     def _scores(self, distances: np.ndarray) -> Scores:
         if self.file.space == "ip":

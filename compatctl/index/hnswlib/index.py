@@ -100,6 +100,11 @@ class HnswIndex:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def max_ef(self) -> int:
+        """The number of rows: a search with it visits whatever the graph reaches."""
+        return len(self)
+
     def reserve(self, rows: int) -> None:
         """Make space for that many more rows in one step; ``save`` drops what is left of it.
 
