@@ -28,7 +28,7 @@ from compatctl.serving.answer_log import AnswerLog, LogLine
 from compatctl.serving.candidate import CandidateModel, Shadow, Traffic
 from compatctl.serving.http import Access, make_app
 from compatctl.serving.metrics import Metrics
-from compatctl.serving.processes import Processes, turn
+from compatctl.serving.processes import Processes
 from compatctl.serving.server import is_loopback, listen, run
 from compatctl.serving.service import Limits, SearchService
 from compatctl.serving.shared_metrics import SharedMetrics, fold_ended
@@ -41,9 +41,6 @@ SHORTEST_TOKEN = 16
 FOLLOW_S = 0.25
 """Seconds between two looks at the store: a rollback reaches the service within a second."""
 
-
-LOADING = "loading"
-"""The file that a process locks while it loads another index: hnswlib stops it meanwhile."""
 STOPPED = "traffic-stopped"
 """The file by which a process stops the candidate of the traffic in all."""
 
@@ -164,7 +161,7 @@ def _serve_here(
             project=project,
             data=data,
             follow_s=FOLLOW_S,
-            turn=contextlib.nullcontext if folder is None else partial(turn, folder / LOADING),
+            index_apart=True,
         )
     with searcher:
         service = _service(project, options, searcher, data, folder)

@@ -19,7 +19,15 @@ from compatctl.deployment.engines import in_engine, refuse_engine
 from compatctl.encoder import CANARY_LIMIT, Canary, Encoder
 from compatctl.errors import DamagedError
 from compatctl.files import is_remembered, remember
-from compatctl.index import EngineIndex, HnswIndex, HnswParams, VectorIndex, read_all, read_keys
+from compatctl.index import (
+    EngineIndex,
+    HnswIndex,
+    HnswParams,
+    IndexApart,
+    VectorIndex,
+    read_all,
+    read_keys,
+)
 from compatctl.manifest import Catalog, IndexInfo, Manifest
 from compatctl.store import Store
 
@@ -117,6 +125,21 @@ class DeployedGallery:
         if in_engine(self.manifest):
             return open_table(self.store, self.manifest, self.catalog)
         return open_index(self.store, self.manifest)
+
+    def load_index_apart(self) -> None:
+        """Load what ``index`` is in a process of its own, as ``IndexApart`` describes.
+
+        Not where it is loaded already, and not rows in an engine, which stay there. Raises as
+        ``index``.
+        """
+        if "index" in vars(self) or in_engine(self.manifest):
+            return
+        info = self.manifest.index
+        path = self.store.verified_path("indexes", info.sha256)
+        with _layout_check(path, info.sha256) as prevalidated:
+            vars(self)["index"] = IndexApart.load(
+                path, index_params(info), info.count, prevalidated=prevalidated
+            )
 
     def vectors(self, extra_capacity: int = 0) -> Vectors:
         """``stored_rows`` of this generation. They are large, and read again at each call."""

@@ -21,7 +21,7 @@ from compatctl.deployment.searching import Hit, hits_of
 from compatctl.encoder import EMBEDDING, FREE, Encoder
 from compatctl.encoder.inputs import InputArray
 from compatctl.errors import DamagedError, InputError, UsageError
-from compatctl.index import HnswIndex
+from compatctl.index import EngineIndex
 from compatctl.index.rows import same_keys
 from compatctl.manifest import Catalog, Manifest
 from compatctl.recipe import Project
@@ -106,8 +106,11 @@ class LoadedGeneration:
         project: Project,
         data: Dataset | None = None,
         before: LoadedGeneration | None = None,
+        index_apart: bool = False,
     ) -> LoadedGeneration:
         """Load and check the store's generation; what ``before`` has of it is taken from there.
+
+        ``index_apart``: an index file that ``before`` does not have is loaded in another process.
 
         The files are those of their digests, the model embeds its canary as it once did, and the
         index finds stored rows.
@@ -120,6 +123,8 @@ class LoadedGeneration:
         gallery = DeployedGallery.open(store)
         if before is not None:
             gallery.take_from(before.gallery)
+        if before is not None and index_apart:
+            gallery.load_index_apart()
         encoder, _ = gallery.encoder, gallery.index
         catalog = gallery.catalog
         rescorer = None
@@ -288,7 +293,7 @@ def _probe(gallery: DeployedGallery, catalog: Catalog) -> None:
     number = gallery.manifest.generation
     tip = "compatctl rollback restores the generation before"
     index = gallery.index
-    if not isinstance(index, HnswIndex):  # an application may change rows: that is its right
+    if isinstance(index, EngineIndex):  # an application may change rows: that is its right
         index.search(np.eye(1, gallery.manifest.index.dim, dtype=np.float32), 1)
         return
     if not same_keys(index.keys(), catalog.keys):

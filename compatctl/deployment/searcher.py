@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -77,12 +76,12 @@ class Searcher:
         store: Path,
         project: Project,
         data: Dataset | None,
-        turn: Callable[[], AbstractContextManager[object]] = nullcontext,
+        index_apart: bool,
     ) -> None:
         self._store = store
         self._project = project
         self._data = data
-        self._turn = turn
+        self._index_apart = index_apart
         self._refreshing = Lock()
         self._seen: object = None
         self._failed_at: float | None = None
@@ -100,22 +99,23 @@ class Searcher:
         project: Project | None = None,
         data: Dataset | None = None,
         follow_s: float | None = None,
-        turn: Callable[[], AbstractContextManager[object]] = nullcontext,
+        index_apart: bool = False,
     ) -> Self:
         """Load the current generation of a store: a folder, or ``s3://BUCKET/PREFIX``.
 
         ``project`` has the limit ``max_gallery_pass``, and ``data`` the gallery's items, for a
         store that re-scores answers; without data it re-scores with the free vectors that it has.
         ``follow_s``: look for a newer generation that often, in seconds, in a thread; None: only
-        ``refresh`` does. ``turn`` is entered while another index is loaded beside the one that
-        serves: processes that take turns do not stand still at once.
+        ``refresh`` does. ``index_apart``: another index than the first one is loaded, and from
+        then on searched, in a process of its own, so that calls do not stand still meanwhile:
+        hnswlib holds the interpreter for about 0.7 seconds a gigabyte.
 
         Raises:
             InputError: there is no store, the query model fails its canary, or hnswlib is missing.
             DamagedError: a file of the generation is missing or changed.
         """
         path = store_path(store)
-        searcher = cls(path, project or Project(store=path), data, turn)
+        searcher = cls(path, project or Project(store=path), data, index_apart)
         searcher.refresh()
         if follow_s is not None:
             searcher._follow(follow_s)
@@ -220,12 +220,13 @@ class Searcher:
         before = self._current
         if self._stopped.is_set() or (before is not None and store.manifest == before.manifest):
             return False
-        index = store.manifest.index.sha256
-        loads_index = before is not None and index != before.manifest.index.sha256
-        with self._turn() if loads_index else nullcontext():
-            loaded = LoadedGeneration.load(
-                store, project=self._project, data=self._data, before=before
-            )
+        loaded = LoadedGeneration.load(
+            store,
+            project=self._project,
+            data=self._data,
+            before=before,
+            index_apart=self._index_apart,
+        )
         if self._stopped.is_set():
             return False
         self._current = loaded

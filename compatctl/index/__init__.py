@@ -12,6 +12,7 @@ from compatctl.index.engine.building import (
 from compatctl.index.engine.index import EngineIndex
 from compatctl.index.engine.reading import RowsNow, TableChanges, compare_table
 from compatctl.index.faiss_header import FaissHeader, read_faiss_header
+from compatctl.index.hnswlib.apart import IndexApart
 from compatctl.index.hnswlib.index import HnswIndex, require_hnswlib
 from compatctl.index.hnswlib.layout import read_header
 from compatctl.index.hnswlib.params import HnswParams
@@ -56,6 +57,7 @@ __all__ = [
     "Form",
     "HnswIndex",
     "HnswParams",
+    "IndexApart",
     "KeyLookup",
     "NotUnitError",
     "RowsAt",

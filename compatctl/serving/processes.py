@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import multiprocessing
 import os
@@ -14,7 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from threading import Event, Thread
 from types import FrameType
 from typing import Any, Generic, TypeVar
@@ -153,14 +151,6 @@ class Processes(Generic[S, R]):
             results += [said.value for said in _said(child.channel) if said.kind == "done"]
             child.channel.close()
         return results
-
-
-@contextlib.contextmanager
-def turn(path: Path) -> Iterator[None]:
-    """Wait for a file's lock and hold it; it ends with the process that holds it."""
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _how(process: BaseProcess) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from serve_kit import wait_for
 from shop_kit import Shop
 from text_shop_kit import TextShop
 
@@ -21,7 +24,7 @@ from compatctl.deployment.loaded_generation import Answers
 from compatctl.deployment.searcher import CATCH_UP_S, MAX_ATTEMPTS, Attempts, Searcher
 from compatctl.engines import StaleEpochError
 from compatctl.errors import ConflictError, DamagedError, InputError, UsageError
-from compatctl.serving.processes import turn
+from compatctl.index import HnswIndex, IndexApart
 from compatctl.store import Store
 
 K = 5
@@ -126,28 +129,69 @@ def test_a_deploy_takes_the_index_over_and_a_repeated_refresh_does_nothing(shop:
         assert searcher.switches == 2
 
 
-def test_indexes_are_loaded_in_turn_and_models_at_once(
-    shop: Shop, emoji: Path, tmp_path: Path
+def test_an_index_apart_answers_as_one_in_memory(
+    shop: Shop, emoji: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While another process has its turn, an add waits and the generation before answers; a deploy
-    and a rollback load no index, and do not wait."""
-    queries = _images(shop, 2)
-    busy = tmp_path / "busy"
-    add = _changes(shop, emoji)[3]
-    with Searcher.open(shop.path("store"), turn=partial(turn, busy)) as searcher:
-        with turn(busy):
-            _force(shop, "new.onnx")
-            assert searcher.refresh()
-            assert shop.run("rollback").code == 0
-            assert searcher.refresh()
-            assert add() == 0
-            waiting = threading.Thread(target=searcher.refresh)
-            waiting.start()
-            waiting.join(0.5)
-            assert waiting.is_alive()
-            assert searcher.search(queries, K).generation == 3
-        waiting.join(60)
-        assert searcher.search(queries, K).generation == 4
+    """The index of an add is loaded and searched by another process, with the same answers and
+    errors, and a deploy after it keeps that process."""
+    queries = _images(shop, 3)
+    with Searcher.open(shop.path("store"), index_apart=True) as searcher:
+        assert isinstance(searcher.current.gallery.index, HnswIndex)
+        assert _changes(shop, emoji)[3]() == 0
+        assert searcher.refresh()
+        apart = searcher.current.gallery.index
+        assert isinstance(apart, IndexApart)
+        with Searcher.open(shop.path("store")) as other:
+            own, here = other.search(queries, K), other.current.gallery.index
+            found = searcher.search(queries, K)
+            assert (found.generation, found.ids) == (own.generation, own.ids)
+            np.testing.assert_array_equal(found.cosines, own.cosines)
+            np.testing.assert_array_equal(apart.keys(), here.keys())
+            np.testing.assert_array_equal(apart.vectors(), here.vectors())
+            assert len(apart) == apart.max_ef == len(here)
+        with pytest.raises(InputError, match="no row"):
+            apart.vectors(np.array([2**40], np.uint64))
+        with pytest.raises(InputError, match="norm"):
+            searcher.search_vectors(np.ones((1, here.vectors().shape[1]), np.float32))
+        _force(shop, "new.onnx")
+        assert searcher.refresh()
+        assert searcher.current.gallery.index is apart
+        found = searcher.search(queries, K)
+        apart._process.kill()
+        assert searcher.search(queries, K).ids == found.ids
+        assert "is loaded again" in caplog.text
+
+
+def test_the_process_of_an_index_ends_with_what_it_serves(shop: Shop, emoji: Path) -> None:
+    """A generation that no call holds any more, and a killed owner, leave no process behind."""
+    store = shop.path("store")
+    with Searcher.open(store, index_apart=True) as searcher:
+        assert _changes(shop, emoji)[3]() == 0
+        assert searcher.refresh()
+        first = searcher.current.gallery.index._process
+        shop.path("gone.txt").write_text("fresh\n")
+        assert shop.run("remove", "--ids", shop.path("gone.txt")).code == 0
+        assert searcher.refresh()
+        assert first.poll() is not None
+        last = searcher.current.gallery.index._process
+        assert last.poll() is None
+    del searcher
+    gc.collect()
+    assert last.poll() is not None
+    program = (
+        "import sys, pathlib; from compatctl.deployment.gallery import DeployedGallery as D; "
+        "from compatctl.store import Store; g = D.open(Store.open(pathlib.Path(sys.argv[1]))); "
+        "g.load_index_apart(); print(g.index._process.pid, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, store],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as owner:  # fmt: skip
+        assert owner.stdout is not None
+        index = Path(f"/proc/{int(owner.stdout.readline())}")
+        assert index.exists()
+        owner.kill()
+    wait_for(lambda: not index.exists())
 
 
 def test_no_answer_fails_or_mixes_generations_during_switches(shop: Shop, emoji: Path) -> None:
