@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from shop_kit import run
 
@@ -42,6 +44,12 @@ NAMES = {
     *("CompatError", "Encoder", "Project", "Recipe", "Searcher", "Store", "__version__"),
     *("compatibility_matrix", "deploy", "finetune", "verify"),
 }
+
+METRICS = {
+    *(("verdict", "stateset"), ("check_outcome", "stateset"), ("check", "gauge")),
+    *((name, "gauge") for name in ("hit_rate", "ndcg", "mrr", "recall")),
+}
+MEASURED = ("wide_hit_gain", "ndcg_gain", "mrr_gain", "recall_gain", "map_gain", "self_test_gain")
 
 
 def _entries(kind: Any, prefix: str = "", outer: tuple[type, ...] = ()) -> Iterator[str]:
@@ -135,3 +143,27 @@ def test_the_entries_of_http_answers_exist() -> None:
         (http.Problem, {"error", "message"}),
     ):
         assert entries <= model.model_fields.keys(), model
+
+
+def test_names_in_junit_and_metrics_are_those_of_the_first_release(tmp_path: Path) -> None:
+    """Cases, properties, metrics and labels of a verification of two tables are named as before."""
+    with np.load(ROOT / "tests" / "fixtures" / "features" / "emoji.npz") as archive:
+        few = np.isin(archive["labels"], np.unique(archive["labels"])[:40])
+        arrays = {"ids": archive["ids"][few], "labels": archive["labels"][few]}
+        rows = archive["lite0"][few].astype(np.float32)
+    paths = [tmp_path / name for name in ("old.npz", "new.npz")]
+    for path in paths:
+        np.savez(path, features=rows / np.linalg.norm(rows, axis=1)[:, None], **arrays)
+    junit, metrics = tmp_path / "verify.xml", tmp_path / "verify.prom"
+    report = ("--report", tmp_path / "report.json", "--junit", junit, "--metrics", metrics)
+    assert run("verify", *paths, *report).code == 4  # one model twice shows no gain
+    suite = ElementTree.parse(junit).getroot()
+    cases = {(case.get("classname"), case.get("name")) for case in suite.iter("testcase")}
+    assert cases >= {("compatctl.unseen", name) for name in ("hit_gain", "old_hit_rate")}
+    properties = {entry.get("name") for entry in suite.iter("property")}
+    assert properties >= {"verdict", "summary", "next_step", "old", "new", "data", "policy"}
+    assert properties >= {f"measured.unseen.{name}" for name in MEASURED}
+    text = metrics.read_text(encoding="utf-8")
+    assert {*re.findall(r"^# TYPE compatctl_(\w+) (\w+)$", text, re.MULTILINE)} >= METRICS
+    labels = re.findall(r"^compatctl_check_outcome\{(.*)\}", text, re.MULTILINE)
+    assert {*re.findall(r"(\w+)=", labels[0])} >= {"check", "group", "decides"}
