@@ -1,4 +1,4 @@
-# Every target makes the environment it needs: a machine with Python 3.11 to 3.13, a C++ compiler and make
+# Every target makes the environment it needs: a machine with Python 3.11 or newer, a C++ compiler and make
 # is enough. PYTHON picks the interpreter, VENV the folder of the environment.
 PYTHON ?= python3
 VENV   ?= .venv

@@ -277,7 +277,7 @@ def demo_table(console: Console, demo: DemoResult) -> None:
         for route in demo.routes
     ]
     console.print(
-        f"hit@1 on {demo.classes} held-out classes, {demo.queries} queries; "
+        f"\nhit@1 on {demo.classes} held-out classes, {demo.queries} queries; "
         f"today: {demo.old_old:.4f}"
     )
     print_table(
