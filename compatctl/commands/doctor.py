@@ -43,13 +43,15 @@ def doctor(url: str) -> Diagnosis:
     """Check a table of PostgreSQL or a collection of Milvus. Nothing is written.
 
     Raises:
-        UsageError: the URL is of another form.
+        UsageError: the URL is of another form, or ``COMPATCTL_ENGINE_URL`` contradicts it.
         InputError: the engine's library is not installed.
         CompatError: the server cannot be reached.
     """
     if not is_engine_url(url):
         raise UsageError("doctor checks the URL of a table", tip="postgresql://... or milvus://...")
-    location = parse_url(url)
+    named = parse_url(url)
+    named.require_same_way()
+    location = named.from_environment()
     with open_connection_to(location) as connection:
         found = inspect(connection, location)
         checks, location = list(found.checks), found.location

@@ -135,7 +135,8 @@ def import_index(
     Raises:
         InputError: the file's dimension is not the model's; its norms would be lost; the table does
             not name exactly its keys; or the vectors are another model's.
-        UsageError: an option that does nothing for this file.
+        UsageError: an option that does nothing for this file; or ``COMPATCTL_ENGINE_URL``
+            contradicts the URL.
         DamagedError: the file is damaged, or has rows marked deleted.
         ConflictError: another store switches the table or collection.
     """
@@ -217,6 +218,7 @@ def _location(index: Path | str, options: Mapping[str, object]) -> Location | No
             tip="?id=COLUMN&vector=COLUMN&label=COLUMN in the URL",
         )
     location = parse_url(index)
+    location.require_same_way()
     require_engine(engine_of(location))
     return location
 

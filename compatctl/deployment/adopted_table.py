@@ -66,7 +66,7 @@ def open_adopted_table(request: TableRequest, progress: Progress) -> Iterator[Ad
         ConflictError: another store switches the table.
         CompatError: the server cannot be reached.
     """
-    with open_connection_to(request.location) as connection:
+    with open_connection_to(request.location.from_environment()) as connection:
         found = inspect(connection, request.location, request.dim)
         location = found.location
         _refuse_table(found)
@@ -75,7 +75,7 @@ def open_adopted_table(request: TableRequest, progress: Progress) -> Iterator[Ad
         rows = rows_of(
             location, id_type=found.id_type, vector_type=found.vector_type, dim=request.dim
         )
-        table = deployment_of(location)
+        table = deployment_of(location.from_environment())
         if not request.dry_run:
             finish_creation(request.store, table)
         _refuse_other_store(request.store, location, table)

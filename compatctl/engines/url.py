@@ -148,6 +148,24 @@ class EngineLocation(ABC):
         changes: dict[str, Any] = {name: getattr(other, name) for name in self.ways}
         return replace(self, **changes, database=other.database or self.database)
 
+    def require_same_way(self) -> None:
+        """Refuse a variable that contradicts this location, which a command line names: rows would
+        be read here and switched there.
+
+        Raises:
+            UsageError: ``COMPATCTL_ENGINE_URL`` names another host, port, user or database, or
+                holds no such URL.
+        """
+        there = self.from_environment()
+        for name in ("host", "port", "user", "database"):
+            here = getattr(self, name)
+            if here and getattr(there, name) not in {"", here}:
+                raise UsageError(
+                    f"the URL names the {name} {here}, and {URL_VARIABLE} names "
+                    f"{getattr(there, name)}",
+                    tip=f"unset {URL_VARIABLE}, or leave the {name} out of the URL",
+                )
+
     def to_json(self) -> dict[str, Any]:
         """The entries as JSON values, without the password."""
         entries = asdict(self)

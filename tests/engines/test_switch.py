@@ -305,8 +305,8 @@ def test_a_search_that_meets_a_switch_is_embedded_again(
 def test_the_password_is_needed_and_written_nowhere(
     shop: Shop, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A role with a password: import has it in the URL, later commands need it from the
-    environment; it is in no file of the project, not in the row, and in no output, of refusals
+    """A role with a password: import and doctor have it in the URL or from the environment, later
+    commands from the environment; it is in no file of the project, not in the row, and in no output, of refusals
     either."""
     secret = "s3cr3t-Passw0rd"
     made = adopt(shop, table)
@@ -319,6 +319,14 @@ def test_the_password_is_needed_and_written_nowhere(
     without = made.run("check")
     assert without.code == 5
     assert "no password supplied" in without.json["problems"][0]
+    with monkeypatch.context() as environment:
+        environment.setenv("COMPATCTL_ENGINE_URL", url)
+        plain = table.url.replace("postgres@", "guarded@")
+        results.append(run("doctor", plain))
+        shutil.rmtree(made.path("store"))
+        table.execute("DROP TABLE compatctl_deployment")
+        results.append(made.done("import", plain, "--model", made.path("old.onnx")))
+        assert results[-2].code == 0, results[-2].stderr
     wrong = run("doctor", url.replace(secret, secret + "x"))
     assert wrong.code == 5
     for name, value in (("PGPASSWORD", secret), ("COMPATCTL_ENGINE_URL", url)):

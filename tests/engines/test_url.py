@@ -37,6 +37,31 @@ def test_a_location_is_the_same_after_json(scheme: str) -> None:
 
 
 @pytest.mark.parametrize("verb", ["import", "doctor"])
+@pytest.mark.parametrize("scheme", ["postgresql", "milvus"])
+def test_a_variable_that_contradicts_the_url_is_refused(
+    verb: str, scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is reached: rows would be read in one place and switched in another. What the
+    URL leaves out, or says as the variable does, contradicts nothing."""
+    words = ["--model", tmp_path / "x.onnx", "--store", tmp_path / "s"] if verb == "import" else []
+    monkeypatch.setenv("COMPATCTL_ENGINE_URL", f"{scheme}://u:cret@127.0.0.1:1/db")
+    for part, place in (
+        ("host", "u@localhost:1/db"),
+        ("port", "u@127.0.0.1:2/db"),
+        ("user", "v@127.0.0.1:1/db"),
+        ("database", "u@127.0.0.1:1/other"),
+    ):
+        refused = run(verb, f"{scheme}://{place}/t?{REST}", *words)
+        assert refused.code == 2, refused.stderr
+        assert f"the URL names the {part}" in refused.stderr
+        assert "cret" not in refused.stdout + refused.stderr
+    for place in ("u@127.0.0.1:1/db", "127.0.0.1/db"):
+        same = run(verb, f"{scheme}://{place}/t?{REST}", *words)
+        assert same.code == 5
+        assert "the URL names" not in same.stderr
+
+
+@pytest.mark.parametrize("verb", ["import", "doctor"])
 @pytest.mark.parametrize(
     "url",
     [
