@@ -28,7 +28,7 @@ from compatctl.serving.answer_log import AnswerLog, LogLine
 from compatctl.serving.candidate import CandidateModel, Shadow, Traffic
 from compatctl.serving.http import Access, make_app
 from compatctl.serving.metrics import Metrics
-from compatctl.serving.processes import Processes
+from compatctl.serving.processes import Link, Processes
 from compatctl.serving.server import is_loopback, listen, run
 from compatctl.serving.service import Limits, SearchService
 from compatctl.serving.shared_metrics import SharedMetrics, fold_ended
@@ -136,7 +136,8 @@ def serve(
             announce(f"generation {oldest} of {where}")
 
         if options.processes == 1:
-            return _serve_here(project, options, listener, None, lambda one: started([one]))
+            link = Link[_Ready](ready=lambda one: started([one]), pulse=[0.0])
+            return _serve_here(project, options, listener, None, link)
         with tempfile.TemporaryDirectory(prefix="compatctl-serve-") as folder:
             target = partial(_serve_here, project, options, listener, Path(folder))
             ended = partial(fold_ended, Path(folder))
@@ -148,7 +149,7 @@ def _serve_here(
     options: ServeOptions,
     listener: socket,
     folder: Path | None,
-    ready: Callable[[_Ready], None],
+    link: Link[_Ready],
 ) -> ServeResult:
     """Serve in this process; ``folder`` is shared with the other ones, None: there are none."""
     _log_to_stderr(options.processes)
@@ -171,7 +172,7 @@ def _serve_here(
             first = _Ready(generation=searcher.manifest.generation, notices=notices)
             app = make_app(service, _access(options.host))
             seconds = options.limits.seconds
-            run(app, listener, seconds=seconds, started=lambda: ready(first))
+            run(app, listener, seconds=seconds, started=lambda: link.ready(first), beat=link.beat)
         finally:
             manifest, switches = searcher.manifest, searcher.switches
             service.close()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import queue
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock, Thread
@@ -227,10 +227,25 @@ class Traffic:
         """Count an answer or a failure of a side, and stop the candidate if it errs too often."""
         with self._lock:
             (self._failed if failed else self._answered)[side] += 1
-            is_wrong = failed and side == "candidate" and self.stopped is None
-            if is_wrong and self._lower(side) > max(self._upper("current"), TOLERATED_ERRORS):
-                rate = self._failed[side] / (self._failed[side] + self._answered[side])
-                self._stop(f"{rate:.0%} of its answers failed")
+            if failed and side == "candidate":
+                self._judge(self._failed, self._answered)
+
+    def judge(self, totals: Mapping[tuple[str, ...], int]) -> None:
+        """Stop the candidate if it errs too often by the counts of all processes of the service,
+        of each (result, side): "failed" or "answered"."""
+        sides = ("current", "candidate")
+        failed, answered = (
+            {side: totals.get((result, side), 0) for side in sides}
+            for result in ("failed", "answered")
+        )
+        with self._lock:
+            self._judge(failed, answered)
+
+    def _judge(self, failed: Mapping[str, int], answered: Mapping[str, int]) -> None:
+        errs = _error_rate(failed["candidate"], answered["candidate"])
+        usual = _error_rate(failed["current"], answered["current"])
+        if errs.lower > max(usual.upper, TOLERATED_ERRORS) and self.stopped is None:
+            self._stop(f"{errs.rate:.0%} of its answers failed")
 
     def stop(self, reason: str) -> None:
         """Let the query model answer everything from now on."""
@@ -259,12 +274,22 @@ class Traffic:
                 for side in ("current", "candidate")
             }
 
-    def _upper(self, side: str) -> float:
-        """The largest error rate of a side that its counts allow; 0 without any."""
-        failed, total = self._failed[side], self._failed[side] + self._answered[side]
-        return upper_limit(failed, total, CERTAINTY) if total else 0.0
 
-    def _lower(self, side: str) -> float:
-        """The smallest error rate of a side that its counts allow."""
-        failed, total = self._failed[side], self._failed[side] + self._answered[side]
-        return 1.0 - upper_limit(total - failed, total, CERTAINTY) if total else 0.0
+@dataclass(frozen=True, kw_only=True)
+class _ErrorRate:
+    """An error rate, and the limits that its counts allow; 0 without any."""
+
+    rate: float = 0.0
+    lower: float = 0.0
+    upper: float = 0.0
+
+
+def _error_rate(failed: int, answered: int) -> _ErrorRate:
+    total = failed + answered
+    if not total:
+        return _ErrorRate()
+    return _ErrorRate(
+        rate=failed / total,
+        lower=1.0 - upper_limit(answered, total, CERTAINTY),
+        upper=upper_limit(failed, total, CERTAINTY),
+    )

@@ -45,6 +45,11 @@ _GAUGES: dict[str, tuple[str, ...]] = {
     "compatctl_shadow": ("Queries of the shadow by what became of them.", "result"),
     "compatctl_shadow_overlap": ("Mean share of the answers that both sides of the shadow have.",),
     "compatctl_traffic_share": ("Share of the traffic that the candidate answers.",),
+    "compatctl_traffic": (
+        "Queries of each side of the traffic by what became of them.",
+        "side",
+        "result",
+    ),
     "compatctl_log": ("Lines of the log, written or dropped.", "result"),
 }
 """Name -> what it is, and its labels."""
@@ -160,7 +165,10 @@ class Metrics:
             self._gauges["compatctl_shadow_overlap"].set(shadow.overlap)
 
     def of_traffic(self, traffic: Traffic) -> None:
-        """Take the share of the traffic."""
+        """Take the share of the traffic, and the counts of its sides."""
+        for side, counts in traffic.counts().items():
+            for result, count in counts.items():
+                self._gauges["compatctl_traffic"].labels(side, result).set(count)
         self._gauges["compatctl_traffic_share"].set(0.0 if traffic.stopped else traffic.share)
 
     def text(self) -> bytes:

@@ -1,4 +1,5 @@
-"""Several processes that do the same, and the one that starts them and starts again what dies."""
+"""Several processes that do the same, and the one that starts them and starts again what dies or
+hangs."""
 
 from __future__ import annotations
 
@@ -11,9 +12,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from threading import Event, Thread
+from threading import Thread
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
@@ -37,7 +39,28 @@ FIRST_DELAY_S, MAX_DELAY_S = 0.5, 30.0
 END_S = DRAIN_S + 20.0
 """Seconds that the processes get to end, before they are killed."""
 
-Target = Callable[[Callable[[S], None]], R]
+STUCK_S = 30.0
+"""Seconds without a beat after which a process is killed."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Link(Generic[S]):
+    """A process's way to the one that started it; no call waits for an answer.
+
+    Attributes:
+        ready: says that it serves, with a value.
+        pulse: one number that both see: the time of the last beat, 0 before the first.
+    """
+
+    ready: Callable[[S], None]
+    pulse: Any
+
+    def beat(self) -> None:
+        """Show that this process goes on."""
+        self.pulse[0] = time.monotonic()
+
+
+Target = Callable[[Link[S]], R]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,21 +77,24 @@ class _Child:
 
     process: BaseProcess
     channel: Connection
+    pulse: Any
     since: float
     delay: float = 0.0
     due: float | None = None
 
 
 class Processes(Generic[S, R]):
-    """Runs ``target(ready)`` in ``count`` processes; pickle must take it.
+    """Runs ``target(link)`` in ``count`` processes; pickle must take it.
 
-    The target calls ``ready`` once it serves, and returns when it gets SIGTERM. A process ends with
-    the one that started it. ``ended`` gets the id of each that ended.
+    The target calls ``link.ready`` once it serves, ``link.beat`` again and again from then on, and
+    returns when it gets SIGTERM. One that stops beating is killed, and started again as one that
+    died. A process ends with the one that started it. ``ended`` gets the id of each that ended.
     """
 
     def __init__(self, target: Target[S, R], count: int, *, ended: Callable[[int], None]) -> None:
         self._target, self._count, self._ended = target, count, ended
         self._children: list[_Child] = []
+        self._looked = self._awake = 0.0
 
     def run(self, started: Callable[[list[S]], None]) -> list[R]:
         """Run until SIGTERM or Ctrl-C; what the processes returned that ended by themselves.
@@ -77,25 +103,44 @@ class Processes(Generic[S, R]):
 
         Raises:
             CompatError: one failed, or died, before all were ready.
+            KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM came before all were ready.
         """
         results: list[R] = []
         try:
-            self._children = [self._start() for _ in range(self._count)]
-            started([self._first(child) for child in self._children])
             with _until_signal() as stop:
-                while not stop.is_set():
+                is_begun = self._begin(stop, started)
+                while stop.number is None:
                     self._look()
         finally:
             results = self._end()
+        if not is_begun:
+            raise KeyboardInterrupt if stop.number == signal.SIGINT else SystemExit(_TERMINATED)
         return results
+
+    def _begin(self, stop: _Stop, started: Callable[[list[S]], None]) -> bool:
+        """Start all, and wait until they are ready; False: a signal came before."""
+        for _ in range(self._count):
+            self._children.append(self._start())
+        first: list[S] = []
+        for child in self._children:
+            while not child.channel.poll(LOOK_S) and stop.number is None:
+                pass
+            if stop.number is not None:
+                return False
+            first.append(self._first(child))
+        started(first)
+        self._looked = self._awake = time.monotonic()
+        return True
 
     def _start(self) -> _Child:
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
-        process = context.Process(target=_main, args=(self._target, there), daemon=True)
-        process.start()
+        pulse = context.RawArray("d", 1)
+        process = context.Process(target=_main, args=(self._target, there, pulse), daemon=True)
+        with _without_interrupts():
+            process.start()
         there.close()
-        return _Child(process=process, channel=here, since=time.monotonic())
+        return _Child(process=process, channel=here, pulse=pulse, since=time.monotonic())
 
     def _first(self, child: _Child) -> S:
         """What a process says when it is ready."""
@@ -116,13 +161,26 @@ class Processes(Generic[S, R]):
         """Wait a moment, and start again what has ended."""
         wait([child.process.sentinel for child in self._children if child.due is None], LOOK_S)
         now = time.monotonic()
+        if now - self._looked > STUCK_S / 2:  # this process was stopped, maybe with all of them
+            self._awake = now
+        self._looked = now
         for number, child in enumerate(self._children):
             if child.due is not None:
                 if now >= child.due:
                     self._children[number] = self._start()
                     self._children[number].delay = child.delay
-            elif not child.process.is_alive():
+            elif not child.process.is_alive() or self._kill_stuck(child):
                 self._mourn(child, now)
+
+    def _kill_stuck(self, child: _Child) -> bool:
+        """Kill a process that does not go on; whether it did not."""
+        last = child.pulse[0]
+        if not last or time.monotonic() - max(last, self._awake) < STUCK_S:
+            return False
+        LOG.error("process %s hangs: it is killed", child.process.pid)
+        child.process.kill()
+        child.process.join()
+        return True
 
     def _mourn(self, child: _Child, now: float) -> None:
         """Say what ended, and when the next one starts."""
@@ -165,13 +223,36 @@ def _said(channel: Connection) -> Iterator[_Message]:
             yield channel.recv()
 
 
+@dataclass(kw_only=True)
+class _Stop:
+    """The signal that came; None: none has."""
+
+    number: int | None = None
+
+
+_TERMINATED = 128 + signal.SIGTERM
+"""The exit code that a shell shows of a process that SIGTERM ended."""
+
+
 @contextlib.contextmanager
-def _until_signal() -> Iterator[Event]:
-    """An event that SIGTERM and Ctrl-C set."""
-    stop = Event()
+def _without_interrupts() -> Iterator[None]:
+    """Block Ctrl-C, for good in the processes that are started meanwhile: a terminal sends it to
+    all, and the first one ends them."""
+    resource_tracker.ensure_running()  # when the first process starts it, it lets Ctrl-C through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _until_signal() -> Iterator[_Stop]:
+    """SIGTERM or Ctrl-C, once one has come."""
+    stop = _Stop()
 
     def take(number: int, frame: FrameType | None) -> None:
-        stop.set()
+        stop.number = number
 
     before = {number: signal.signal(number, take) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -181,9 +262,8 @@ def _until_signal() -> Iterator[Event]:
             signal.signal(number, handler)
 
 
-def _main(target: Target[Any, Any], channel: Connection) -> None:
-    """The main function of a process. Ctrl-C in a terminal reaches all; the first one ends them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _main(target: Target[Any, Any], channel: Connection, pulse: Any) -> None:
+    """The main function of a process."""
     Thread(target=_end_with_parent, name="compatctl-parent", daemon=True).start()
 
     def say(kind: str, value: Any) -> None:
@@ -191,7 +271,7 @@ def _main(target: Target[Any, Any], channel: Connection) -> None:
             channel.send(_Message(kind=kind, value=value))
 
     try:
-        result = target(lambda value: say("ready", value))
+        result = target(Link(ready=lambda value: say("ready", value), pulse=pulse))
     except CompatError as error:
         say("failed", error)
         sys.exit(1)

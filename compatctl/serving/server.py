@@ -99,11 +99,17 @@ class _PatientProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
 
 
 def run(
-    app: FastAPI, listener: socket.socket, *, seconds: float, started: Callable[[], None]
+    app: FastAPI,
+    listener: socket.socket,
+    *,
+    seconds: float,
+    started: Callable[[], None],
+    beat: Callable[[], None],
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; running requests end first.
 
-    ``seconds``: in which the headers of a request must be there.
+    ``seconds``: in which the headers of a request must be there. ``beat`` is called several times a
+    second while requests are taken.
     """
 
     class Protocol(_PatientProtocol):
@@ -113,6 +119,10 @@ def run(
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             started()
+
+        async def on_tick(self, counter: int) -> bool:
+            beat()
+            return await super().on_tick(counter)
 
     config = uvicorn.Config(
         app,

@@ -334,6 +334,8 @@ class SearchService:
         with self._refreshing:
             self._refresh_metrics()
             self.shared.publish(self.metrics.registry)
+        if self.traffic is not None and self.traffic.stopped is None:
+            self.traffic.judge(self.shared.totals("compatctl_traffic"))
 
     def _refresh_metrics(self) -> None:
         """Bring the metrics up to date."""

@@ -22,7 +22,7 @@ PUBLISH_S = 1.0
 
 ENDED = "ended.json"
 
-COUNTS = frozenset(("compatctl_shadow", "compatctl_log"))
+COUNTS = frozenset(("compatctl_shadow", "compatctl_traffic", "compatctl_log"))
 """Gauges that count: they go on after the process that counted."""
 
 RULES: dict[str, Callable[[list[float]], float]] = {
@@ -99,6 +99,18 @@ class SharedMetrics:
 
         Counts are sums, and those of processes that have ended stay in them.
         """
+        return generate_latest(_Merged(self._of_all()))
+
+    def totals(self, name: str) -> dict[tuple[str, ...], int]:
+        """The sums of a metric that counts, by the values of its labels in their names' order."""
+        family = self._of_all().get(name)
+        samples = {} if family is None else family.samples
+        return {
+            tuple(value for _, value in labels): int(count)
+            for (_, labels), count in samples.items()
+        }
+
+    def _of_all(self) -> _Snapshot:
         # In this order: what has ended meanwhile is in ``ENDED``, and is left out here by its name.
         running = {path.name: _read(path) for path in self._folder.glob("*-*.json")}
         ended = _read(self._folder / ENDED)
@@ -108,7 +120,7 @@ class SharedMetrics:
             for name, content in running.items()
             if content and name not in folded
         ]
-        return generate_latest(_Merged(_merged(snapshots, _from_json(ended.get("families", {})))))
+        return _merged(snapshots, _from_json(ended.get("families", {})))
 
     def close(self) -> None:
         """End the thread."""

@@ -306,8 +306,8 @@ def test_the_password_is_needed_and_written_nowhere(
     shop: Shop, table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A role with a password: import and doctor have it in the URL or from the environment, later
-    commands from the environment; it is in no file of the project, not in the row, and in no output, of refusals
-    either."""
+    commands from the environment; it is in no file of the project, not in the row, and in no
+    output, of refusals either."""
     secret = "s3cr3t-Passw0rd"
     made = adopt(shop, table)
     shutil.rmtree(made.path("store"))

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -34,11 +34,21 @@ class Reply:
 
 
 class Server:
-    """``compatctl serve`` of a project folder; a context manager that stops it."""
+    """``compatctl serve`` of a project folder; a context manager that stops it.
 
-    def __init__(self, folder: Path, *options: object, **environment: str) -> None:
+    ``program``: what Python runs; ``start_new_session``: in a process group of its own.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *options: object,
+        program: Sequence[str] = ("-m", "compatctl"),
+        start_new_session: bool = False,
+        **environment: str,
+    ) -> None:
         self.folder = folder
-        command = [sys.executable, "-m", "compatctl", "serve", "--port", "0", "--json"]
+        command = [sys.executable, *program, "serve", "--port", "0", "--json"]
         kept = {key: value for key, value in os.environ.items() if key != "COMPATCTL_TOKEN"}
         self.errors = (folder / "serve.err").open("w+")
         self.process = subprocess.Popen(
@@ -47,6 +57,7 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=self.errors,
             text=True,
+            start_new_session=start_new_session,
             env={**kept, "PYTHONPATH": str(ROOT), **environment},
         )
         self.port = 0

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from serve_kit import Server, wait_for
 from shop_kit import Shop, turned  # noqa: F401
 from test_trials import _odd_fails, _queries
@@ -152,18 +153,17 @@ def test_all_processes_follow_the_store(shop: Shop) -> None:
 
 
 def test_a_candidate_that_fails_loses_the_traffic_in_all_processes(shop: Shop) -> None:
-    """One process stops it by its own counts, and no other gives it a query any more, nor one that
-    is started later."""
+    """Ten failures are enough, whichever processes they come to; then none gives it a query any
+    more, nor one that is started later."""
     _odd_fails(shop.path("odd.onnx"))
     query = _queries(shop, 1)[0]
     options = ("--traffic", "odd.onnx=100%", "--allow-unverified", "--processes", 2)
     with Server(shop.folder, *options) as server:
-
-        def stopped() -> bool:
+        for _ in range(12):
             assert server.ask("/v1/search", query).status == 200
-            return _metrics(server)["compatctl_traffic_share"] == 0.0
-
-        wait_for(stopped)
+        wait_for(lambda: _metrics(server)["compatctl_traffic_share"] == 0.0)
+        name = 'compatctl_traffic{result="failed",side="candidate"}'
+        wait_for(lambda: 10 <= _metrics(server)[name] <= 12)
         for _ in range(20):
             told = server.status()["traffic"]
             assert "of its answers failed" in told["stopped"]
@@ -183,6 +183,57 @@ def test_what_ends_one_process_before_it_answers_ends_the_command(shop: Shop) ->
     assert (one.code, two.code) == (5, 5)
     assert one.stderr == two.stderr
     assert "bad.onnx" in two.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("delay", [0.0, 0.5])
+def test_a_signal_while_they_start_ends_all_quietly(
+    shop: Shop, number: signal.Signals, delay: float
+) -> None:
+    """Ctrl-C of a terminal reaches all processes: exit 130, no traceback, no process left."""
+    server = Server(shop.folder, "--processes", 2, start_new_session=True)
+    wait_for(lambda: len(_children(server)) == 2)
+    time.sleep(delay)
+    children = _children(server)
+    os.killpg(server.process.pid, number)
+    assert server.process.wait(60) == 128 + number
+    assert "Traceback" not in server.said
+    assert "is served" not in server.said
+    wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
+
+
+STUCK = """
+from compatctl.cli import main
+from compatctl.serving import processes
+processes.STUCK_S = 4.0
+main()
+"""
+
+
+def test_a_process_that_hangs_is_killed_and_started_again(shop: Shop) -> None:
+    """One that is stopped and lives; the other one, which beats, goes on, and a long pause of all
+    of them, as of a terminal's Ctrl-Z, is no reason to kill any."""
+    query = _queries(shop, 1)[0]
+    with Server(shop.folder, "--processes", 2, program=("-c", STUCK)) as server:
+        first = _children(server)
+        for stopped in (*first, server.process.pid):
+            os.kill(stopped, signal.SIGSTOP)
+        time.sleep(6)
+        for stopped in (server.process.pid, *first):
+            os.kill(stopped, signal.SIGCONT)
+        assert server.ask("/v1/search", query).status == 200
+        time.sleep(1)
+        assert _children(server) == first
+        os.kill(first[0], signal.SIGSTOP)
+        wait_for(lambda: first[0] not in _children(server))
+        wait_for(lambda: len(_children(server)) == 2)
+        assert first[1] in _children(server)
+        wait_for(lambda: _metrics(server)["compatctl_processes"] == 2)
+        code, _ = server.stop()
+    assert code == 0
+    assert f"process {first[0]} hangs: it is killed" in server.said
+    assert re.search(rf"process {first[0]} ended: signal 9; another one starts", server.said)
+    assert str(first[1]) not in server.said
 
 
 def test_processes_end_with_the_one_that_started_them(shop: Shop) -> None:

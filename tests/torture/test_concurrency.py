@@ -22,7 +22,7 @@ from compatctl.files._lock import locks_stay_local
 from compatctl.manifest import Manifest
 from compatctl.store import Store, check, gc, manifest_digest, restore, rollback_plan
 
-SECONDS = 60 if LONG else 12
+SECONDS = 60 if LONG else 8
 WRITERS = READERS = 8
 
 
