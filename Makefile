@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# Who waits sees what pip downloads; a log of CI does not need it.
+QUIET  := $(if $(CI),--quiet)
 
 SERVED     := pgvector_fence milvus_verify
 COMPARED   := $(filter-out $(SERVED),$(basename $(notdir $(wildcard benchmarks/speed/[a-z]*.py))))
@@ -22,8 +24,8 @@ TESTS := OMP_NUM_THREADS=1
 
 environments: $(READY) $(SITE)/.ready $(RELEASE)/.ready $(ENGINES)/.ready $(LIBRARIES)/.ready  ## every environment; -j: at once
 
-demo: $(READY)                 ## the whole story on real images, in a temporary folder
-	$(BIN)/compatctl demo
+demo: $(READY)                 ## the whole story on real images; leaves compatctl-demo.html
+	@$(BIN)/compatctl demo
 
 test: $(READY)                 ## every test
 	$(TESTS) $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
@@ -71,10 +73,11 @@ recording: $(READY) $(RELEASE)/.ready ## docs/demo.svg: the demo in a terminal, 
 	$(RELEASE)/bin/python docs/record_demo.py $(BIN)/compatctl
 
 $(READY): pyproject.toml .ci/constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[dev]'
-	touch $(READY)
+	@echo "Making the environment in $(VENV), once: what it downloads is mostly PyTorch, and takes minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install $(QUIET) --constraint .ci/constraints.txt --editable '.[dev]'
+	@touch $(READY)
 
 # Of its own: torchvision of PyPI does not import beside a torch for CPUs alone. The torch that it needs comes
 # with CUDA: 6.1 GB, of which nothing runs on a GPU here. LanceDB and Chroma add 0.6 GB, Ray 0.3 GB.

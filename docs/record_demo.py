@@ -23,7 +23,7 @@ from termtosvg.term import record, timed_frames
 
 ROOT = Path(__file__).resolve().parent.parent
 CAST, SVG = ROOT / "build" / "demo.cast", ROOT / "docs" / "demo.svg"
-COLUMNS, ROWS = 80, 37
+COLUMNS, ROWS = 80, 40
 LENGTH_S = 20.0
 """Seconds from the first line to the last, however long the demo ran."""
 LEAST_MS, LAST_MS = 400, 1000

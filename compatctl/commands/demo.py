@@ -31,7 +31,7 @@ from compatctl.deployment.project import open_store
 from compatctl.errors import InputError, UsageError
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.index import require_hnswlib
-from compatctl.progress import Progress, silent
+from compatctl.progress import Progress, silent, stage
 from compatctl.recipe import Project
 from compatctl.report import Report
 from compatctl.report.page import require_page
@@ -152,9 +152,9 @@ def demo(
         )
         say_switch("6/6", chosen, say)
         paths, labels = zip(*_sample(folder / "data" / "items.csv"), strict=True)
-        switched = switch(project, folder / chosen.new.name, chosen, lambda: paths, labels)
-        if page is not None:
-            write_page(project, output=page)
+        model = folder / chosen.new.name
+        switched = switch(project, model, chosen, lambda: paths, labels, say=say)
+        leave_page(project, page)
         return demo_result(
             routes,
             chosen,
@@ -237,22 +237,33 @@ def switch(  # noqa: PLR0917
     queries: Callable[[], Sequence[str]],
     labels: Sequence[str],
     rescoring: RescoringOptions | None = None,
+    *,
+    say: Say = say_nothing,
 ) -> Switched:
     """Deploy the model that passed and roll back; search before, between and after.
 
     ``queries`` gives at each search what the query model of that moment takes; the answers are as
     many as ``labels``.
     """
+
+    def right(when: str) -> float:
+        with stage(f"{len(labels)} searches"):
+            share = _served(project, queries(), labels)
+        say(f"    {when}: {share:.4f} of {len(labels)} searches give a right first answer")
+        return share
+
     manifest = open_store(project).manifest
     index = manifest.index.sha256
     if report.verdict.outcome != "pass":
         return Switched(served=None, index=(index, index), rolled_back=False)
-    before = _served(project, queries(), labels)
-    deploy(project, model=model, rescoring=rescoring)
-    after = _served(project, queries(), labels)
+    before = right("today")
+    with stage("deploying"):
+        deploy(project, model=model, rescoring=rescoring)
+    after = right("deployed")
     between = open_store(project).manifest.index.sha256
-    restored = rollback(project, to=None, dry_run=False).query_model
-    again = _served(project, queries(), labels)
+    with stage("rolling back"):
+        restored = rollback(project, to=None, dry_run=False).query_model
+    again = right("rolled back")
     return Switched(
         served=Served(queries=len(labels), before=before, after=after, rolled_back=again),
         index=(index, between),
@@ -416,3 +427,10 @@ def page_path(name: str, keep: Path | None, say: Say) -> Path | None:
             tip="compatctl demo --keep DIR",
         ) from problem
     return Path.cwd() / name
+
+
+def leave_page(project: Project, page: Path | None) -> None:
+    """Write the page of the project's report, if it has a place."""
+    if page is not None:
+        with stage("writing the report"):
+            write_page(project, output=page)

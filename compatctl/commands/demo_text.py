@@ -25,6 +25,7 @@ from compatctl.commands.demo import (
     Say,
     demo_folder,
     demo_result,
+    leave_page,
     page_path,
     route_of,
     say_nothing,
@@ -36,7 +37,6 @@ from compatctl.commands.deploy import RescoringOptions
 from compatctl.commands.finetune import finetune
 from compatctl.commands.fuse import fuse
 from compatctl.commands.init import init
-from compatctl.commands.report import report as write_page
 from compatctl.commands.search import search
 from compatctl.commands.verify import verify
 from compatctl.deployment.data import load_data
@@ -85,9 +85,8 @@ def demo_text(
         say_switch("4/4", report, say)
         texts, labels = zip(*_sample(project), strict=True)
         rescoring, model = RescoringOptions(rescore=RESCORED), folder / report.new.name
-        switched = switch(project, model, report, lambda: texts, labels, rescoring)
-        if page is not None:
-            write_page(project, output=page)
+        switched = switch(project, model, report, lambda: texts, labels, rescoring, say=say)
+        leave_page(project, page)
         return demo_result(
             routes,
             report,

@@ -27,6 +27,7 @@ from compatctl.commands.demo import (
     Say,
     demo_folder,
     demo_result,
+    leave_page,
     page_path,
     route_of,
     say_nothing,
@@ -38,7 +39,6 @@ from compatctl.commands.deploy import RescoringOptions
 from compatctl.commands.fuse import fuse
 from compatctl.commands.init import init
 from compatctl.commands.plan import plan_ready
-from compatctl.commands.report import report as write_page
 from compatctl.commands.verify import verify
 from compatctl.core.arrays import Bools, Vectors
 from compatctl.core.hash_order import hash_fraction
@@ -126,9 +126,9 @@ def demo_vectors(
             lambda: queries.tables(project, folder),
             queries.data.labels,
             RescoringOptions(rescore=RESCORED),
+            say=say,
         )
-        if page is not None:
-            write_page(project, output=page)
+        leave_page(project, page)
         return demo_result(
             list(tried.routes),
             report,

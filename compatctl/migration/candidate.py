@@ -33,7 +33,7 @@ from compatctl.migration.exports import (
 from compatctl.migration.ready_model import ready_base
 from compatctl.migration.unlabelled import UnlabelledItems, unlabelled_items
 from compatctl.processes import ALONE, PartDone, Processes
-from compatctl.progress import Progress, silent
+from compatctl.progress import Progress, silent, stage
 from compatctl.recipe import Project
 
 if TYPE_CHECKING:
@@ -139,7 +139,8 @@ def train_candidate(
         raise PartDone
     record = _record(trained, data, given.earlier, given.unlabelled, measures=gallery is not None)
     record = write_memory(project, recipe, data, given.earlier, record)
-    model, encoder, record = _exported(project, inputs, trained, data, base, record)
+    with stage("writing the network as ONNX"):
+        model, encoder, record = _exported(project, inputs, trained, data, base, record)
     _write(project, record, model)
     if project.output.resolve() != (project.candidate / MODEL_FILE).resolve():
         project.output.parent.mkdir(parents=True, exist_ok=True)
