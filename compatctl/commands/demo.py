@@ -354,7 +354,8 @@ def demo_result(
     group = next(group for group in report.groups if group.name == UNSEEN)
     passed = report.verdict.outcome == "pass"
     assert report.gallery_pass is not None, "the demo has a store and training records"
-    story = [*more, report.summary, report.gallery_pass.text]
+    made = "" if report.rescoring is None else "to make the model, before any query: "
+    story = [*more, report.summary, made + report.gallery_pass.text]
     served, index = switched.served, switched.index
     if served is not None:
         story.append(

@@ -11,6 +11,7 @@ held-out queries, and the demo says what could not be checked.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from contextlib import ExitStack
@@ -74,6 +75,9 @@ NEXT_STEPS = (
 OLD, NEW = "l3", "l6"
 """The names of the two spaces: paraphrase-MiniLM-L3 and all-MiniLM-L6."""
 
+TEXTS = "texts.csv"
+"""What the vectors are of: no command but the report, for people, reads it."""
+
 DOCUMENTS_ONLY = "without-a-log"
 """The table of the old model's vectors of documents alone."""
 
@@ -128,7 +132,7 @@ def demo_vectors(
             RescoringOptions(rescore=RESCORED),
             say=say,
         )
-        leave_page(project, page)
+        leave_page(replace(project, data=folder / TEXTS, vectors={}), page)
         return demo_result(
             list(tried.routes),
             report,
@@ -144,8 +148,9 @@ def demo_vectors(
 
 def write_tables(folder: Path, *, logged: float, progress: Progress = silent) -> None:
     """Write each model's table of the WordNet texts into ``folder``: ids, vectors (N, 384) float32
-    of unit length, labels and roles. ``logged`` is the share of the queries, by a hash of the id,
-    that the old model's table has; below 1 a second table, ``DOCUMENTS_ONLY``, has none of them.
+    of unit length, labels and roles; and the texts themselves, as ``TEXTS``. ``logged`` is the share
+    of the queries, by a hash of the id, that the old model's table has; below 1 a second table,
+    ``DOCUMENTS_ONLY``, has none of them.
 
     Raises:
         InputError: the demo's models are not installed.
@@ -154,6 +159,7 @@ def write_tables(folder: Path, *, logged: float, progress: Progress = silent) ->
         models = Path(scratch)
         write_text_project(models)
         texts = load(models / "texts.csv")
+        shutil.copyfile(models / "texts.csv", folder / TEXTS)
         for space, file in ((OLD, "old.onnx"), (NEW, "new.onnx")):
             rows = Encoder.load(models / file).embed(texts, progress=progress).features
             if space == OLD and logged < 1.0:

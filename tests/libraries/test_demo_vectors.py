@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import html
 import json
 import subprocess
 import sys
@@ -44,7 +46,11 @@ def test_vectors_alone_are_upgraded_deployed_and_rolled_back(tmp_path: Path) -> 
     assert _compatctl("check", cwd=kept)[0] == 0
     assert demo["page"] == str(kept / "report.html")
     report = json.loads((kept / "report.json").read_bytes())
-    assert report["summary"] in (kept / "report.html").read_text(encoding="utf-8")
+    page = html.unescape((kept / "report.html").read_text(encoding="utf-8"))
+    assert report["summary"] in page
+    with (kept / "texts.csv").open(newline="", encoding="utf-8") as table:
+        shown = [row["text"] for row in csv.DictReader(table) if row["text"] in page]
+    assert len(shown) > 20, "people see what the vectors are of"
     assert "4/4 Deploy, search, roll back" in stderr
 
 
