@@ -148,7 +148,7 @@ def demo_vectors(
 
 def write_tables(folder: Path, *, logged: float, progress: Progress = silent) -> None:
     """Write each model's table of the WordNet texts into ``folder``: ids, vectors (N, 384) float32
-    of unit length, labels and roles; and the texts themselves, as ``TEXTS``. ``logged`` is the share
+    of unit length, labels and roles; and the texts, as ``TEXTS``. ``logged`` is the share
     of the queries, by a hash of the id, that the old model's table has; below 1 a second table,
     ``DOCUMENTS_ONLY``, has none of them.
 
