@@ -403,7 +403,8 @@ def plan(
         raise UsageError("plan needs --base or --new", tip="give one of them")
     check_plan_page(html)
     if new is not None:
-        refuse_given(context, {"seed", "forecast", "project_recipe"}, "they are of plan --base")
+        of_base = {"seed", "project_recipe"} | ({"forecast"} if forecast else set())
+        refuse_given(context, of_base, "it is of plan --base")
         result = plan_ready(
             project,
             new=new,

@@ -27,7 +27,7 @@ from compatctl.deployment.project import find_store, open_store, report_key
 from compatctl.deployment.provenance import prove, unproven
 from compatctl.deployment.record_files import find_record
 from compatctl.deployment.training_record import TrainingRecord
-from compatctl.encoder import Encoder
+from compatctl.encoder import Encoder, is_fused, read_model_bytes
 from compatctl.errors import InputError, UnsteadyError, UsageError
 from compatctl.evaluation.acceptance import scale_warnings
 from compatctl.evaluation.adaptive_resampling import adaptive_verdict, sampling
@@ -49,6 +49,7 @@ from compatctl.evaluation.query_report import write_queries
 from compatctl.evaluation.report_match import evaluation_set_sha256
 from compatctl.evaluation.rescoring import require_free
 from compatctl.evaluation.verdict import (
+    FUSED_LOSES,
     NEXT_STEPS,
     NO_STORE,
     NOT_MAPPED,
@@ -179,7 +180,8 @@ def _verify_models(  # noqa: PLR0917
     verdict = adaptive_verdict(policy, findings.results, chain, checks, draws, measure_pairs)
     write_queries(options.queries_file, findings.answers)
     unchecked = _unchecked(data, record, gallery, latency, chain, attempt) + findings.unchecked
-    steps = _next_steps(options, project, record) if gallery else WITHOUT_STORE
+    failed = new if verdict.outcome == "fail" else None
+    steps = _next_steps(options, project, record, failed) if gallery else WITHOUT_STORE
     fields = verdict_fields(policy, verdict, draws, findings.results, steps)
     fields["warnings"] += _warnings(setup, findings, gallery)
     return Report(
@@ -220,12 +222,15 @@ def _gallery_pass(
 
 
 def _next_steps(
-    options: VerifyOptions, project: Project, record: TrainingRecord | None
+    options: VerifyOptions, project: Project, record: TrainingRecord | None, failed: Path | None
 ) -> dict[str, str]:
-    """What to do by the verdict; deploy re-scores as it was judged."""
+    """What to do by the verdict; deploy re-scores as it was judged. ``failed``: the candidate that
+    fails."""
     steps = {**NEXT_STEPS, "fail": OLD_MODEL_GONE} if project.old_model_gone else NEXT_STEPS
     if record is None:
         steps = {**steps, "fail": NOT_MAPPED}
+    if failed is not None and is_fused(read_model_bytes(failed), failed):
+        steps = {**steps, "fail": FUSED_LOSES}
     if options.rescore is None:
         return steps
     flags = f"--rescore {options.rescore} --passes {options.passes}"

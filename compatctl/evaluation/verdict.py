@@ -45,6 +45,9 @@ NEXT_STEPS = {
 NOT_MAPPED = "map the new model into the gallery's space (compatctl bridge), or keep the old one"
 """What to do with a model that was made without the gallery, as one without a record was."""
 
+FUSED_LOSES = "keep the old model, or compare the other routes: compatctl plan"
+"""What to do with a model that is fused with the old one already."""
+
 OLD_MODEL_GONE = (
     "rank the first answers again by the new model's own vectors (compatctl verify --rescore 10), "
     "or embed the gallery with it: compatctl init"

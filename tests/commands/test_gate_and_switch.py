@@ -283,6 +283,16 @@ def test_fuse_chooses_its_weight_and_is_judged_like_any_model(shop: Shop) -> Non
     assert report["new"]["sha256"] == result["sha256"]  # type: ignore[index]
 
 
+def test_a_fused_model_that_loses_is_not_told_to_fuse(shop: Shop) -> None:
+    """Its next step names the other routes; that of the same model alone is to fuse."""
+    old, worse, fused = (shop.path(f"{name}.onnx") for name in ("old", "worse", "fused"))
+    assert shop.run("fuse", old, worse, "-o", fused, "--weight", 0.9).code == 0
+    alone, both = shop.run("verify", old, worse), shop.run("verify", old, fused)
+    assert (alone.code, both.code) == (3, 3)
+    assert "compatctl fuse" in alone.json["next_step"]
+    assert "fuse" not in both.json["next_step"]
+
+
 def test_where_the_old_model_is_gone_no_candidate_may_run_it(shop: Shop) -> None:
     """Exit 2 for fuse, and for a fused or re-fused candidate, even one whose report passes."""
     old, new, fused = (shop.path(f"{name}.onnx") for name in ("old", "new", "fused"))

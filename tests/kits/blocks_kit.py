@@ -1,11 +1,12 @@
-"""The blocks of a page, run in their order in one folder, and what the page shows compared.
+"""The blocks of a page, run in one folder at 80 columns, and what the page shows compared.
 
 A page has fenced blocks. ``sh`` are commands, one a line, which end with exit code 0 or the one
 in a comment (``# exit code 3``, ``# exit code 3 or 4``). ``text`` after them is what they print: a
 line ``...`` stands for any lines, ``...`` at the end of a line for its rest. ``python``, ``yaml``,
 ``csv`` and ``json`` are written to the file that the sentence before names (``Save as `NAME`:``);
-python without such a sentence runs. A line ``<!-- given: NAME -->`` asks the test for files that
-the reader has, and ``<!-- not run: REASON -->`` before a block says why it is not run.
+python without such a sentence runs; ``Add to `NAME`:`` appends. A line ``<!-- given: NAME -->``
+asks the test for files that the reader has, and ``<!-- not run: REASON -->``
+before a block says why it is not run.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 from pipeline_kit import ROOT, bash
 from shop_kit import run
@@ -29,7 +31,8 @@ _FENCE = re.compile(
     r"^(?P<indented>(?:    .*\n)(?:(?:    .*)?\n)*)",
     re.MULTILINE | re.DOTALL,
 )
-_SAVED = re.compile(r"(?:^|\s)Save (?:this )?as `([\w./-]+)`[^`\n]*:\s*\Z", re.MULTILINE)
+_SAVED = re.compile(r"(?:^|\s)Save (?:this )?as\s+`([\w./-]+)`[^`\n]*:\s*\Z", re.MULTILINE)
+_ADDED = re.compile(r"(?:^|\s)[Aa]dd to\s+`([\w./-]+)`:\s*\Z")
 _CODE = re.compile(r"\s+# exit code (\d+(?: or \d+)*)$")
 _TOKEN = re.compile(
     r"[0-9a-f]{12,64}|[-+]?\d*\.?\d+(?:e-?\d+)?(?: ?(?:s|ms|MB|GB|kB)\b)?|[^\s\d]+|\d"
@@ -46,6 +49,7 @@ class Block:
     kind: str
     body: str
     saved: str | None = None
+    is_added: bool = False
     reason: str | None = None
     """Why it is not run."""
 
@@ -63,9 +67,19 @@ def blocks(page: Path) -> list[Block]:
             reason = match["why"]
         else:
             kind, body = match["kind"] or "indented", match["body"] or match["indented"]
-            named = _SAVED.search(text[: match.start()].rstrip("\n"))
-            saved = named[1] if named else None
-            found.append(Block(line=line, kind=kind, body=body, saved=saved, reason=reason))
+            before = text[: match.start()].rstrip("\n")
+            named, more = _SAVED.search(before), _ADDED.search(before)
+            saved = named or more
+            found.append(
+                Block(
+                    line=line,
+                    kind=kind,
+                    body=body,
+                    saved=saved[1] if saved else None,
+                    is_added=more is not None,
+                    reason=reason,
+                )
+            )
             reason = None
     assert reason is None, (page, reason)
     return found
@@ -92,8 +106,8 @@ def run_page(page: Path, folder: Path, given: Mapping[str, Callable[[Path], None
             missing = difference(block.body, printed)
             assert missing is None, f"{where}: {missing}\n--- printed:\n{printed}"
         elif block.kind in {"python", "yaml", "csv", "json"} and block.saved:
-            (folder / block.saved).parent.mkdir(parents=True, exist_ok=True)
-            (folder / block.saved).write_text(block.body, encoding="utf-8")
+            with (folder / block.saved).open("a" if block.is_added else "w") as file:
+                file.write(block.body)
         elif block.kind == "python":
             printed = _shell(
                 f"{shlex.quote(sys.executable)} - <<'PAGE'\n{block.body}PAGE", folder, where
@@ -118,7 +132,7 @@ def _command(line: str, folder: Path, where: str) -> str:
         return ""
     if not line.startswith("compatctl ") or re.search(r"[|<>;&$]", line):
         return _shell(line, folder, where)
-    with chdir(folder):
+    with chdir(folder), patch.dict(os.environ, {"COLUMNS": "80"}):
         result = run(*shlex.split(line, comments=True)[1:])
     codes = expected[1].split(" or ") if expected else ["0"]
     assert str(result.code) in codes, f"{where}: {line}: {result.code}\n{result.stderr}"
@@ -126,8 +140,8 @@ def _command(line: str, folder: Path, where: str) -> str:
 
 
 def _shell(line: str, folder: Path, where: str) -> str:
-    scripts = Path(sys.executable).parent
-    done = bash(line, folder, scripts, {"PYTHONPATH": os.pathsep.join([str(ROOT), "."])})
+    environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), "."]), "COLUMNS": "80"}
+    done = bash(line, folder, Path(sys.executable).parent, environment)
     assert done.returncode == 0, f"{where}: {line}\n{done.stdout}{done.stderr}"
     return done.stdout
 
