@@ -91,7 +91,7 @@ def test_the_six_commands_run_in_their_order(tmp_path: Path, emoji: Path) -> Non
 def test_every_command_line_of_the_readme_can_be_parsed() -> None:
     """Each line and span with a command is one that the command line takes, arguments included."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    lines = [line for block in BLOCKS for line in block.splitlines()]
+    lines = [line.strip() for block in BLOCKS for line in block.splitlines()]
     lines += [" ".join(span.split()) for span in re.findall(r"`(compatctl [^`]+)`", README)]
     parsed = set()
     for line in lines:
