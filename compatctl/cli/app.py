@@ -35,10 +35,13 @@ _DIVIDED = {"finetune"}
 _SERVES = {"serve"}
 """Commands that go on until they are stopped, and log what they do."""
 _CONTINUED = {
-    "finetune": "; compatctl finetune --resume goes on",
-    "backfill": "; the same command goes on",
+    "finetune": "nothing was committed; compatctl finetune --resume goes on",
+    "backfill": "steps that ended are committed; the same command goes on",
+    "check": "the check is not complete; the same command begins again",
+    "warm": "what was embedded is kept; the same command goes on",
 }
-"""Commands whose work before Ctrl-C is kept."""
+"""What is kept of a command's work at Ctrl-C, and how to go on."""
+_BEGUN_AGAIN = "nothing was committed; the same command begins again"
 REPORT_S = 1.0
 """How long a process waits for the first one to report: torchrun stops all when one ends."""
 
@@ -86,8 +89,8 @@ def command(function: Callable[..., Outcome[Any]]) -> Callable[..., Outcome[Any]
                 raise typer.Exit(error.exit_code) from None
             except KeyboardInterrupt:
                 if launch is None or launch.rank == 0:
-                    more = _CONTINUED.get(function.__name__, "")
-                    print(f"interrupted: nothing was committed{more}", file=sys.stderr)
+                    how = _CONTINUED.get(function.__name__, _BEGUN_AGAIN)
+                    print(f"interrupted: {how}", file=sys.stderr)
                 raise typer.Exit(130) from None
         if outcome.exit_code:
             raise typer.Exit(outcome.exit_code)

@@ -50,7 +50,7 @@ def check_wheel(path: Path) -> None:
         assert not [name for name in names if MADE.search(name)]
         entry_points = archive.read(f"{info}/entry_points.txt").decode()
         metadata = message_from_bytes(archive.read(f"{info}/METADATA"))
-    assert "[console_scripts]\ncompatctl = compatctl.cli:main" in entry_points, entry_points
+    assert "[console_scripts]\ncompatctl = compatctl.__main__:main" in entry_points, entry_points
     assert "[pytest11]\ncompatctl = compatctl.pytest_plugin" in entry_points, entry_points
     check_metadata(metadata)
 
