@@ -55,6 +55,7 @@ from compatctl.evaluation.verdict import (
     NOT_MAPPED,
     OLD_MODEL_GONE,
     WITHOUT_STORE,
+    small_slices,
     verdict_fields,
     write_report,
 )
@@ -192,7 +193,7 @@ def _verify_models(  # noqa: PLR0917
         pairs=pairs,
         latency=latency,
         registry_sha256=record.registry_sha256 if record else None,
-        not_checked=unchecked + unproven(checks),
+        not_checked=unchecked + unproven(checks) + small_slices(policy, verdict),
         **fields,
     )
 

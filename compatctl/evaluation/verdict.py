@@ -23,6 +23,7 @@ from compatctl.evaluation.comparison import GroupResult
 from compatctl.evaluation.exact_retrieval import CMC_MAX_K
 from compatctl.evaluation.query_report import check_form
 from compatctl.files import append, write_atomic
+from compatctl.printable import listed
 from compatctl.recipe import Project
 from compatctl.report import (
     NEXT_STEP,
@@ -189,6 +190,17 @@ def judgment_notes(
             "measured and does not decide; policy key min_ndcg_gain"
         )
     return tuple(notes)
+
+
+def small_slices(policy: Policy, verdict: Verdict) -> tuple[str, ...]:
+    """A note of the slices that have too few queries to decide; none where all have enough."""
+    names = [
+        check.group.split(", ", 1)[-1]
+        for check in verdict.checks
+        if check.name == "slice_gain" and check.n_queries < policy.slice_min_queries
+    ]
+    few = f"slices with fewer than {policy.slice_min_queries} queries (slice_min_queries)"
+    return (f"{few}: {listed(names)}",) if names else ()
 
 
 def _next_step(policy: Policy, verdict: Verdict, result: GroupResult) -> str:

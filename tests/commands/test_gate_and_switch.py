@@ -283,6 +283,14 @@ def test_fuse_chooses_its_weight_and_is_judged_like_any_model(shop: Shop) -> Non
     assert report["new"]["sha256"] == result["sha256"]  # type: ignore[index]
 
 
+def test_slices_that_are_too_small_to_decide_are_named(shop: Shop) -> None:
+    """With 90 queries of each vendor and 100 required, the report says that none was judged."""
+    report = shop.run("verify", shop.path("new.onnx"), "--slice", "vendor").json
+    (note,) = [note for note in report["not_checked"] if note.startswith("slices")]
+    assert "fewer than 100 queries" in note
+    assert all(f"vendor={name}" in note for name in ("emojione", "noto-v1", "twemoji"))
+
+
 def test_a_fused_model_that_loses_is_not_told_to_fuse(shop: Shop) -> None:
     """Its next step names the other routes; that of the same model alone is to fuse."""
     old, worse, fused = (shop.path(f"{name}.onnx") for name in ("old", "worse", "fused"))
