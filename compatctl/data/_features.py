@@ -15,6 +15,7 @@ from compatctl.core.similarity import SIMILARITIES
 from compatctl.data._columns import Fields
 from compatctl.data._near import warn_of_near_equal
 from compatctl.data._vector_rows import (
+    VECTOR_NAMES,
     single_precision,
     unusable_rows,
     warn_of_equal_rows,
@@ -66,7 +67,8 @@ class FeatureTable:
 def load_features(
     path: Path, similarity: str | None = None, *, labelled: bool = True
 ) -> FeatureTable:
-    """Read an .npz with the arrays ids (N,), labels (N,) and features (N, D).
+    """Read an .npz with the arrays ids (N,), labels (N,) and features (N, D) (or vectors, or
+    embeddings).
 
     Optional arrays are role (N,), ``query`` or ``gallery``, further columns (N,), which are slices,
     and one text ``similarity``: cosine, dot or l2. The argument ``similarity`` serves a file
@@ -78,7 +80,7 @@ def load_features(
             or label; a row that is zero or not finite; gallery rows of different lengths without a
             similarity; or a similarity that contradicts the file's.
     """
-    arrays = read_npz(path)
+    arrays = _with_features(read_npz(path))
     renamed = (_FIELDS if labelled else _WITHOUT_LABELS).rename(tuple(arrays), path, "arrays")
     arrays = {renamed.get(name, name): array for name, array in arrays.items()}
     similarity = _similarity(arrays, path, similarity)
@@ -107,6 +109,12 @@ def load_features(
         slices=columns,
         similarity=similarity,
     )
+
+
+def _with_features(arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+    """The arrays; where one alone has a name of vectors, such as embeddings, it is ``features``."""
+    named = [name for name in VECTOR_NAMES if name in arrays]
+    return {"features" if [name] == named else name: array for name, array in arrays.items()}
 
 
 def own_classes(ids: Sequence[str], labels: Sequence[str]) -> tuple[str, ...]:

@@ -57,6 +57,18 @@ def test_every_float_type_and_order_is_read(tmp_path: Path, kind: str, order: An
     np.testing.assert_allclose(table.features, [[0.6, 0.8], [0, 1], [-1, 0]], atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["vectors", "embeddings"])
+def test_vectors_may_have_the_name_that_tables_of_vectors_have(tmp_path: Path, name: str) -> None:
+    """One array of vectors is read whatever it is called; beside ``features`` it is not taken."""
+    rows = np.eye(3, dtype=np.float32)
+    path = tmp_path / "named.npz"
+    np.savez(path, ids=["a", "b", "c"], labels=["x", "x", "y"], **{name: rows})
+    np.testing.assert_array_equal(load_features(path).features, rows)
+    np.savez(path, ids=["a", "b", "c"], labels=["x", "x", "y"], features=rows, **{name: rows})
+    with pytest.raises(InputError, match=name):
+        load_features(path)
+
+
 def test_norms_that_differ_require_a_similarity(tmp_path: Path) -> None:
     """Gallery rows of different lengths are an error without a similarity; lengths of queries
     change no ranking, and half precision rounds all lengths a little."""
