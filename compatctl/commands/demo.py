@@ -397,7 +397,9 @@ def demo_folder(stack: ExitStack, keep: Path | None) -> Path:
         InputError: something is in ``keep``.
     """
     if keep is None:
-        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compatctl-")))
+        scratch = tempfile.TemporaryDirectory(prefix="compatctl-")
+        stack.callback(_delete, scratch)
+        return Path(scratch.name)
     if keep.exists() and any(keep.iterdir()):
         raise InputError(f"{keep} is not empty", tip="name a new folder for --keep")
     keep.mkdir(parents=True, exist_ok=True)
@@ -435,3 +437,9 @@ def leave_page(project: Project, page: Path | None) -> None:
     if page is not None:
         with stage("writing the report"):
             write_page(project, output=page)
+
+
+def _delete(scratch: tempfile.TemporaryDirectory[str]) -> None:
+    """Delete the demo's thousands of files, which can take seconds."""
+    with stage("deleting the demo's own files"):
+        scratch.cleanup()

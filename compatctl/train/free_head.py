@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import torch
 
+from compatctl.progress import stage
 from compatctl.train.batches import CachedBatches
 from compatctl.train.checkpoint import Checkpoint
 from compatctl.train.frames import build_classifier
@@ -40,7 +41,9 @@ def train_free_head(setup: Setup, batches: CachedBatches) -> Junction:
     )
     classifier = build_classifier("free", recipe.objective, training_set.classes, None, setup.dim)
     (trial,) = make_trials(recipe)
-    fit(make_context(alone, batches, classifier), trial, Checkpoint(), lambda _: None)
+    context = make_context(alone, batches, classifier)
+    with stage("training a head without the gallery", recipe.optimiser.epochs) as epochs:
+        fit(context, trial, Checkpoint(), lambda state: epochs(state.epoch))
     return head
 
 
