@@ -59,7 +59,7 @@ libraries-test: $(LIBRARIES)/.ready ## exports and readers of other libraries, a
 	$(TESTS) $(LIBRARIES)/bin/python -m pytest -p no:cacheprovider -n 2 --dist loadscope tests/libraries
 
 engines-test: $(ENGINES)/.ready ## stores and rows on servers, against real ones on loopback ports
-	$(ENGINES)/bin/python -m pytest -p no:cacheprovider -n 2 --dist loadscope tests/engines
+	$(TESTS) $(ENGINES)/bin/python -m pytest -p no:cacheprovider -n 2 --dist loadscope tests/engines
 
 wheel-test: $(RELEASE)/.ready   ## build wheel and sdist, install them alone, run the gate's commands
 	$(RELEASE)/bin/python tests/wheel/run.py $(PYTHON)

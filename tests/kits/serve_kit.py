@@ -17,6 +17,8 @@ from typing import Any, Self
 import compatctl
 
 ROOT = Path(compatctl.__file__).parent.parent
+START_S = 180.0
+"""Seconds that several processes may take to start on a machine that does other work."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Server:
         self.port = 0
 
     def __enter__(self) -> Self:
-        wait_for(lambda: self._find_port() or self.process.poll() is not None)
+        wait_for(lambda: self._find_port() or self.process.poll() is not None, START_S)
         assert self.port, self.said
         return self
 
