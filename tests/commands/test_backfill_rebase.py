@@ -30,14 +30,6 @@ ALL = Amount.parse("100%", "--step")
 
 
 @pytest.fixture
-def deployed(shop: Shop) -> Shop:
-    """The better model over the gallery of the noisy one."""
-    result = shop.run("deploy", "--model", shop.path("new.onnx"), *FORCE)
-    assert result.code == 0, result.stderr
-    return shop
-
-
-@pytest.fixture
 def twin(deployed: Shop, tmp_path: Path) -> Shop:
     """A copy of the deployed project."""
     other = Shop(tmp_path / "twin")

@@ -31,14 +31,6 @@ from compatctl.store.pending_rows import PendingRows
 FORCE = ("--force", "--reason", "drill")
 
 
-@pytest.fixture
-def deployed(shop: Shop) -> Shop:
-    """The better model over the gallery of the noisy one."""
-    result = shop.run("deploy", "--model", shop.path("new.onnx"), *FORCE)
-    assert result.code == 0, result.stderr
-    return shop
-
-
 def _catalog(shop: Shop) -> Catalog:
     return Store.open(shop.path("store")).catalog()
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import psycopg
 import pytest
-from engine_kit import EngineShop, example_of_the_page
+from engine_kit import EngineShop, example_of_the_page, expected, image
 from kill_kit import killed
 from postgres_kit import Table
 from shop_kit import Shop, filtered_table, run, turned
-from test_side_tables import contents, expected, image, searched, side_tables
+from test_side_tables import contents, searched, side_tables
 
 from compatctl.core.nearest import exact_search
 from compatctl.data import load

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_kit import EngineShop, sweep_before_the_commit
+from engine_kit import EngineShop, expected, image, sweep_before_the_commit
 from kill_kit import killed
 from milvus_kit import Collection
 from pymilvus import MilvusClient
@@ -81,18 +81,6 @@ def _found(
     (hits,) = client.search(name, data=[query], anns_field="embedding", limit=k, filter=condition,
                             search_params=parameters, consistency_level="Strong")  # fmt: skip
     return [hit["id"] for hit in hits]
-
-
-def expected(shop: EngineShop, query: np.ndarray, k: int) -> list[str]:
-    """The ids of the exact search of every row of the gallery."""
-    gallery = shop.gallery()
-    (rows,) = exact_search(query[None], gallery.vectors(), k).rows
-    return [gallery.catalog.ids[row] for row in rows]
-
-
-def image(shop: EngineShop) -> Path:
-    """An image to search for."""
-    return next(shop.shop.data().parent.rglob("*.png"))
 
 
 def embedded(shop: EngineShop, path: Path) -> dict[str, np.ndarray]:

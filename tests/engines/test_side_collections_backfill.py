@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_kit import EngineShop, example_of_the_page
+from engine_kit import EngineShop, example_of_the_page, expected
 from kill_kit import killed
 from milvus_kit import Collection
 from pymilvus import DataType
 from shop_kit import Shop, run
-from test_side_collections import FORCE, beside, embedded, expected, of, rows_in, searched
+from test_side_collections import FORCE, beside, embedded, of, rows_in, searched
 
 from compatctl.core.nearest import exact_search
 from compatctl.deployment.gallery import DeployedGallery

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import psycopg
 import pytest
-from engine_kit import EngineShop, sweep_before_the_commit
+from engine_kit import EngineShop, expected, image, sweep_before_the_commit
 from kill_kit import killed
 from shop_kit import run, turned
 
@@ -59,18 +59,6 @@ def searched(shop: EngineShop, query: np.ndarray, k: int, epoch: int | None = No
         found = psycopg.RawCursor(connection).execute(row["search_sql"], values).fetchall()
     assert [distance for _, distance in found] == sorted(distance for _, distance in found)
     return [item for item, _ in found]
-
-
-def expected(shop: EngineShop, query: np.ndarray, k: int) -> list[str]:
-    """The ids of the exact search of every row of the gallery."""
-    gallery = shop.gallery()
-    (rows,) = exact_search(query[None], gallery.vectors(), k).rows
-    return [gallery.catalog.ids[row] for row in rows]
-
-
-def image(shop: EngineShop) -> Path:
-    """An image to search for."""
-    return next(shop.shop.data().parent.rglob("*.png"))
 
 
 def test_a_lift_leaves_the_applications_table_as_it_is(pg: EngineShop, wide: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from milvus_kit import Collection
 from postgres_kit import Table
@@ -16,6 +17,7 @@ from shop_kit import Result, Shop
 
 import compatctl
 from compatctl.commands import lift as lift_command
+from compatctl.core.nearest import exact_search
 from compatctl.deployment.gallery import DeployedGallery
 from compatctl.store import Store
 
@@ -79,6 +81,18 @@ def adopt(shop: Shop, table: Table | Collection) -> EngineShop:
     )
     made.done("import", table.url, "--model", shop.path("old.onnx"))
     return made
+
+
+def expected(shop: EngineShop, query: np.ndarray, k: int) -> list[str]:
+    """The ids of the exact search of every row of the gallery."""
+    gallery = shop.gallery()
+    (rows,) = exact_search(query[None], gallery.vectors(), k).rows
+    return [gallery.catalog.ids[row] for row in rows]
+
+
+def image(shop: EngineShop) -> Path:
+    """An image to search for."""
+    return next(shop.shop.data().parent.rglob("*.png"))
 
 
 def sweep_before_the_commit(shop: EngineShop, monkeypatch: pytest.MonkeyPatch) -> list[Any]:

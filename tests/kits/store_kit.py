@@ -28,6 +28,16 @@ def unit_rows(n: int, seed: int = 0) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+def names(n: int, first: int = 0) -> list[str]:
+    """The ids of n items."""
+    return [f"item-{i}" for i in range(first, first + n)]
+
+
+def images(n: int, seed: int = 0) -> np.ndarray:
+    """Digests (n, 32) of n images."""
+    return np.random.default_rng(seed).integers(1, 256, (n, 32)).astype(np.uint8)
+
+
 def cut(rows: np.ndarray, dim: int) -> np.ndarray:
     """The first ``dim`` dimensions of unit rows, scaled to unit length."""
     if rows.shape[1] == dim:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from index_kit import build_index
-from store_kit import AT, PARAMS, begin, unit_rows
+from store_kit import AT, PARAMS, begin, images, names, unit_rows
 
 from compatctl.errors import InputError
 from compatctl.manifest import Erasures
@@ -23,16 +23,6 @@ def unit(n: int, seed: int = 0) -> np.ndarray:
     """Random unit rows (n, DIM)."""
     rows = np.random.default_rng(seed).standard_normal((n, DIM)).astype(np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def names(n: int, first: int = 0) -> list[str]:
-    """The ids of n items."""
-    return [f"item-{i}" for i in range(first, first + n)]
-
-
-def images(n: int, seed: int = 0) -> np.ndarray:
-    """Digests (n, 32) of n images."""
-    return np.random.default_rng(seed).integers(1, 256, (n, 32)).astype(np.uint8)
 
 
 @pytest.fixture

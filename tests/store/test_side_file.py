@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store_kit import AT, add, begin, deploy, python
+from store_kit import AT, add, begin, deploy, images, names, python
 
 from compatctl.errors import DamagedError, InputError
 from compatctl.files import Lock
@@ -31,16 +31,6 @@ def unit(n: int, dim: int = DIM, seed: int = 0) -> np.ndarray:
     """Random unit rows (n, dim)."""
     rows = np.random.default_rng(seed).standard_normal((n, dim)).astype(np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
-def names(n: int, first: int = 0) -> list[str]:
-    """The ids of n items."""
-    return [f"item-{i}" for i in range(first, first + n)]
-
-
-def images(n: int, seed: int = 0) -> np.ndarray:
-    """Digests (n, 32) of n images."""
-    return np.random.default_rng(seed).integers(1, 256, (n, 32)).astype(np.uint8)
 
 
 @pytest.fixture
