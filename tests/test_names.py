@@ -55,7 +55,7 @@ OTHER_FLAGS |= {
 }
 """Of studies and examples, and Python's own."""
 
-PROSE = {"began", "did", "from", "has", "made", "that", "wrote"}
+PROSE = {"began", "deployed", "did", "from", "has", "made", "that", "wrote"}
 """Words that follow the program's name in a sentence about it."""
 
 EXTRAS = set(

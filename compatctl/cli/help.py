@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import typer
 from typer.core import TyperCommand, TyperGroup
+
+from compatctl.printable import printable
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Begin": ("demo", "init", "import", "begin", "doctor", "inspect"),
@@ -97,8 +102,39 @@ def _kind(match: re.Match[str]) -> str:
     return f" <{_KINDS.get(name, name)}>"
 
 
+_UsageError: Any = typer.BadParameter.__base__
+"""Of click, or of the copy of it that typer has."""
+
+
+@contextmanager
+def _said_first(group: Any = None) -> Iterator[None]:
+    """Say what is wrong with a call in the first line, and in the second what to do; ``group``: the
+    context in which a command is parsed."""
+    try:
+        yield
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            raise
+        name = getattr(group, "invoked_subcommand", None) or ""
+        path = error.ctx.command_path if error.ctx else f"compatctl {name}".rstrip()
+        lists = "options" if " " in path else "commands"
+        print(f"compatctl: {printable(error.format_message())}", file=sys.stderr)
+        print(f"  next: {path} -h lists the {lists}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+
+
 class Commands(TyperGroup):
     """The application, whose help has the commands in their groups."""
+
+    def make_context(self, *arguments: Any, **named: Any) -> Any:
+        """Parse the options before the command."""
+        with _said_first():
+            return super().make_context(*arguments, **named)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Parse the command's options, and run it."""
+        with _said_first(ctx):
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The names in the order of the groups."""

@@ -21,10 +21,9 @@ def named_model(project: Project, name: Path) -> Path:
     A file of that name, or a space of vectors, is itself. Else ``current`` is the store's query
     model, ``previous`` the query model before it, and ``candidate`` the project's ``output``. The
     name that a model has in the store, or eight digits or more of its digest, are that model.
-    Whatever is none of it is a path, of which the command says that it does not exist.
 
     Raises:
-        InputError: there is no such model, or no store.
+        InputError: it is none of these; or there is no such model, or no store.
         UsageError: the store has several models of that name.
     """
     text = str(name)
@@ -40,10 +39,15 @@ def named_model(project: Project, name: Path) -> Path:
         store = open_store(project)
         model = store.manifest.query_model
         return store.verified_path("models", model if text == CURRENT else _before(store, model))
-    if name.name != text or (store_or_none := find_store(project)) is None:
-        return name
-    found = _of_store(store_or_none.manifest.models, text)
-    return name if found is None else store_or_none.verified_path("models", found)
+    store_or_none = find_store(project) if name.name == text else None
+    found = None if store_or_none is None else _of_store(store_or_none.manifest.models, text)
+    if store_or_none is None or found is None:
+        spaces = f", no space of {', '.join(project.vectors)}" if project.vectors else ""
+        raise InputError(
+            f"{text}: there is no such file{spaces}, and no model of that name in the store",
+            tip="look at the path; compatctl status names the models of the store",
+        )
+    return store_or_none.verified_path("models", found)
 
 
 def _before(store: Store, model: str) -> str:

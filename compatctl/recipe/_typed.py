@@ -8,10 +8,11 @@ declared and unique, and anchors and aliases are refused.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import types
 import typing
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -103,7 +104,7 @@ def build(kind: type[T], value: Any, where: str) -> T:
     if unknown:
         raise InputError(
             f"{where}: unknown key {', '.join(sorted(unknown)[:MAX_LISTED])}",
-            tip=f"known keys here: {', '.join(fields)}",
+            tip=f"{_meant(unknown[0], fields)}known keys here: {', '.join(fields)}",
         )
     arguments: dict[str, Any] = {}
     for key, field in fields.items():
@@ -310,3 +311,9 @@ def _strict_int(loader: _Strict, node: yaml.ScalarNode) -> int:
 
 _Strict.add_constructor("tag:yaml.org,2002:map", _strict_mapping)
 _Strict.add_constructor("tag:yaml.org,2002:int", _strict_int)
+
+
+def _meant(unknown: str, known: Iterable[str]) -> str:
+    """A question, if a known key is nearly the unknown one."""
+    near = difflib.get_close_matches(unknown[:64], [*known], 1, 0.75)
+    return f"did you mean {near[0]}? " if near else ""

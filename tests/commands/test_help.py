@@ -112,3 +112,39 @@ def test_zsh_and_fish_get_what_they_ask_for(shell: str, words: dict[str, str]) -
         environment = {**os.environ, **words, "_COMPATCTL_COMPLETE": request}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert found in done.stdout, (done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong", "tip"),
+    [
+        (["serch", "x.png"], "No such command 'serch'. Did you mean 'search'", "compatctl -h"),
+        (["verify", "--jnit", "x"], "No such option: --jnit", "compatctl verify -h"),
+        (["search", "x.png", "-k", "0"], "Invalid value for '-k'", "compatctl search -h"),
+        (["deploy", "--model"], "Option '--model' requires an argument", "compatctl deploy -h"),
+    ],
+)
+def test_a_wrong_call_says_first_what_is_wrong(words: list[str], wrong: str, tip: str) -> None:
+    """Two lines, as every other error: what is wrong with the call, and where its options are."""
+    done = run(*words)
+    assert done.code == 2
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"compatctl: {wrong}")
+    assert second.startswith(f"  next: {tip} lists the ")
+
+
+def test_no_words_at_all_print_the_help() -> None:
+    """The list of commands, and exit code 2."""
+    done = run()
+    assert done.code == 2
+    assert "Begin:" in done.stdout + done.stderr
+
+
+def test_a_misspelt_key_and_a_model_that_is_not_there_are_named(tmp_path: Path) -> None:
+    """The key that was meant; what was looked for in place of the model, before data are read."""
+    (tmp_path / "p.yaml").write_text("stroe: store\n")
+    done = run("status", "--project", tmp_path / "p.yaml")
+    assert done.code == 5
+    assert "unknown key stroe\n  next: did you mean store? known keys here: " in done.stderr
+    done = run("verify", tmp_path / "nope.onnx", "--store", tmp_path, "--data", tmp_path)
+    assert done.code == 5
+    assert "nope.onnx: there is no such file, and no model of that name" in done.stderr
