@@ -22,7 +22,7 @@ OTHERS = sorted(
 """Files that are no Python, and that people read."""
 
 FLAGS = {flag for flags in OPTIONS.values() for flag in flags}
-FLAGS |= {"--version", "--help", "--install-completion", "--show-completion"}
+FLAGS |= {"--version", "--help", "-h", "--install-completion", "--show-completion"}
 VARIABLES = {
     variable
     for command in COMMANDS.values()
