@@ -50,6 +50,7 @@ def test_a_page_that_shows_what_is_not_printed_fails(tmp_path: Path) -> None:
         ("gain 0.25", "gain 0.45", False),
         ("4 classes", "5 classes", False),
         ("index 0123456789ab", "index ba9876543210", True),
+        ("old (88c09ddafd58)", "old (bc3ee5c60914)", True),
         ("a\nc", "a\nb\nc", False),
         ("a\n...\nc", "a\nb\nc", True),
         ("c\n...\na", "a\nb\nc", False),

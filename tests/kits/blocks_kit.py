@@ -35,7 +35,8 @@ _SAVED = re.compile(r"(?:^|\s)Save (?:this )?as\s+`([\w./-]+)`[^`\n]*:\s*\Z", re
 _ADDED = re.compile(r"(?:^|\s)[Aa]dd to\s+`([\w./-]+)`:\s*\Z")
 _CODE = re.compile(r"\s+# exit code (\d+(?: or \d+)*)$")
 _TOKEN = re.compile(
-    r"[0-9a-f]{12,64}|[-+]?\d*\.?\d+(?:e-?\d+)?(?: ?(?:s|ms|MB|GB|kB)\b)?|[^\s\d]+|\d"
+    r"[0-9a-f]{12,64}|[-+]?\d*\.?\d+(?:e-?\d+)?(?: ?(?:s|ms|MB|GB|kB)\b)?"
+    r"|(?:(?![0-9a-f]{12})[^\s\d])+|\d"
 )
 _NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:e-?\d+)?")
 _DIGEST = re.compile(r"(?=.*[a-f])(?=.*\d)[0-9a-f]{12,64}")
