@@ -65,8 +65,12 @@ class Server:
         self.port = 0
 
     def __enter__(self) -> Self:
-        wait_for(lambda: self._find_port() or self.process.poll() is not None, START_S)
-        assert self.port, self.said
+        try:
+            wait_for(lambda: self._find_port() or self.process.poll() is not None, START_S)
+            assert self.port, self.said
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
