@@ -6,9 +6,10 @@ the process are one list, the innermost last; nobody needs to look at it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Literal, TypeVar
 
@@ -28,6 +29,7 @@ class Stage:
         name: what is done, such as "reading items.csv".
         total: None where it is not known before.
         reported: by a ``Progress``, which opens it with its first call.
+        opened_at: by the clock of ``time.monotonic``.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Stage:
     unit: Unit = ""
     done: int = 0
     reported: bool = False
+    opened_at: float = field(default_factory=time.monotonic)
 
     def __call__(self, done: int) -> None:
         """Say how much is done."""

@@ -134,7 +134,7 @@ class ProgressLine:
 
     def _shown(self, stages: tuple[Stage, ...], now: float) -> Stage | None:
         """The innermost stage that lasts and has news; of those without, the outermost."""
-        lasting = [part for part in stages if now - self._seen[part].at >= LASTS_S]
+        lasting = [part for part in stages if now - part.opened_at >= LASTS_S]
         for part in reversed(lasting):
             if not part.reported or now - self._seen[part].changed_at < STALE_S:
                 return part
@@ -177,9 +177,9 @@ def _measures(part: Stage, seen: _Seen, now: float) -> list[str]:
         bar = [f"[{'#' * filled}{'.' * (BAR - filled)}] {min(100, 100 * done // total):>3}%"]
     amount = [_amount(part, done)] if (done or total) and part.unit != "share" else []
     if more <= 0 or passed < LEAST_RATE_S:
-        return [*bar, *amount, _duration(passed)]
+        return [*bar, *amount, _duration(now - part.opened_at)]
     rate = more / passed
-    end = f"{_duration((total - done) / rate)} left" if total else _duration(passed)
+    end = f"{_duration((total - done) / rate)} left" if total else _duration(now - part.opened_at)
     return [*bar, *amount, *([f"{_rate(part, rate)}/s"] if amount else []), end]
 
 

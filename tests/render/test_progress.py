@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 import pty
+import re
 import signal
 import struct
 import subprocess
@@ -44,13 +45,18 @@ def _no_stages() -> Iterator[None]:
     close_stages()
 
 
+def _in(seconds: float) -> float:
+    """The clock of stages, so many seconds from now."""
+    return time.monotonic() + seconds
+
+
 def _line(width: int, seconds: float = 10.0) -> str:
     """What is shown after a line has seen the stages now, and they went on for so long."""
     line = ProgressLine("verify", Terminal())
-    line.text(0.0, width)
+    line.text(_in(0.0), width)
     for part in progress.open_stages():
         part.done += 1000
-    return line.text(seconds, width)
+    return line.text(_in(seconds), width)
 
 
 def test_a_line_has_share_amount_rate_and_time_left() -> None:
@@ -70,9 +76,9 @@ def test_bytes_and_long_times_are_shown_in_units_that_can_be_read() -> None:
     with stage("fetching index", 10_000_000_000, "bytes") as part:
         part(40_000_000)
         line = ProgressLine("init", Terminal())
-        line.text(0.0, 80)
+        line.text(_in(0.0), 80)
         part(50_000_000)
-        shown = line.text(10.0, 80)
+        shown = line.text(_in(10.0), 80)
     assert "50 MB/10,000 MB  1.0 MB/s  2 h 45 min left" in shown
 
 
@@ -95,12 +101,13 @@ def test_the_innermost_stage_that_lasts_is_shown() -> None:
     """A stage that has just begun does not replace the one around it, one that lasts does."""
     line = ProgressLine("plan", Terminal())
     with stage("outer"):
-        line.text(0.0, 80)
-        with stage("inner"):
-            assert line.text(10.0, 80).startswith("outer")
-            assert line.text(11.0, 80).startswith("inner")
-        assert line.text(12.0, 80).startswith("outer")
-    assert line.text(13.0, 80) == "plan  13 s" or line.text(13.0, 80).startswith("plan  ")
+        line.text(_in(0.0), 80)
+        with stage("inner") as inner:
+            inner.opened_at = _in(10.0)
+            assert line.text(_in(10.0), 80).startswith("outer")
+            assert line.text(_in(11.0), 80).startswith("inner")
+        assert line.text(_in(12.0), 80).startswith("outer")
+    assert line.text(_in(13.0), 80) == "plan  13 s" or line.text(_in(13.0), 80).startswith("plan  ")
 
 
 def test_a_reported_stage_that_never_ends_hides_nothing() -> None:
@@ -108,9 +115,9 @@ def test_a_reported_stage_that_never_ends_hides_nothing() -> None:
     line = ProgressLine("plan", Terminal())
     report_progress("old model", 1, 10)
     report_progress("new model", 1, 10)
-    line.text(0.0, 80)
+    line.text(_in(0.0), 80)
     report_progress("old model", 2, 10)
-    assert line.text(10.0, 80).startswith("old model")
+    assert line.text(_in(10.0), 80).startswith("old model")
     with stage("around"):
         report_progress("within", 1, 2)
     assert [part.name for part in progress.open_stages()] == ["old model", "new model"]
@@ -140,6 +147,21 @@ def test_a_log_gets_whole_lines_now_and_then(monkeypatch: pytest.MonkeyPatch) ->
     assert len(lines) > 2
     assert all(text.startswith("compatctl: verify  ") for text in lines)
     assert "\r" not in log.getvalue()
+
+
+def test_a_log_names_what_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the stage that began since the line before, which a look every half minute has not seen
+    yet."""
+    monkeypatch.setattr(progress_line, "LOG_S", 1.5)
+    log = io.StringIO()
+    line = ProgressLine("finetune", log)
+    line.start()
+    time.sleep(0.5)
+    with stage("training", 40) as part:
+        part(3)
+        time.sleep(1.5)
+    line.stop()
+    assert re.match(r"compatctl: training  \[.*3/40  1 s", log.getvalue()), log.getvalue()
 
 
 def test_a_terminal_that_is_called_dumb_gets_no_control_character(
