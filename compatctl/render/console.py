@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
@@ -25,6 +26,7 @@ LOG_WIDTH = 120
 """Width in columns where stdout is a file or a pipe."""
 LEAST_WIDTH = 20
 """Least width, whatever the variable COLUMNS says; 0 in it says nothing."""
+_DIGEST = re.compile("[0-9a-f]{64}")
 _SMALL = 0.00005
 """Smaller values would show as 0.0000."""
 _WORD = 15
@@ -147,12 +149,16 @@ def cell(entry: object) -> str:
 
 
 def fields_table(console: Console, value: object) -> None:
-    """Print one line for each field of a dataclass or dict: the default table."""
+    """Print one line for each field of a dataclass or dict: the default table.
+
+    Of a digest the first 12 digits are shown, as everywhere on the screen; ``--json`` has all.
+    """
     for name, entry in json_safe(value).items():
         if isinstance(entry, list):
             shown = ", ".join(map(cell, entry[:8])) + (" ..." if len(entry) > 8 else "") or "none"
         else:
-            shown = cell(entry)
+            digest = isinstance(entry, str) and _DIGEST.fullmatch(entry)
+            shown = entry[:12] if digest else cell(entry)
         console.print(f"{cell(name).replace('_', ' '):<22} {shown}")
 
 

@@ -82,7 +82,8 @@ def power_table(console: Console, power: Power) -> None:
         for row in power.rows
     ]
     columns = ("share that changes", "correlation", "least gain shown")
-    print_table(console, (*columns, *(f"units (queries) for {gain:g}" for gain in gains)), rows)
+    needed = [f"units (queries) for {gain:g}" for gain in gains]
+    print_table(console, (*columns, *needed), rows, keys=2)
     if power.too_few:
         console.print(f"the gate cannot tell anything here: {cell(power.too_few)}")
     if not power.measured:

@@ -90,3 +90,13 @@ def test_history_shows_the_share_passed_on_a_narrow_terminal(
         assert entry["query_model"][:12] in shown.stdout
     lines = [line.split() for line in shown.stdout.splitlines()]
     assert ["100.00%", "1", "init"] in [words[:3] for words in lines]
+
+
+def test_a_digest_is_shown_by_its_first_twelve_digits() -> None:
+    """A value that is one; in a path it is a part of a name, which stays whole."""
+    digest = "0123456789abcdef" * 4
+    console = Console(file=io.StringIO(), width=200)
+    fields_table(console, {"head": digest, "file": f"models/{digest}.onnx"})
+    assert isinstance(console.file, io.StringIO)
+    shown = [line.split()[-1] for line in console.file.getvalue().splitlines()]
+    assert shown == [digest[:12], f"models/{digest}.onnx"]
