@@ -32,6 +32,14 @@ if TYPE_CHECKING:
     from compatctl.recipe import Project
 
 
+Similarity = Annotated[
+    str | None,
+    typer.Option(
+        "--similarity",
+        help="Similarity of feature tables that do not name one: cosine, dot or l2.",
+    ),
+]
+
 MODEL_OPTIONS = {
     "project_store",
     "project_data",
@@ -125,13 +133,7 @@ def verify(
     pairs: Annotated[
         Path | None, typer.Option("--pairs", help="Verification pairs: CSV of id_a,id_b,same.")
     ] = None,
-    similarity: Annotated[
-        str | None,
-        typer.Option(
-            "--similarity",
-            help="Similarity of feature tables that do not name one: cosine, dot or l2.",
-        ),
-    ] = None,
+    similarity: Similarity = None,
     qrels: Annotated[
         Path | None,
         typer.Option(
@@ -299,6 +301,7 @@ def power(
         list[Path] | None,
         typer.Argument(help="Feature tables (.npz) to use instead of data: old, or old and new."),
     ] = None,
+    similarity: Similarity = None,
     cluster: Cluster = None,
     gains: Annotated[
         list[float] | None,
@@ -320,6 +323,7 @@ def power(
 
     options = PowerOptions(
         tables=tuple(tables or ()),
+        similarity=similarity,
         report=report_file,
         gains=tuple(gains or GAINS),
         cluster=tuple(cluster or ()),

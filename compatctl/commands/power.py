@@ -20,6 +20,7 @@ from compatctl.core.power import (
     min_detectable_gain,
     times_needed,
 )
+from compatctl.core.similarity import SIMILARITIES
 from compatctl.deployment.data import load_data
 from compatctl.errors import InputError, UsageError
 from compatctl.evaluation.exact_retrieval import retrieval
@@ -49,11 +50,18 @@ OLD_HIT_RATE = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class PowerOptions:
-    """``tables``: up to two feature tables instead of the project's data. Two tables, or an earlier
-    ``report``, give the share of queries that change. ``gains``: of hit rate, above the policy's
-    limit; ``cluster``: columns whose values are resampled as well as classes."""
+    """Settings of ``power``.
+
+    Attributes:
+        tables: up to two feature tables instead of the project's data. Two tables, or an earlier
+            ``report``, give the share of queries that change.
+        similarity: that of tables that do not name one: cosine, dot or l2.
+        gains: of hit rate, above the policy's limit.
+        cluster: columns whose values are resampled as well as classes.
+    """
 
     tables: tuple[Path, ...] = ()
+    similarity: str | None = None
     report: Path | None = None
     gains: tuple[float, ...] = GAINS
     cluster: tuple[str, ...] = ()
@@ -63,6 +71,10 @@ class PowerOptions:
             raise UsageError("power takes at most two feature tables, old and new")
         if len(self.tables) == 2 and self.report is not None:
             raise UsageError("two tables say how much queries change; leave --report out")
+        if self.similarity is not None and not self.tables:
+            raise UsageError("--similarity is about feature tables, and none is given")
+        if self.similarity is not None and self.similarity not in SIMILARITIES:
+            raise UsageError(f"--similarity is {', '.join(SIMILARITIES)}, got {self.similarity!r}")
         wrong = [gain for gain in self.gains if not 0 < gain <= 1]
         if wrong:
             raise UsageError(f"a gain lies above 0 and is at most 1, got {wrong[0]:g}")
@@ -220,7 +232,8 @@ def _sample(project: Project, policy: Policy, options: PowerOptions) -> _Sample:
         else _report_sample(read_report(options.report, earlier=True).report)
     )
     if options.tables:
-        return _table_sample(options.tables, policy, cluster, earlier, project.gate.qrels)
+        options = replace(options, cluster=cluster)
+        return _table_sample(options, policy, earlier, project.gate.qrels)
     if earlier is not None and project.source is None:
         return earlier
     data = load_data(project)
@@ -236,18 +249,15 @@ def _with_earlier(held_out: HeldOutSet, earlier: _Sample | None) -> _Sample:
 
 
 def _table_sample(
-    paths: Sequence[Path],
-    policy: Policy,
-    cluster: tuple[str, ...],
-    earlier: _Sample | None,
-    qrels: Path | None,
+    options: PowerOptions, policy: Policy, earlier: _Sample | None, qrels: Path | None
 ) -> _Sample:
-    tables, similarity = load_tables(paths, labelled=qrels is None)
+    paths = options.tables
+    tables, similarity = load_tables(paths, options.similarity, labelled=qrels is None)
     if len(tables) == 2:
         check_same(tables[0], tables[1], paths[0], paths[1])
     queries, gallery = table_rows(tables[0], paths[0])
     judged = read_judged(tables[0], qrels)
-    truth = table_truth(tables[0], queries, gallery, judged, VerifyOptions(cluster=cluster))
+    truth = table_truth(tables[0], queries, gallery, judged, VerifyOptions(cluster=options.cluster))
     query_rows, searched = rank_equivalent(tables, queries, gallery, similarity, galleries=1)
     tests = [retrieval(truth, rows, searched[0], (policy.hit_at,), 1) for rows in query_rows]
     old, k = tests[0], policy.hit_at

@@ -193,8 +193,8 @@ def _refuse_norms(rows: Vectors, gallery: Bools | None, path: Path) -> None:
         raise InputError(
             f"{path}: the norms of its features differ, from {least:.4g} to {most:.4g}: the cosine "
             "ignores them, the dot product does not",
-            tip="name the similarity (cosine, dot or l2): as a text similarity in the file, or "
-            "with compatctl verify --similarity",
+            tip="add --similarity and what your search uses: cosine, dot or l2; or write it into "
+            "the file, as a text named similarity",
         )
 
 

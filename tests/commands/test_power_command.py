@@ -53,6 +53,25 @@ def test_one_table_says_what_could_be_shown(tables):
     assert classes[0] > 3 * classes[1] > 9 * classes[2]
 
 
+def test_rows_of_different_lengths_need_a_similarity(tables, tmp_path):
+    """As verify: without one they are refused, with one they give what a file that names it does;
+    a word that is none, and one without tables, are usage errors."""
+    paths = []
+    for name in ("old", "new"):
+        with np.load(tables / f"{name}.npz") as archive:
+            columns = {key: archive[key] for key in archive.files if key != "similarity"}
+        columns["features"] = columns["features"] * np.linspace(1, 2, len(columns["ids"]))[:, None]
+        np.savez(tmp_path / f"{name}.npz", **columns)
+        paths.append(tmp_path / f"{name}.npz")
+    refused = run("power", *paths)
+    assert refused.code == 5
+    assert "--similarity" in refused.stderr
+    named = power(tables / "old.npz", tables / "new.npz")
+    assert power(*paths, "--similarity", "cosine")["rows"] == named["rows"]
+    assert run("power", *paths, "--similarity", "manhattan").code == 2
+    assert run("power", "--data", tmp_path, "--similarity", "dot").code == 2
+
+
 def test_two_tables_and_their_report_say_the_same(tables, tmp_path):
     """The scatter that two tables have is the one in the report of their verification."""
     paths = tables / "old.npz", tables / "new.npz"
