@@ -38,6 +38,7 @@ _CONTINUED = {
     "finetune": "nothing was committed; compatctl finetune --resume goes on",
     "backfill": "steps that ended are committed; the same command goes on",
     "check": "the check is not complete; the same command begins again",
+    "serve": "the service had not started",
     "warm": "what was embedded is kept; the same command goes on",
 }
 """What is kept of a command's work at Ctrl-C, and how to go on."""

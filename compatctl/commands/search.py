@@ -286,6 +286,11 @@ def _queries(
                 f"{texts} has texts, and the store's query model takes {encoder.modality}s",
                 tip="name queries of that kind; compatctl search --help says how",
             )
+        if missing := [query for query in queries if not _is_file(query)]:
+            raise InputError(
+                f"{missing[0]}: there is no such file, and the store's query model takes images",
+                tip="name the file of an image; a text is for a store of texts",
+            )
         return from_files([Path(query) for query in queries])
     files = [query for query in queries if _is_file(query)]
     if files:

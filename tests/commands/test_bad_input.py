@@ -54,6 +54,16 @@ def test_missing_files_are_named(tmp_path: Path, model: Path, folder: Path) -> N
     assert not (tmp_path / "s").exists()
 
 
+def test_a_text_is_no_query_of_a_store_of_images(tmp_path: Path, model: Path, folder: Path) -> None:
+    """The message says which file is missing, and what the store's queries are."""
+    assert _init(tmp_path, model, folder)[0] == 0
+    result = run("search", "a red bicycle", "--store", tmp_path / "store")
+    assert result.code == 5
+    assert "a red bicycle: there is no such file, and the store's query model takes images" in (
+        result.stderr
+    )
+
+
 def test_a_file_that_is_not_onnx_is_refused(tmp_path: Path, folder: Path) -> None:
     """A text file under the name of a model is refused."""
     path = tmp_path / "text.onnx"
