@@ -288,7 +288,9 @@ def test_options_without_effect_are_refused(
     shop: Shop, arguments: tuple[str, ...], flag: str
 ) -> None:
     """An option that could do nothing is a usage error that names it."""
-    outcome = shop.run(*arguments)
+    for name in ("old.npz", "new.npz"):
+        np.savez(shop.path(name), ids=["a"], labels=["x"], features=np.eye(1, dtype=np.float32))
+    outcome = shop.run(*(shop.path(a) if a.endswith(".npz") else a for a in arguments))
     assert outcome.code == 2
     assert flag in outcome.stderr
 
