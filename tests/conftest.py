@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 from shop_kit import Shop, write_encoder
 
 from compatctl.samples import emoji_source, unpack_emoji
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""A shell's background jobs ignore Ctrl-C, and so would the processes that tests interrupt."""
 
 CLASSES = {"train": 40, "validation": 25, "test": 90}
 
