@@ -220,20 +220,28 @@ class HnswIndex:
         if len(queries) == 0 or k == 0:
             return np.zeros((len(queries), k), np.uint64), np.zeros((len(queries), k), np.float32)
         self._engine.set_ef(self.params.ef_search if ef is None else ef)
-        keys = np.empty((len(queries), k), np.uint64)
-        distances = np.empty((len(queries), k), np.float32)
         try:
-            with stage("searching the index", len(queries)) as part:
-                for start in range(0, len(queries), _SEARCH_BATCH):
-                    rows = slice(start, start + _SEARCH_BATCH)
-                    keys[rows], distances[rows] = self._engine.knn_query(
-                        queries[rows], k, num_threads=threads or processors()
-                    )
-                    part(start)
+            keys, distances = self._nearest(queries, k, threads or processors())
         except RuntimeError:
             return self._search_exact(queries, k)
         halved = distances * np.float32(0.5) if self.params.space == "l2" else distances
-        return keys, np.float32(1.0) - halved
+        return keys.astype(np.uint64, copy=False), np.float32(1.0) - halved
+
+    def _nearest(self, queries: Vectors, k: int, threads: int) -> tuple[Keys, Scores]:
+        """Keys and distances of hnswlib; of many queries in parts, which are progress."""
+        if len(queries) <= _SEARCH_BATCH:
+            found: tuple[Keys, Scores] = self._engine.knn_query(queries, k, num_threads=threads)
+            return found
+        keys = np.empty((len(queries), k), np.uint64)
+        distances = np.empty((len(queries), k), np.float32)
+        with stage("searching the index", len(queries)) as part:
+            for start in range(0, len(queries), _SEARCH_BATCH):
+                rows = slice(start, start + _SEARCH_BATCH)
+                keys[rows], distances[rows] = self._engine.knn_query(
+                    queries[rows], k, num_threads=threads
+                )
+                part(start)
+        return keys, distances
 
     def _search_exact(self, queries: Vectors, k: int) -> tuple[Keys, Scores]:
         keys, scores = np.zeros((len(queries), 0), np.uint64), np.zeros((len(queries), 0), "f4")
