@@ -193,8 +193,8 @@ def _refuse_norms(rows: Vectors, gallery: Bools | None, path: Path) -> None:
         raise InputError(
             f"{path}: the norms of its features differ, from {least:.4g} to {most:.4g}: the cosine "
             "ignores them, the dot product does not",
-            tip="add --similarity and what your search uses: cosine, dot or l2; or write it into "
-            "the file, as a text named similarity",
+            tip="name what your search uses, cosine, dot or l2: with compatctl verify "
+            "--similarity, compatctl power --similarity, or as a text similarity in the file",
         )
 
 

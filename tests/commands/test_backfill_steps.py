@@ -116,7 +116,8 @@ def test_a_budget_of_time_ends_a_run(deployed: Shop) -> None:
     none = deployed.run("backfill", "--budget", "0.001s", *FORCE)
     assert (none.code, none.json["stopped"], none.json["written"]) == (0, "budget", False)
     began = time.monotonic()
-    some = deployed.run("backfill", "--budget", "2s", "--step", 5, *FORCE).json
+    whole = deployed.run("backfill", "--step", 5, "--dry-run").json["estimate"]["total_s"]
+    some = deployed.run("backfill", "--budget", f"{whole / 3:.2f}s", "--step", 5, *FORCE).json
     assert (some["written"], some["stopped"]) == (True, "budget")
     assert time.monotonic() - began < 30
     assert some["share"] < 1.0

@@ -8,6 +8,8 @@ import pytest
 from blocks_kit import run_page
 from pipeline_kit import ROOT
 
+pytest.importorskip("sentence_transformers", reason="make libraries-test runs these")
+
 
 @pytest.mark.parametrize("name", ["images", "texts"])
 def test_a_tutorial_with_models_of_packages_runs(name: str, tmp_path: Path) -> None:
