@@ -13,9 +13,9 @@ import numpy as np
 from compatctl.core.arrays import Rows, Vectors
 from compatctl.core.gate import Measurement, Verdict
 from compatctl.core.policy import Policy
-from compatctl.core.similarity import CosineReduction, Similarity
+from compatctl.core.similarity import SIMILARITIES, CosineReduction, Similarity
 from compatctl.data import FeatureTable, Judgments, load_features, read_pairs, read_qrels
-from compatctl.errors import InputError
+from compatctl.errors import InputError, UsageError
 from compatctl.evaluation.adaptive_resampling import Sampling, adaptive_verdict, sampling
 from compatctl.evaluation.comparison import GroupResult, PairedEmbeddings, compare
 from compatctl.evaluation.details import group_details, score_distributions
@@ -130,7 +130,10 @@ def load_tables(
 
     Raises:
         InputError: a table that cannot be read, or two similarities.
+        UsageError: ``similarity`` is none.
     """
+    if similarity is not None and similarity not in SIMILARITIES:
+        raise UsageError(f"--similarity is {', '.join(SIMILARITIES)}, got {similarity!r}")
     tables = [load_features(path, similarity, labelled=labelled) for path in paths]
     named = {table.similarity for table in tables} - {None}
     if len(named) > 1:

@@ -9,7 +9,6 @@ from typing import Any
 
 from compatctl.core.calibration import ScoreMap
 from compatctl.core.policy import Policy
-from compatctl.core.similarity import SIMILARITIES
 from compatctl.errors import UsageError
 from compatctl.evaluation.acceptance import CalibrationRequest, Thresholds
 from compatctl.evaluation.verdict import Outputs
@@ -138,9 +137,7 @@ class VerifyOptions:
                 )
 
     def check_features(self) -> None:
-        """Raise a UsageError for options of models, and for unknown similarities."""
-        if self.similarity is not None and self.similarity not in SIMILARITIES:
-            raise UsageError(f"--similarity is {', '.join(SIMILARITIES)}, got {self.similarity!r}")
+        """Raise a UsageError for options of models."""
         if self.rescore is not None:
             raise UsageError(
                 "--rescore is about a model with free vectors, and feature tables have none",

@@ -154,8 +154,8 @@ class Bucket:
         assert not isinstance(found, Unchanged), "no ETag was given"
         return found
 
-    def stream(self, name: str) -> Iterator[bytes]:
-        """The bytes of an object in pieces.
+    def stream(self, name: str, part: Stage) -> Iterator[bytes]:
+        """The bytes of an object in pieces, which ``part`` counts.
 
         Raises:
             AbsentError: there is none.
@@ -167,8 +167,10 @@ class Bucket:
                 result = obstore.get(self._store, name)
             except FileNotFoundError:
                 raise AbsentError from None
+            part.total = int(result.meta["size"])
             for piece in result.stream(min_chunk_size=1 << 20):
                 yield bytes(piece)
+                part.add(len(piece))
 
     def size(self, name: str) -> int | None:
         """The size of an object in bytes; None if there is none."""

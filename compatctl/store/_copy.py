@@ -153,10 +153,8 @@ class Copy:
     def _download(self, kind: str, sha256: str, path: Path) -> None:
         name = blob_name(kind, sha256)
         with path.open("xb") as file, stage(f"fetching {name}", unit="bytes") as part:
-            part.total = self.bucket.size(name)
-            for piece in self.bucket.stream(name):
+            for piece in self.bucket.stream(name, part):
                 file.write(piece)
-                part.add(len(piece))
         if sha256_file(path) != sha256:
             raise self._damaged(
                 f"{self.bucket.name(name)} was changed or cut off: its bytes are not those of its "

@@ -75,10 +75,9 @@ class BucketFiles:
         """The sha256 of an object, "" if it has gone; it is not kept."""
         digest = hashlib.sha256()
         try:
-            with stage(f"reading every byte of {name}", self.sizes.get(name), "bytes") as part:
-                for piece in self.remote.bucket.stream(name):
+            with stage(f"reading every byte of {name}", unit="bytes") as part:
+                for piece in self.remote.bucket.stream(name, part):
                     digest.update(piece)
-                    part.add(len(piece))
         except AbsentError:
             return ""
         return digest.hexdigest()

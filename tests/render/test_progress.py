@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import pytest
 from shop_kit import Shop
+from terminal_kit import printed
 
 from compatctl import progress, render
 from compatctl.progress import close_stages, counted, report_progress, stage
@@ -232,16 +233,9 @@ def _in_terminal(words: list[str], folder: str, *, then: bytes) -> Shown:
     timer = threading.Timer(SLOW_S, end)
     timer.start()
     times, output = [], bytearray()
-    while True:
-        try:
-            chunk = os.read(primary, 65536)
-        except OSError:
-            break
-        if not chunk:
-            break
+    for chunk in printed(primary):
         times.append(time.monotonic() - began)
         output += chunk
-    os.close(primary)
     timer.join()
     return Shown(times=times, text=output.decode(), code=child.wait())
 

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from shop_kit import Shop, run, write_encoder
+from terminal_kit import printed
 
 from compatctl.printable import printable
 
@@ -108,16 +109,7 @@ def test_a_real_terminal_gets_no_sequence_of_an_id(hostile: Shop) -> None:
     words = ("search", *hostile.args, "-k", "8", str(hostile.path("plain.png")))
     with subprocess.Popen([sys.executable, "-m", "compatctl", *words], stdout=secondary) as child:
         os.close(secondary)
-        output = bytearray()
-        while True:
-            try:
-                chunk = os.read(primary, 65536)
-            except OSError:
-                break
-            if not chunk:
-                break
-            output += chunk
-    os.close(primary)
+        output = b"".join(printed(primary))
     assert child.returncode == 0
     text = output.decode(errors="replace")
     assert "\x1b]0;" not in text
