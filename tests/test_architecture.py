@@ -18,6 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = {
     "errors": 0,
     "progress": 0,
+    "pauses": 0,
     "printable": 0,
     "_version": 0,
     "notices": 1,

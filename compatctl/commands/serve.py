@@ -172,7 +172,7 @@ def _serve_here(
             first = _Ready(generation=searcher.manifest.generation, notices=notices)
             app = make_app(service, _access(options.host))
             seconds = options.limits.seconds
-            run(app, listener, seconds=seconds, started=lambda: link.ready(first), beat=link.beat)
+            run(app, listener, seconds=seconds, started=partial(link.ready, first), beat=link.beat)
         finally:
             manifest, switches = searcher.manifest, searcher.switches
             service.close()

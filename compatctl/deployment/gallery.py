@@ -18,7 +18,7 @@ from compatctl.deployment.engine_gallery import open_table, require_library, sto
 from compatctl.deployment.engines import in_engine, refuse_engine
 from compatctl.encoder import CANARY_LIMIT, Canary, Encoder
 from compatctl.errors import DamagedError
-from compatctl.files import is_remembered, remember
+from compatctl.files import is_remembered, os_errors, remember
 from compatctl.index import (
     EngineIndex,
     HnswIndex,
@@ -29,6 +29,7 @@ from compatctl.index import (
     read_keys,
 )
 from compatctl.manifest import Catalog, IndexInfo, Manifest
+from compatctl.pauses import pause
 from compatctl.store import Store
 
 LAYOUT = "hnsw layout 1"
@@ -173,7 +174,8 @@ def score_map(gallery: DeployedGallery | None) -> ScoreMap | None:
 def load_query_model(store: Store, manifest: Manifest) -> Encoder:
     """The query model of a generation; errors as ``DeployedGallery.encoder``."""
     canary = _canary(store, manifest)
-    encoder = Encoder.load(store.verified_path("models", manifest.query_model))
+    encoder = stored_encoder(store, manifest.query_model)
+    pause()
     if encoder.dim != manifest.index.dim:
         raise DamagedError(
             f"the query model {encoder.name} has {encoder.dim} dimensions, the index has "
@@ -182,6 +184,20 @@ def load_query_model(store: Store, manifest: Manifest) -> Encoder:
         )
     canary.check_unchanged(encoder)
     return encoder
+
+
+def stored_encoder(store: Store, sha256: str) -> Encoder:
+    """A model of the store by its digest.
+
+    Raises:
+        DamagedError: its file is missing, or differs from the digest.
+        InputError: ONNX Runtime refuses it.
+    """
+    path = store.verified_path("models", sha256)
+    with os_errors("reading", path):
+        data = path.read_bytes()
+    pause()
+    return Encoder.from_bytes(data, path)  # what is in the store is sealed
 
 
 def matches_canary(store: Store, manifest: Manifest, encoder: Encoder) -> bool:

@@ -24,6 +24,7 @@ from compatctl.errors import DamagedError, InputError, UsageError
 from compatctl.index import EngineIndex
 from compatctl.index.rows import same_keys
 from compatctl.manifest import Catalog, Manifest
+from compatctl.pauses import pause
 from compatctl.recipe import Project
 from compatctl.store import Store
 
@@ -126,7 +127,9 @@ class LoadedGeneration:
         if before is not None and index_apart:
             gallery.load_index_apart()
         encoder, _ = gallery.encoder, gallery.index
+        pause()
         catalog = gallery.catalog
+        pause()
         rescorer = None
         if gallery.manifest.rescoring is not None and encoder.has_free:
             rescorer = rescorer_of(project, gallery, data)

@@ -10,7 +10,7 @@ import numpy as np
 from compatctl.core.arrays import Rows
 from compatctl.core.gate import Measurement
 from compatctl.data import Dataset
-from compatctl.deployment.gallery import DeployedGallery, indexed_rows
+from compatctl.deployment.gallery import DeployedGallery, indexed_rows, stored_encoder
 from compatctl.encoder import Encoder
 from compatctl.errors import GateError, InputError
 from compatctl.index import VectorIndex
@@ -134,7 +134,7 @@ def prove(
     for share in unproven:
         encoder = next((e for e in encoders if e.sha256 == share.sha256), None)
         if encoder is None:
-            encoder = Encoder.load(gallery.store.verified_path("models", share.sha256))
+            encoder = stored_encoder(gallery.store, share.sha256)
         own = rows[model_of == catalog.models.index(share.sha256)]
         agreements.append(compare(encoder, gallery.index, catalog, data, own) if len(own) else None)
         progress("adopted rows compared", len(agreements), len(unproven))

@@ -19,6 +19,7 @@ from compatctl.deployment.loaded_generation import Answers, LoadedGeneration, Qu
 from compatctl.engines import StaleEpochError
 from compatctl.errors import CompatError, ConflictError, UsageError
 from compatctl.manifest import Manifest
+from compatctl.pauses import with_pauses
 from compatctl.recipe import Project
 from compatctl.store import Store, is_in_bucket, store_path
 
@@ -266,7 +267,8 @@ class Searcher:
                 if waits and since < RETRY_S:
                     continue
                 try:
-                    self.refresh()
+                    with with_pauses():
+                        self.refresh()
                 except CompatError:  # it is in ``problem``, and the generation before serves
                     continue
                 except Exception as error:

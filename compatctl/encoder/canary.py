@@ -22,6 +22,7 @@ from compatctl.encoder.runtime import Encoder
 from compatctl.encoder.synthetic import synthetic_item
 from compatctl.errors import DamagedError, InputError
 from compatctl.files.npz import read_npz
+from compatctl.pauses import pause
 
 LIMIT = 1e-3
 """The largest L2 distance between the unit rows of then and now; a cosine of 0.9999995."""
@@ -105,6 +106,7 @@ class Canary:
                 f"{free_dim}"
             )
         batch = _embed(encoder, self.items)
+        pause()
         alone = zip(*(_embed(encoder, (item,)) for item in self.items), strict=True)
         now = [*batch, *(np.concatenate(rows) if rows[0] is not None else None for rows in alone)]
         pairs = zip((self.rows, self.free) * 2, now, strict=True)

@@ -25,6 +25,7 @@ from compatctl.encoder.vectors import VectorInput
 from compatctl.errors import InputError
 from compatctl.files import DIGEST_BYTES, sha256_bytes
 from compatctl.notices import notice
+from compatctl.pauses import pause
 from compatctl.processors import processors
 from compatctl.progress import Progress, silent
 
@@ -106,7 +107,9 @@ class Encoder:
         Raises:
             InputError: missing, not ONNX, not self-contained, or not what its metadata says.
         """
-        return cls.from_bytes(read_model_bytes(path, preprocessing), path, threads)
+        data = read_model_bytes(path, preprocessing)
+        pause()
+        return cls.from_bytes(data, path, threads)
 
     @classmethod
     def from_bytes(cls, data: bytes, path: Path, threads: int | None = None) -> Encoder:
@@ -116,7 +119,9 @@ class Encoder:
             InputError: as ``load``.
         """
         model, contract = parse_encoder(path, data)
+        pause()
         session = Session(path, data, threads, nodes=node_count(path, model))
+        pause()
         dims = session.dims(tuple(contract.outputs), contract.inputs)
         for dim, stated in zip(dims, contract.outputs.values(), strict=True):
             if dim != stated:

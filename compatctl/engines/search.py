@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _SENT_AT_ONCE = 64
 """Queries of one transaction."""
 _NAMES = Placeholders(
-    query="%(q)s::float8[]", k="%(k)s", epoch="%(epoch)s", name="%(name)s", ef="%(ef)s"
+    query="%(q)b::float8[]", k="%(k)s", epoch="%(epoch)s", name="%(name)s", ef="%(ef)s"
 )
 Found = list[tuple[str, float]]
 """Ids and distances of one query, nearest first."""

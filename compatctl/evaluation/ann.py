@@ -78,8 +78,9 @@ def measure_ann_recall(
     vectors, exact = queries.queries, queries.nearest
     k = exact.shape[1]
     recalls = AnnRecalls(index, vectors, exact, k)
-    tuned = recalls.tune(TARGET)
-    needed = ef if recalls.mean(ef) >= TARGET or tuned.ef <= ef else tuned.ef
+    enough = recalls.mean(ef) >= TARGET
+    tuned = recalls.tune(TARGET, start=0 if enough else ef)  # what is less than ef finds less
+    needed = ef if enough or tuned.ef <= ef else tuned.ef
     recall = AnnRecall(
         k=k,
         ef_current=ef,

@@ -15,7 +15,7 @@ from compatctl.core.gate import Measurement
 from compatctl.core.measurements import DECIDING_GROUP, ChainEvidence
 from compatctl.core.policy import Policy
 from compatctl.data import Dataset, Judgments, read_qrels
-from compatctl.deployment.gallery import DeployedGallery, score_map
+from compatctl.deployment.gallery import DeployedGallery, score_map, stored_encoder
 from compatctl.deployment.gallery_pass import ModelRows, gallery_pass
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
@@ -381,7 +381,7 @@ def version_chain(
         rows = np.flatnonzero(model_of == owner)
         own = queries.get(sha256)
         if own is None:
-            encoder = Encoder.load(store.store.verified_path("models", sha256))
+            encoder = stored_encoder(store.store, sha256)
             own = EmbeddedRows.embed(encoder, data, query_rows, progress=progress).take(query_rows)
         part = truth.select_rows(rows)
         own_test, new_test = (

@@ -60,12 +60,12 @@ class AnnRecalls:
         """The mean of ``per_query``."""
         return float(self.per_query(ef).mean())
 
-    def tune(self, target: float) -> EfTuning:
-        """The first ef of k, 2k, 4k, ... that reaches ``target``; the best one if none.
+    def tune(self, target: float, start: int = 0) -> EfTuning:
+        """The first ef of s, 2s, 4s, ... that reaches ``target``; the best one if none.
 
-        The last is the index's ``max_ef``.
+        s is ``start``, or k if that is larger. The last ef is the index's ``max_ef``.
         """
-        tried, ef = [], min(self._k, self._index.max_ef)
+        tried, ef = [], min(max(self._k, start), self._index.max_ef)
         while True:
             tried.append(ef)
             if self.mean(ef) >= target or ef >= self._index.max_ef:

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from compatctl.errors import DamagedError, InputError
 from compatctl.files import DIGEST_BYTES
 from compatctl.files.npz import read_npz
+from compatctl.pauses import pause
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-
-"""The length of a sha256."""
+_TEXTS = 10_000
+"""Texts that are decoded at once."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -259,6 +260,9 @@ def _texts(data: NDArray[Any], ends: NDArray[Any]) -> tuple[str, ...]:
     raw, bounds = data.tobytes(), [0, *ends.tolist()]
     if bounds != sorted(bounds) or bounds[-1] != len(raw):
         raise ValueError("the ends of the texts do not match the texts")
-    return tuple(
-        raw[start:stop].decode("utf-8", "surrogatepass") for start, stop in pairwise(bounds)
-    )
+    texts: list[str] = []
+    for first in range(0, len(ends), _TEXTS):
+        part = pairwise(bounds[first : first + _TEXTS + 1])
+        texts += [raw[start:stop].decode("utf-8", "surrogatepass") for start, stop in part]
+        pause()
+    return tuple(texts)

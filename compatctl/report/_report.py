@@ -78,7 +78,8 @@ class SearchedGallery:
 class AnnRecall:
     """ANN recall@k of the new queries on the real index at its ef, and the ef that they need.
 
-    ``sweep``: (ef, hit rate) from k upwards until the target is reached.
+    ``sweep``: (ef, hit rate) from k upwards until the target is reached; where the ef in use misses
+    it, from there.
     """
 
     k: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import signal
 import socket
@@ -135,8 +136,23 @@ def run(
         limit_concurrency=MAX_CONNECTIONS,
         lifespan="off",
     )
-    with _quiet_end():
+    with _quiet_end(), kept_from_collections():
         Server(config).run(sockets=[listener])
+
+
+@contextmanager
+def kept_from_collections() -> Iterator[None]:
+    """Keep what is loaded by now out of garbage collections, which stop every thread.
+
+    A full one took 50 to 115 ms, most of them for the modules. What nothing refers to any more is
+    freed all the same, as a generation is after a switch.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

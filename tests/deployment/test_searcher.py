@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from compatctl.deployment.searcher import CATCH_UP_S, MAX_ATTEMPTS, Attempts, Se
 from compatctl.engines import StaleEpochError
 from compatctl.errors import ConflictError, DamagedError, InputError, UsageError
 from compatctl.index import HnswIndex, IndexApart
+from compatctl.serving.server import kept_from_collections
 from compatctl.store import Store
 
 K = 5
@@ -172,12 +174,12 @@ def test_the_process_of_an_index_ends_with_what_it_serves(shop: Shop, emoji: Pat
         shop.path("gone.txt").write_text("fresh\n")
         assert shop.run("remove", "--ids", shop.path("gone.txt")).code == 0
         assert searcher.refresh()
-        assert first.poll() is not None
+        wait_for(lambda: first.poll() is not None)
         last = searcher.current.gallery.index._process
         assert last.poll() is None
     del searcher
     gc.collect()
-    assert last.poll() is not None
+    wait_for(lambda: last.poll() is not None)
     program = (
         "import sys, pathlib; from compatctl.deployment.gallery import DeployedGallery as D; "
         "from compatctl.store import Store; g = D.open(Store.open(pathlib.Path(sys.argv[1]))); "
@@ -192,6 +194,19 @@ def test_the_process_of_an_index_ends_with_what_it_serves(shop: Shop, emoji: Pat
         assert index.exists()
         owner.kill()
     wait_for(lambda: not index.exists())
+
+
+def test_a_generation_is_freed_without_the_garbage_collector(shop: Shop, emoji: Path) -> None:
+    """What a service loaded is kept out of collections: only references keep it in memory."""
+    with Searcher.open(shop.path("store")) as searcher:
+        searcher.search(_images(shop, 2), K)
+        gone = [weakref.ref(searcher.current), weakref.ref(searcher.current.gallery.index)]
+        with kept_from_collections():
+            assert gc.get_freeze_count() > 0
+            assert _changes(shop, emoji)[3]() == 0
+            assert searcher.refresh()
+            assert [reference() for reference in gone] == [None, None]
+        assert gc.get_freeze_count() == 0
 
 
 def test_no_answer_fails_or_mixes_generations_during_switches(shop: Shop, emoji: Path) -> None:

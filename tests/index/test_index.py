@@ -316,6 +316,16 @@ def test_ef_is_doubled_until_the_target_is_reached(index: HnswIndex) -> None:
     assert recall == pytest.approx(np.mean(hits) / 10)
 
 
+def test_a_sweep_can_start_at_an_ef_that_is_too_small(index: HnswIndex) -> None:
+    """It goes on from there by doublings; k is the least ef."""
+    truth = exact(QUERIES, 10)
+    whole = dict(AnnRecalls(index, QUERIES, truth, 10).tune(1.1).sweep)
+    later = AnnRecalls(index, QUERIES, truth, 10).tune(1.1, start=20).sweep
+    assert [ef for ef, _ in later] == [ef for ef in whole if ef >= 20]
+    assert dict(later).items() <= whole.items()
+    assert AnnRecalls(index, QUERIES, truth, 10).tune(0.5, start=3).sweep[0][0] == 10
+
+
 def test_queries_that_are_found_are_not_searched_again(index: HnswIndex, saved: Path) -> None:
     """At every ef of a sweep the recall of each query is that of a search of all, and the searches
     become smaller."""

@@ -10,7 +10,6 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from socket import socketpair
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any, NoReturn, Self
 
 from compatctl.core.arrays import Keys, Scores, Vectors
@@ -71,9 +70,10 @@ class IndexApart:
         """
         file = _File(path=path, params=params, count=count, prevalidated=prevalidated)
         here, there = socketpair()
+        program = _PROGRAM.format(nice=_NICE, descriptor=there.fileno())
         with there:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _PROGRAM.format(there.fileno())],
+                [sys.executable, "-P", "-c", program],
                 pass_fds=[there.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -148,31 +148,39 @@ class IndexApart:
         return value
 
 
-_PROGRAM = "from compatctl.index.hnswlib.apart import answer; answer({})"
+_PROGRAM = """
+import os, threading
+loaded = []
+def load():
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), {nice})  # of this thread
+    from compatctl.index.hnswlib import apart
+    loaded.append(apart.load({descriptor}))
+loading = threading.Thread(target=load)
+loading.start()
+loading.join()
+loaded[0]()
+"""
+"""Libraries are imported at the lower priority too; answers are given at the usual one."""
 
 
-def answer(descriptor: int) -> None:
-    """The process: load the file that the first message names, and answer until the other end is
-    closed."""
+def load(descriptor: int) -> Callable[[], None]:
+    """In the process: load the file that the first message names. The call that this returns
+    answers until the other end is closed."""
     channel = Connection(descriptor)
     loaded: list[HnswIndex] = []
-
-    def load() -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)  # of this thread
+    with suppress(*_GONE):
         file: _File = channel.recv()
         _say(channel, lambda: loaded.append(file.load()))
 
-    try:
-        loading = threading.Thread(target=load)
-        loading.start()
-        loading.join()
-        while loaded:
-            name, arguments = channel.recv()
-            assert name in _ASKED
-            method = getattr(loaded[0], name)
-            _say(channel, lambda: method(*arguments))  # noqa: B023
-    except _GONE:
-        return
+    def answer() -> None:
+        with suppress(*_GONE):
+            while loaded:
+                name, arguments = channel.recv()
+                assert name in _ASKED
+                method = getattr(loaded[0], name)
+                _say(channel, lambda: method(*arguments))  # noqa: B023
+
+    return answer
 
 
 def _say(channel: Connection, call: Callable[[], object]) -> None:
@@ -187,4 +195,7 @@ def _say(channel: Connection, call: Callable[[], object]) -> None:
 def _end(channel: Connection, process: subprocess.Popen[bytes]) -> None:
     channel.close()
     process.kill()  # it has only memory
-    process.wait()
+    try:  # freeing it takes a moment, and this may be the thread that answers
+        Thread(target=process.wait, name="compatctl-index-end", daemon=True).start()
+    except RuntimeError:  # the interpreter ends
+        process.wait()
