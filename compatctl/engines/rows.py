@@ -118,21 +118,21 @@ class TableRows:
                 f"{self.location.url}: a row has a vector and no id",
                 tip="name a column that is a key of the table: ?id=COLUMN",
             )
-        dtype = np.dtype(COMPONENT[self.vector_type])
-        width = _HEADER + self.dim * dtype.itemsize
+        component = np.dtype(COMPONENT[self.vector_type])
+        row = np.dtype([("header", f"V{_HEADER}"), ("vector", component, (self.dim,))])
+        width = row.itemsize
         other = [item for item, data in zip(ids, raw, strict=True) if len(data) != width]
         if other:
-            dims = {(len(data) - _HEADER) // dtype.itemsize for data in raw if len(data) != width}
+            sizes = {len(data) - _HEADER for data in raw if len(data) != width}
+            dims = {size // component.itemsize for size in sizes}
             raise InputError(
                 f"{self.location.url}: rows have vectors of {listed(sorted(map(str, dims)))} "
                 f"dimensions, not {self.dim}: {listed(other)}",
                 tip="name the model that filled this column; rows of one model are a gallery",
             )
-        joined = np.frombuffer(b"".join(raw), np.uint8).reshape(len(ids), width)
-        components = np.ascontiguousarray(joined[:, _HEADER:]).view(dtype)
         return RowBlock(
             ids=ids,
-            vectors=components.astype(np.float32),
+            vectors=np.frombuffer(b"".join(raw), row)["vector"].astype(np.float32),
             labels=labels[0] if labels else None,
         )
 

@@ -106,8 +106,8 @@ def unit_directions(file: TableFile, rows: Vectors) -> Vectors:
     """Rows (n, D) as the engine ranks them: divided by their norms where it ranks by the cosine."""
     if file.space != "cosine":
         return rows
-    norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    unit: Vectors = (rows / np.maximum(norms, 1e-30)).astype(np.float32)
+    norms = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
+    unit: Vectors = (rows / np.maximum(norms, 1e-30)[:, None]).astype(np.float32)
     return unit
 
 
