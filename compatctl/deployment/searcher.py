@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -15,6 +16,7 @@ import numpy as np
 
 from compatctl.core.arrays import Vectors
 from compatctl.data import Dataset
+from compatctl.deployment.engines import in_engine
 from compatctl.deployment.loaded_generation import Answers, LoadedGeneration, QueryItem
 from compatctl.engines import StaleEpochError
 from compatctl.errors import CompatError, ConflictError, UsageError
@@ -267,7 +269,7 @@ class Searcher:
                 if waits and since < RETRY_S:
                     continue
                 try:
-                    with with_pauses():
+                    with self._gently():
                         self.refresh()
                 except CompatError:  # it is in ``problem``, and the generation before serves
                     continue
@@ -278,6 +280,13 @@ class Searcher:
 
         self._follower = Thread(target=look, name="compatctl-follow", daemon=True)
         self._follower.start()
+
+    def _gently(self) -> AbstractContextManager[None]:
+        """With pauses, unless requests wait for the new generation: an engine that has switched
+        refuses their searches until it serves here."""
+        current = self._current
+        waited_for = current is None or in_engine(current.manifest)
+        return nullcontext() if waited_for else with_pauses()
 
     def close(self) -> None:
         """Answer no more calls; those that run end as usual. Closing twice is fine."""

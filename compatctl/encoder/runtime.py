@@ -107,9 +107,7 @@ class Encoder:
         Raises:
             InputError: missing, not ONNX, not self-contained, or not what its metadata says.
         """
-        data = read_model_bytes(path, preprocessing)
-        pause()
-        return cls.from_bytes(data, path, threads)
+        return cls.from_bytes(read_model_bytes(path, preprocessing), path, threads)
 
     @classmethod
     def from_bytes(cls, data: bytes, path: Path, threads: int | None = None) -> Encoder:

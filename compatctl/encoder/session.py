@@ -82,8 +82,8 @@ class Session:
         options.intra_op_num_threads = threads or _default.threads or computing_threads()
         options.log_severity_level = FATAL_ONLY
         options.add_session_config_entry("session.use_env_allocators", "1")
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that
-        # wait would take the processors of those that decode, answer or compute another model
+        # threads that spin while they wait take the processors from those that decode and answer
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry(
             "optimization.constant_folding_max_output_size_in_bytes",
             str(FOLDED_BYTES // max(1, nodes)),
