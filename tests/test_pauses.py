@@ -4,35 +4,65 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass, field
 
+import pytest
+
+from compatctl import pauses
 from compatctl.pauses import LONGEST_S, TIMES, pause, with_pauses
 
 
-def _seconds_of_pause() -> float:
-    began = time.perf_counter()
-    pause()
-    return time.perf_counter() - began
+@dataclass
+class Clock:
+    """A clock that only work and pauses move."""
+
+    now: float = 0.0
+    pauses: list[float] = field(default_factory=list)
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
 
 
-def test_a_pause_is_a_multiple_of_the_step_before_it() -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(pauses, "time", clock)
+    return clock
+
+
+def test_a_pause_is_a_multiple_of_the_step_before_it(clock: Clock) -> None:
     """It is ``TIMES`` as long as what was done since the last one, and at most ``LONGEST_S``."""
+    short = LONGEST_S / TIMES / 2
     with with_pauses():
-        assert _seconds_of_pause() < LONGEST_S / 2
-        time.sleep(LONGEST_S / TIMES / 2)
-        assert _seconds_of_pause() >= LONGEST_S / 2
-        time.sleep(4 * LONGEST_S)
-        assert LONGEST_S <= _seconds_of_pause() < 4 * LONGEST_S
+        for step in (0.0, short, 4 * LONGEST_S, short):
+            clock.now += step
+            pause()
+    assert clock.pauses == pytest.approx([0.0, LONGEST_S / 2, LONGEST_S, LONGEST_S / 2])
 
 
-def test_only_the_thread_that_asked_for_pauses_makes_them() -> None:
+def test_only_the_thread_that_asked_for_pauses_makes_them(clock: Clock) -> None:
     """Outside the block, and in another thread, ``pause`` returns at once."""
-    elsewhere: list[float] = []
     with with_pauses():
-        time.sleep(LONGEST_S)
-        other = threading.Thread(target=lambda: elsewhere.append(_seconds_of_pause()))
+        clock.now += LONGEST_S
+        other = threading.Thread(target=pause)
         other.start()
         other.join()
-        assert elsewhere[0] < LONGEST_S / 2
-        assert _seconds_of_pause() >= LONGEST_S
-    time.sleep(LONGEST_S)
-    assert _seconds_of_pause() < LONGEST_S / 2
+        assert not clock.pauses
+        pause()
+        assert clock.pauses == [LONGEST_S]
+    clock.now += LONGEST_S
+    pause()
+    assert clock.pauses == [LONGEST_S]
+
+
+def test_a_pause_takes_the_time_that_it_says() -> None:
+    """By the real clock, a step is followed by a pause of at least its length."""
+    with with_pauses():
+        time.sleep(LONGEST_S)
+        began = time.perf_counter()
+        pause()
+        assert time.perf_counter() - began >= LONGEST_S

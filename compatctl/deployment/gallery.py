@@ -17,8 +17,9 @@ from compatctl.data import Dataset
 from compatctl.deployment.engine_gallery import open_table, require_library, stored_table_rows
 from compatctl.deployment.engines import in_engine, refuse_engine
 from compatctl.encoder import CANARY_LIMIT, Canary, Encoder
+from compatctl.encoder.onnx_safety import read_bytes
 from compatctl.errors import DamagedError
-from compatctl.files import is_remembered, os_errors, remember
+from compatctl.files import is_remembered, remember
 from compatctl.index import (
     EngineIndex,
     HnswIndex,
@@ -194,8 +195,7 @@ def stored_encoder(store: Store, sha256: str) -> Encoder:
         InputError: ONNX Runtime refuses it.
     """
     path = store.verified_path("models", sha256)
-    with os_errors("reading", path):
-        data = path.read_bytes()
+    data = read_bytes(path)
     pause()
     return Encoder.from_bytes(data, path)  # what is in the store is sealed
 

@@ -80,7 +80,7 @@ def measure_ann_recall(
     recalls = AnnRecalls(index, vectors, exact, k)
     enough = recalls.mean(ef) >= TARGET
     tuned = recalls.tune(TARGET, start=0 if enough else ef)  # what is less than ef finds less
-    needed = ef if enough or tuned.ef <= ef else tuned.ef
+    needed = ef if enough else max(ef, tuned.ef)
     recall = AnnRecall(
         k=k,
         ef_current=ef,

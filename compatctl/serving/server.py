@@ -144,8 +144,8 @@ def run(
 def kept_from_collections() -> Iterator[None]:
     """Keep what is loaded by now out of garbage collections, which stop every thread.
 
-    A full one took 50 to 115 ms, most of them for the modules. What nothing refers to any more is
-    freed all the same, as a generation is after a switch.
+    A full one looks most of its time at modules, which stay anyway. What nothing refers to any more
+    is freed all the same, as a generation is after a switch.
     """
     gc.collect()
     gc.freeze()

@@ -29,7 +29,7 @@ from compatctl.progress import Progress, silent
 
 _CONNECTIONS = 4
 """Most connections of one search: the server has other work too. Fewer where this machine has fewer
-processors, as the server may be here: four on two of them took 15% longer than two."""
+processors, as the server may be here."""
 _SHARED = 64
 """As many queries are worth another connection."""
 _CHANGED = "compatctl check lists what changed; compatctl add takes new rows in"
