@@ -31,7 +31,7 @@ PROSE = {"did", "from", "has", "that"}
 
 ENTRY = re.compile(r'\b([a-z][a-z0-9_]+)"?: (?=[{\["]|true|false|null|[0-9.]+(?:$|["},]))')
 DOTTED = re.compile(r"\b([a-z_]+)\.([a-z_]+)\b(?!\()")
-PROGRAM_FLAGS = {"--version", "--help"}
+PROGRAM_FLAGS = {"--version", "--help", "--json"}
 LOWER = {"core", "files", "data", "manifest", "recipe", "encoder", "index", "store", "train"}
 """Layers whose tips must hold for every command."""
 

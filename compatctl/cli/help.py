@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from compatctl.printable import printable
+from compatctl.errors import UsageError
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Begin": ("demo", "init", "import", "begin", "doctor", "inspect"),
@@ -102,38 +101,46 @@ def _kind(match: re.Match[str]) -> str:
     return f" <{_KINDS.get(name, name)}>"
 
 
+_AS_JSON = "compatctl.json"
+"""Where a context has whether an error is to be JSON too."""
+
 _UsageError: Any = typer.BadParameter.__base__
 """Of click, or of the copy of it that typer has."""
 
 
 @contextmanager
-def _said_first(group: Any = None) -> Iterator[None]:
-    """Say what is wrong with a call in the first line, and in the second what to do; ``group``: the
-    context in which a command is parsed."""
+def _said_first(as_json: bool, group: Any = None) -> Iterator[None]:
+    """Say what is wrong with a call as any error is said: what is wrong, and what to do next;
+    ``group``: the context in which a command is parsed."""
     try:
         yield
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             raise
+        from compatctl import render
+
         name = getattr(group, "invoked_subcommand", None) or ""
         path = error.ctx.command_path if error.ctx else f"compatctl {name}".rstrip()
         lists = "options" if " " in path else "commands"
-        print(f"compatctl: {printable(error.format_message())}", file=sys.stderr)
-        print(f"  next: {path} -h lists the {lists}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
+        said = UsageError(error.format_message(), tip=f"{path} -h lists the {lists}")
+        render.error(said, as_json=as_json)
+        raise typer.Exit(said.exit_code) from None
 
 
 class Commands(TyperGroup):
     """The application, whose help has the commands in their groups."""
 
-    def make_context(self, *arguments: Any, **named: Any) -> Any:
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **named: Any) -> Any:
         """Parse the options before the command."""
-        with _said_first():
-            return super().make_context(*arguments, **named)
+        as_json = "--json" in args
+        with _said_first(as_json):
+            context = super().make_context(info_name, args, *rest, **named)
+        context.meta[_AS_JSON] = as_json
+        return context
 
     def invoke(self, ctx: Any) -> Any:
         """Parse the command's options, and run it."""
-        with _said_first(ctx):
+        with _said_first(ctx.meta[_AS_JSON], ctx):
             return super().invoke(ctx)
 
     def list_commands(self, ctx: Any) -> list[str]:

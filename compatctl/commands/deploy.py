@@ -118,7 +118,7 @@ def deploy(
         refuse_unproven(verified.report, manifest)
         _refuse_warmer_service(verified, store)
         require_matching_report(verified.report, project)
-        refuse_fused(project, model_file.path)
+        refuse_fused(project, encoder)
         _refuse_spent(store, encoder.sha256, again_reason)
         require_counted_attempt(store.path, verified.report, write=not dry_run)
     artifacts = find_artifacts(project, model_file.path, encoder, verified) if not already else None

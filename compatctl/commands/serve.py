@@ -19,9 +19,9 @@ from compatctl.encoder import Encoder, use_threads
 from compatctl.errors import InputError, UsageError
 from compatctl.evaluation.report_match import require_matching_report
 from compatctl.evaluation.verified_candidate import refuse_unverified
+from compatctl.machine import computing_threads
 from compatctl.manifest import Manifest
 from compatctl.notices import Notices, collected
-from compatctl.processors import computing_threads
 from compatctl.recipe import Project, gate_policy
 from compatctl.report import policy_sha256, read_report
 from compatctl.serving.answer_log import AnswerLog, LogLine

@@ -27,7 +27,7 @@ from compatctl.deployment.project import find_store, open_store, report_key
 from compatctl.deployment.provenance import prove, unproven
 from compatctl.deployment.record_files import find_record
 from compatctl.deployment.training_record import TrainingRecord
-from compatctl.encoder import Encoder, is_fused, read_model_bytes
+from compatctl.encoder import Encoder
 from compatctl.errors import InputError, UnsteadyError, UsageError
 from compatctl.evaluation.acceptance import scale_warnings
 from compatctl.evaluation.adaptive_resampling import adaptive_verdict, sampling
@@ -116,7 +116,6 @@ def verify(
         options.check_models()
         if options.rescore is not None:
             _require_rescoring(project)
-        refuse_fused(project, new)
         try:
             data = load_data(project, labelled=options.qrels is None)
             report = _verify_models(project, data, policy, (old, new), options, progress)
@@ -160,6 +159,7 @@ def _verify_models(  # noqa: PLR0917
 ) -> Report:
     old, new = paths
     encoders = _load(old, new, data, options)
+    refuse_fused(project, encoders[1])
     record = find_record(new, encoders[1], named=options.training, candidate=project.candidate)
     gallery = open_deployed(project, encoders[0])
     groups = query_groups(data, record, options)
@@ -181,8 +181,7 @@ def _verify_models(  # noqa: PLR0917
     verdict = adaptive_verdict(policy, findings.results, chain, checks, draws, measure_pairs)
     write_queries(options.queries_file, findings.answers)
     unchecked = _unchecked(data, record, gallery, latency, chain, attempt) + findings.unchecked
-    failed = new if verdict.outcome == "fail" else None
-    steps = _next_steps(options, project, record, failed) if gallery else WITHOUT_STORE
+    steps = _next_steps(options, project, record, encoders[1]) if gallery else WITHOUT_STORE
     fields = verdict_fields(policy, verdict, draws, findings.results, steps)
     fields["warnings"] += _warnings(setup, findings, gallery)
     return Report(
@@ -223,14 +222,13 @@ def _gallery_pass(
 
 
 def _next_steps(
-    options: VerifyOptions, project: Project, record: TrainingRecord | None, failed: Path | None
+    options: VerifyOptions, project: Project, record: TrainingRecord | None, new: Encoder
 ) -> dict[str, str]:
-    """What to do by the verdict; deploy re-scores as it was judged. ``failed``: the candidate that
-    fails."""
+    """What to do by the verdict; deploy re-scores as it was judged."""
     steps = {**NEXT_STEPS, "fail": OLD_MODEL_GONE} if project.old_model_gone else NEXT_STEPS
     if record is None:
         steps = {**steps, "fail": NOT_MAPPED}
-    if failed is not None and is_fused(read_model_bytes(failed), failed):
+    if new.is_fused:
         steps = {**steps, "fail": FUSED_LOSES}
     if options.rescore is None:
         return steps

@@ -26,7 +26,7 @@ from compatctl.data._pixels import BAD_IMAGE_TIP, MAX_PIXELS, decode, from_array
 from compatctl.errors import InputError
 from compatctl.files import DIGEST_BYTES, absence
 from compatctl.files.npz import open_regular
-from compatctl.processors import processors
+from compatctl.machine import processors
 from compatctl.progress import counted
 
 if TYPE_CHECKING:

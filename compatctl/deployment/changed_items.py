@@ -12,9 +12,9 @@ from compatctl.core.arrays import Rows, as_rows
 from compatctl.data import Dataset
 from compatctl.errors import InputError
 from compatctl.files import DIGEST_BYTES
+from compatctl.machine import processors
 from compatctl.manifest import Catalog
 from compatctl.printable import listed
-from compatctl.processors import processors
 from compatctl.progress import Progress, silent
 
 BATCH = 4096

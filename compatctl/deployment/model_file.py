@@ -14,7 +14,6 @@ from compatctl.encoder import (
     Canary,
     Encoder,
     check_steady,
-    is_fused,
     read_model_bytes,
     space_encoder,
 )
@@ -135,12 +134,11 @@ class ModelFile:
         )
 
 
-def refuse_fused(project: Project, path: Path) -> None:
+def refuse_fused(project: Project, candidate: Encoder) -> None:
     """Refuse a fused candidate where the project says that its old model is gone.
 
     Raises:
         UsageError: it is fused, and ``old_model_gone`` is set.
-        InputError: it is no ONNX file.
     """
-    if project.old_model_gone and is_fused(read_model_bytes(path), path):
-        require_old_model(project, path.name)
+    if candidate.is_fused:
+        require_old_model(project, candidate.name)

@@ -30,8 +30,8 @@ from compatctl.encoder import Encoder
 from compatctl.errors import CompatError, InputError
 from compatctl.files import DIGEST_BYTES
 from compatctl.libraries import require_library
+from compatctl.machine import processors
 from compatctl.notices import DataWarning, notice
-from compatctl.processors import processors
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 from compatctl.store import Store

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compatctl.encoder.canary import LIMIT as CANARY_LIMIT
 from compatctl.encoder.canary import Canary
-from compatctl.encoder.composition import bridge, free_alone, fuse, is_fused
+from compatctl.encoder.composition import bridge, free_alone, fuse
 from compatctl.encoder.images import ImageInput
 from compatctl.encoder.import_onnx import read_model_bytes
 from compatctl.encoder.inputs import EncoderInput
@@ -36,7 +36,6 @@ __all__ = [
     "embed_together",
     "free_alone",
     "fuse",
-    "is_fused",
     "parity_items",
     "read_model_bytes",
     "read_record",

@@ -20,7 +20,7 @@ from compatctl.encoder.graphs import (
 from compatctl.encoder.import_onnx import read_model_bytes
 from compatctl.encoder.inputs import BATCH, EncoderInput
 from compatctl.encoder.metadata import FREE, OUTPUT, Contract
-from compatctl.encoder.onnx_safety import opset_version, parse_model
+from compatctl.encoder.onnx_safety import opset_version
 from compatctl.encoder.sealing import sealed_bytes
 from compatctl.errors import InputError
 from compatctl.files import write_atomic
@@ -118,15 +118,11 @@ _SHARES = ["old_share", "new_share"]
 """What the mean adds; composition adds prefixes."""
 
 
-def is_fused(data: bytes, path: Path) -> bool:
-    """Whether the encoder in these bytes is fused, or made of one that is; ``path``: for errors.
-
-    Raises:
-        InputError: it is no ONNX file.
-    """
+def is_fused(model: onnx.ModelProto) -> bool:
+    """Whether an encoder is fused, or made of one that is."""
     return any(
         node.op_type == "Add" and [name.rsplit("/", 1)[-1] for name in node.input] == _SHARES
-        for node in parse_model(path, data).graph.node
+        for node in model.graph.node
     )
 
 

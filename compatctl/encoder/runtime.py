@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from compatctl.core.arrays import NORM_TOLERANCE, Bools, Rows, Vectors
 from compatctl.data import Content, Dataset, ItemVectors, Modality, Role, warn_of_equal_rows
+from compatctl.encoder.composition import is_fused
 from compatctl.encoder.graphs import parse_encoder
 from compatctl.encoder.import_onnx import read_model_bytes
 from compatctl.encoder.inputs import InputArray
@@ -24,9 +25,9 @@ from compatctl.encoder.texts import TextInput
 from compatctl.encoder.vectors import VectorInput
 from compatctl.errors import InputError
 from compatctl.files import DIGEST_BYTES, sha256_bytes
+from compatctl.machine import processors
 from compatctl.notices import notice
 from compatctl.pauses import pause
-from compatctl.processors import processors
 from compatctl.progress import Progress, silent
 
 BATCH_SIZE = 64
@@ -71,7 +72,7 @@ class Encoder:
     ``sha256`` (hex) of the file is its identity, ``dim`` its D, ``free_dim`` its D_free, or None if
     it has one output; ``dims`` has both by the output's name. ``inputs`` are those of the graph,
     ``name`` is the file's name, ``operators`` the kinds in the graph, ``record`` the text of the
-    training record in the file.
+    training record in the file. ``is_fused``: it is the mean of two encoders, or made of one.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Encoder:
         name: str,
         operators: frozenset[str],
         record: str | None,
+        is_fused: bool,
     ) -> None:
         self._session = session
         self.dims = contract.outputs
@@ -93,6 +95,7 @@ class Encoder:
         self.name = name
         self.operators = operators
         self.record = record
+        self.is_fused = is_fused
 
     @classmethod
     def load(
@@ -131,6 +134,7 @@ class Encoder:
             name=path.name,
             operators=operators(model),
             record=record_in(path, model),
+            is_fused=is_fused(model),
         )
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,12 @@ from compatctl.core.arrays import Vectors
 from compatctl.encoder.inputs import EncoderInput, InputArray
 from compatctl.encoder.metadata import MAX_DIM
 from compatctl.errors import InputError
-from compatctl.processors import computing_threads
+from compatctl.machine import computing_threads, memory_bytes
 from compatctl.progress import stage
 
 FATAL_ONLY = 4
 MEMORY_SHARE = 0.5
-"""The share of the machine's memory that all encoders of the process compute in together."""
+"""The share of ``memory_bytes`` that all encoders of the process compute in together."""
 
 FOLDED_BYTES = 4 << 30
 """The most bytes of constants that ONNX Runtime folds, outside that memory, on loading."""
@@ -50,18 +49,13 @@ def use_threads(count: int) -> None:
     _default.threads = count
 
 
-def machine_bytes() -> int:
-    """The machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 @functools.cache
 def _limit_memory() -> None:
     """Register the arena that every session of the process allocates in, with its limit."""
     cpu = ort.OrtMemoryInfo(
         "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
     )
-    limit = ort.OrtArenaCfg({"max_mem": int(machine_bytes() * MEMORY_SHARE)})
+    limit = ort.OrtArenaCfg({"max_mem": int(memory_bytes() * MEMORY_SHARE)})
     ort.create_and_register_allocator(cpu, limit)
 
 

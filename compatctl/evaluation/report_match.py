@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from compatctl.report import Report
 
 _FLAGS = {"slices": "--slice", "self_test": "--no-self-test"}
 """Options whose flag has another name."""
+_RESCORING = ("rescore", "passes")
 
 
 def evaluation_set_sha256(data: Dataset, options: VerifyOptions) -> str:
@@ -60,15 +62,35 @@ def require_matching_report(report: Report, project: Project) -> None:
     """
     options = VerifyOptions().within(project)
     expected, stated = options.bound(), report.options
-    for name in sorted(expected.keys() | stated.keys()):
-        if stated.get(name) != expected.get(name) or (name in stated) != (name in expected):
-            flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
-            raise GateError(
-                f"the report was made with {name} {_shown(stated.get(name))}, the project says "
-                f"{_shown(expected.get(name))}",
-                tip=f"verify again without {flag}, or set it in compatctl.yaml",
-            )
+    for name in _differing(stated, expected):
+        raise GateError(
+            f"the report was made with {name} {_shown(stated.get(name))}, the project says "
+            f"{_shown(expected.get(name))}",
+            tip=f"verify again without {_flag(name)}, or set it in compatctl.yaml",
+        )
     _refuse_other_data(report, project, options)
+
+
+def refused_options(report: Report, project: Project) -> tuple[str, ...]:
+    """A warning, where ``deploy`` would refuse a passing report for options that the project does
+    not say; those of re-scoring are options of ``deploy`` too."""
+    if report.verdict.outcome != "pass" or report.store is None:
+        return ()
+    expected = VerifyOptions().within(project).bound()
+    flags = [_flag(n) for n in _differing(report.options, expected) if n not in _RESCORING]
+    told = f"made with {' and '.join(flags)}, which the project does not say"
+    remedy = "write it into compatctl.yaml, or verify again without it"
+    return (f"deploy refuses this report: it was {told}; {remedy}",) if flags else ()
+
+
+def _differing(stated: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """The options that differ, by name; one that is missing differs from one that is null."""
+    names = sorted(expected.keys() | stated.keys())
+    return [n for n in names if (n in stated, stated.get(n)) != (n in expected, expected.get(n))]
+
+
+def _flag(option: str) -> str:
+    return _FLAGS.get(option, f"--{option.replace('_', '-')}")
 
 
 def _refuse_other_data(report: Report, project: Project, options: VerifyOptions) -> None:

@@ -24,7 +24,9 @@ def refuse_unverified(
     """
     again = "compatctl verify old.onnx new.onnx"
     if verified.outcome == "inconclusive":
-        raise EvidenceError("the report is inconclusive: the gate could not tell", tip=again)
+        raise EvidenceError(
+            "the report is inconclusive: the gate could not tell", tip=verified.report.next_step
+        )
     if verified.outcome != "pass":
         raise GateError(
             f"the report's verdict is {verified.outcome!r}",

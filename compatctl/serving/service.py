@@ -21,8 +21,8 @@ from compatctl.deployment.loaded_generation import LoadedGeneration
 from compatctl.deployment.searcher import Attempts, Searcher
 from compatctl.engines import StaleEpochError
 from compatctl.errors import InputError, UsageError
+from compatctl.machine import processors
 from compatctl.manifest import Manifest
-from compatctl.processors import processors
 from compatctl.serving.answer_log import AnswerLog, LogLine
 from compatctl.serving.batching import Answer, MicroBatcher, QueueFullError, answer_of
 from compatctl.serving.candidate import CandidateModel, Shadow, ShadowQuery, Traffic

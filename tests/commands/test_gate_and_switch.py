@@ -127,7 +127,28 @@ def test_deploy_refuses_an_inconclusive_report(shop: Shop, tmp_path: Path) -> No
     policy = tmp_path / "many.yaml"
     policy.write_text("format: 4\nname: many\nmin_queries: 100000\n")
     assert _verify(shop, "new.onnx", "--policy", policy)[0] == 4
-    assert shop.run("deploy", "--policy", policy).code == 4
+    refused = shop.run("deploy", "--policy", policy)
+    assert refused.code == 4
+    assert "next: hold out more classes and items" in refused.stderr
+
+
+def test_verify_warns_of_options_for_which_deploy_refuses_the_report(shop: Shop) -> None:
+    """It names the flags that the project does not say; once it says them, deploy takes the same
+    report, and verify is silent. A report that does not pass is not deployed anyway."""
+    old, new, worse = (shop.path(f"{name}.onnx") for name in ("old", "new", "worse"))
+    flags = ("--no-self-test", "--slice", "vendor")
+    refused = "deploy refuses this report"
+    assert refused not in shop.run("verify", old, worse, *flags).stderr
+    passed = shop.run("verify", old, new, *flags)
+    assert passed.code == 0
+    assert f"{refused}: it was made with --no-self-test and --slice, which" in passed.stderr
+    denied = shop.run("deploy")
+    assert (denied.code, "the report was made with self_test no" in denied.stderr) == (3, True)
+    project = shop.path("compatctl.yaml")
+    project.write_text(project.read_text() + "slices: [vendor]\ngate: {self_test: false}\n")
+    assert shop.run("deploy", "--dry-run").code == 0
+    assert refused not in shop.run("verify", old, new).stderr
+    assert shop.run("deploy").code == 0
 
 
 def test_deploy_refuses_a_report_with_another_digest(shop: Shop, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -130,6 +131,11 @@ def test_a_wrong_call_says_first_what_is_wrong(words: list[str], wrong: str, tip
     first, second = done.stderr.splitlines()
     assert first.startswith(f"compatctl: {wrong}")
     assert second.startswith(f"  next: {tip} lists the ")
+    told = run(words[0], "--json", *words[1:])
+    error = json.loads(told.stdout)["error"]
+    assert (told.code, told.stderr, error["kind"]) == (2, done.stderr, "UsageError")
+    assert first == f"compatctl: {error['message']}"
+    assert not done.stdout
 
 
 def test_no_words_at_all_print_the_help() -> None:

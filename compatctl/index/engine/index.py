@@ -23,8 +23,8 @@ from compatctl.engines import (
 from compatctl.errors import ConflictError, InputError
 from compatctl.index.engine.reading import table_rows, unit_directions
 from compatctl.index.rows import KeyLookup, check_unit
+from compatctl.machine import processors
 from compatctl.notices import notice
-from compatctl.processors import processors
 from compatctl.progress import Progress, silent
 
 _CONNECTIONS = 4

@@ -24,7 +24,7 @@ from compatctl.index.hnswlib.layout import StoredRows
 from compatctl.index.hnswlib.params import HnswParams
 from compatctl.index.rows import check_unit, first_duplicate, row_checksums
 from compatctl.libraries import require_library
-from compatctl.processors import processors
+from compatctl.machine import processors
 from compatctl.progress import Progress, silent, stage
 
 _ADD_BATCH = 1024

@@ -1,4 +1,4 @@
-"""How many processors a process may use: the machine's, those it is bound to, or a quota."""
+"""The processors and the memory that a process may use: the machine's, or its container's."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from shop_kit import write_encoder
 
 from compatctl.encoder import Encoder, session
-from compatctl.processors import computing_threads, processors, quota
+from compatctl.machine import computing_threads, memory_bytes, memory_limit, processors, quota
 
-PRINT = "from compatctl.processors import processors; print(processors())"
+PRINT = "from compatctl.machine import processors; print(processors())"
 
 
 def test_a_process_uses_the_processors_that_it_is_bound_to() -> None:
@@ -47,14 +47,40 @@ def test_the_quota_is_that_of_the_narrowest_group(
     files: dict[str, str], own: str, expected: int | None, tmp_path: Path
 ) -> None:
     """Of both versions, rounded up; where groups are not read, there is none."""
-    groups, names = tmp_path / "cgroup", tmp_path / "own"
+    names = tmp_path / "own"
+    groups = write_groups(tmp_path / "cgroup", files)
+    assert quota(groups, names) is None
+    names.write_text(own + "\n")
+    assert quota(groups, names) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "own", "expected"),
+    [
+        ({"a/b/memory.max": "2147483648", "a/memory.max": "max"}, "0::/a/b", 2 << 30),
+        ({"a/b/memory.max": "max", "a/memory.max": "1073741824"}, "0::/a/b", 1 << 30),
+        ({"memory/d/memory.limit_in_bytes": "536870912"}, "4:memory:/d\n1:cpu:/d", 512 << 20),
+        ({"memory.max": "no number"}, "0::/", None),
+        ({}, "0::/a", None),
+    ],
+)
+def test_the_memory_is_that_of_the_narrowest_group(
+    files: dict[str, str], own: str, expected: int | None, tmp_path: Path
+) -> None:
+    """Of both versions of control groups, in bytes; this process has no more than the machine."""
+    groups = write_groups(tmp_path / "cgroup", files)
+    (tmp_path / "own").write_text(own + "\n")
+    assert memory_limit(groups, tmp_path / "own") == expected
+    assert 0 < memory_bytes() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def write_groups(groups: Path, files: dict[str, str]) -> Path:
+    """The files of control groups below a folder."""
     for name, text in files.items():
         path = groups / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n")
-    assert quota(groups, names) is None
-    names.write_text(own + "\n")
-    assert quota(groups, names) == expected
+    return groups
 
 
 @pytest.mark.parametrize(
