@@ -6,6 +6,7 @@ reading direction. A hostile name could otherwise colour, overwrite or forge a l
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 _BIDI = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -30,6 +31,39 @@ def listed(names: Sequence[str], most: int = 5) -> str:
     """The first names, and how many more there are."""
     more = "" if len(names) <= most else f" and {len(names) - most} more"
     return ", ".join(names[:most]) + more
+
+
+def columns(text: str) -> int:
+    """How many columns of a terminal the text takes, or more where terminals differ.
+
+    Wide characters, as of Chinese or Japanese, take two, and those that change the one before none.
+    """
+    if text.isascii():
+        return len(text)
+    return sum(map(_columns, text))
+
+
+def first_columns(text: str, most: int) -> str:
+    """The longest beginning of the text in at most ``most`` columns."""
+    if text.isascii():
+        return text[: max(0, most)]
+    room = most
+    for at, char in enumerate(text):
+        room -= _columns(char)
+        if room < 0:
+            return text[:at]
+    return text
+
+
+def last_columns(text: str, most: int) -> str:
+    """The longest end of the text in at most ``most`` columns."""
+    return first_columns(text[::-1], most)[::-1]
+
+
+def _columns(char: str) -> int:
+    if unicodedata.category(char) in {"Mn", "Me", "Cf"}:
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
 def _harmless(char: str, lines: bool) -> bool:

@@ -92,14 +92,13 @@ def _untouched_gain(
         f"Hit@{k} of the {n} queries all of whose matches are rows that training did not pass "
         f"through the new model is {after:.4f} with new queries and {before:.4f} with old ones"
     )
-    if not n:
-        detail = (
-            f"Training did not pass {1 - overlap.of_gallery:.2%} of the gallery's rows through the "
-            "new model, and no query has matches among them alone"
-        )
+    nothing = (
+        f"Training did not pass {1 - overlap.of_gallery:.2%} of the gallery's rows through the new "
+        "model, and no query has matches among them alone"
+    )
     ratio = hit_change(group.classes, old.hit(k), new.hit(k), untouched)
     estimate = estimate_ratio(ratio, replicates, draw())
-    yield group.measurement("untouched_gain", estimate, detail, n=n, n_queries=n)
+    yield group.measurement("untouched_gain", estimate, detail, n=n, n_queries=n, nothing=nothing)
 
 
 def _match_checks(policy: Policy, group: GroupEvidence) -> Iterator[Measurement]:

@@ -81,6 +81,8 @@ class Measurement:
     unit: tuple[str, ...] = ("class",)
     """What was resampled: ``class``, ``query`` or a column; several if they are crossed."""
     detail: str
+    nothing: str = "Nothing was there to compare"
+    """Instead of ``detail`` where ``n`` is 0, whose numbers are then of nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,9 +252,14 @@ def _as_check(policy: Policy, measurement: Measurement, rule: Rule | None) -> Ch
         unit=measurement.unit,
         detail="",
     )
-    shortfall = _shortfall(policy, check)
-    detail = f"{measurement.detail}, but {shortfall}." if shortfall else f"{measurement.detail}."
-    return replace(check, detail=detail)
+    return replace(check, detail=f"{_sentence(measurement, _shortfall(policy, check))}.")
+
+
+def _sentence(measurement: Measurement, shortfall: str) -> str:
+    """What was measured, and what is missing before it can decide anything."""
+    if measurement.n == 0:
+        return measurement.nothing
+    return f"{measurement.detail}, but {shortfall}" if shortfall else measurement.detail
 
 
 def _p_values(estimate: Estimate, rule: Rule) -> tuple[float, float]:

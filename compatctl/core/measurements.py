@@ -121,6 +121,7 @@ class GroupEvidence:
         part: str = "",
         n: int | None = None,
         n_queries: int | None = None,
+        nothing: str = Measurement.nothing,
     ) -> Measurement:
         """A measurement of this group; ``n`` and ``n_queries`` default to queries with a match."""
         matched = self.old_old.n_with_match
@@ -133,6 +134,7 @@ class GroupEvidence:
             may_decide=self.name == DECIDING_GROUP,
             unit=self.unit,
             detail=detail,
+            nothing=nothing,
         )
 
     @property

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compatctl.printable import printable
+from compatctl.printable import columns, first_columns, last_columns, printable
 from compatctl.progress import Stage, open_stages
 
 if TYPE_CHECKING:
@@ -110,14 +110,14 @@ class ProgressLine:
             text = self.text(time.monotonic(), _columns(self._stream) - 3)
             with self._lock:
                 if self._over:
-                    line = f"{next(spinner)} {text}"
-                    self._write("\r" + line.ljust(self._drawn))
-                    self._drawn = len(line)
+                    line, took = f"{next(spinner)} {text}", columns(text) + 2
+                    self._write("\r" + line + " " * (self._drawn - took))
+                    self._drawn = took
                 else:
                     self._write(f"compatctl: {text}\n")
 
     def text(self, now: float, width: int) -> str:
-        """What is done now, in at most ``width`` characters where its numbers leave room."""
+        """What is done now, in at most ``width`` columns where its numbers leave room."""
         stages = open_stages()
         for known in [part for part in self._seen if part not in stages]:
             del self._seen[known]
@@ -129,7 +129,7 @@ class ProgressLine:
         if shown is None:
             doing = f"{self._command}, loading {name}" if (name := _loading()) else self._command
             return f"{doing}  {_duration(now - self._started)}"
-        name = _DIGEST.sub(r"\1", printable(shown.name))
+        name = _encoded(_DIGEST.sub(r"\1", printable(shown.name)), self._stream)
         return _fitted(name, _measures(shown, self._seen[shown], now), width)
 
     def _shown(self, stages: tuple[Stage, ...], now: float) -> Stage | None:
@@ -155,6 +155,12 @@ def _loading() -> str:
         if getattr(spec, "_initializing", False):
             return name
     return ""
+
+
+def _encoded(text: str, stream: TextIO) -> str:
+    """The text as the stream shows it: with escapes for what its encoding lacks."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _columns(stream: TextIO) -> int:
@@ -211,13 +217,14 @@ def _duration(seconds: float) -> str:
 def _fitted(name: str, measures: list[str], width: int) -> str:
     """The name and its measures; where it is narrow the bar goes, then the middle of the name."""
     text = "  ".join([name, *measures])
-    if len(text) > width and len(measures) > 2:
+    if columns(text) > width and len(measures) > 2:
         measures = measures[1:] if measures[0].startswith("[") else measures
         text = "  ".join([name, *measures])
-    if len(text) <= width:
+    if columns(text) <= width:
         return text
-    room = width - len("  ".join(["", *measures]))
+    room = width - columns("  ".join(["", *measures]))
     if room < 8:
-        return text[: max(0, width)]
+        return first_columns(text, width)
     half = (room - 3) // 2
-    return "  ".join([f"{name[: room - 3 - half]}...{name[len(name) - half :]}", *measures])
+    shown = f"{first_columns(name, room - 3 - half)}...{last_columns(name, half)}"
+    return "  ".join([shown, *measures])

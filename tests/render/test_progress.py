@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+from rich.cells import cell_len
 from shop_kit import Shop
 from terminal_kit import printed
 
@@ -96,6 +97,44 @@ def test_a_line_fits_and_its_numbers_stay(width: int) -> None:
         shown = _line(width)
     assert len(shown) <= width
     assert width < 57 or shown.endswith("1,000/5,000  100/s  40 s left")
+
+
+@pytest.mark.parametrize("width", [30, 57, 77])
+def test_a_line_of_wide_characters_fits(width: int) -> None:
+    """A character of Japanese takes two columns of a terminal, and an accent of its own none."""
+    with stage("reading " + "商品一覧データベース" * 4 + "e\u0301" * 20 + ".csv", 5000):
+        shown = _line(width)
+    assert cell_len(shown) <= width
+    assert cell_len(shown) >= width - 1
+    assert width < 57 or shown.endswith("e\u0301.csv  1,000/5,000  100/s  40 s left")
+
+
+def test_a_terminal_without_unicode_gets_a_line_that_fits() -> None:
+    """What its encoding lacks is shown by escapes, which count."""
+    line = ProgressLine("verify", io.TextIOWrapper(io.BytesIO(), "ascii", "backslashreplace"))
+    with stage("reading " + "商品一覧" * 5 + ".csv", 5000):
+        line.text(_in(0.0), 57)
+        shown = line.text(_in(10.0), 57)
+    assert shown.isascii()
+    assert len(shown) <= 57
+    assert shown.startswith("reading \\u5546")
+
+
+def test_a_wide_line_is_wiped_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With as many blanks as the columns that it took."""
+    monkeypatch.setattr(progress_line, "FIRST_S", 0.0)
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    line = ProgressLine("verify", terminal)
+    with stage("商品一覧データベース") as part:
+        part.opened_at = _in(-10.0)
+        line.start()
+        deadline = time.monotonic() + 10
+        while "商品" not in terminal.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        line.stop()
+    *_, drawn, blanks, after = terminal.getvalue().split("\r")
+    assert (len(blanks), blanks.strip(), after) == (cell_len(drawn.rstrip()), "", "")
 
 
 def test_the_innermost_stage_that_lasts_is_shown() -> None:
