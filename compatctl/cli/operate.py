@@ -378,7 +378,9 @@ def _read_ids(file: Path) -> tuple[str, ...]:
     from compatctl.recipe import read_ids
 
     if str(file) == "-":
-        return tuple(line for line in sys.stdin.read().splitlines() if line.strip())
+        return tuple(
+            line for line in sys.stdin.read().removeprefix("\ufeff").splitlines() if line.strip()
+        )
     return read_ids(file)
 
 

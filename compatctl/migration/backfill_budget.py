@@ -31,8 +31,8 @@ class Amount:
         """
         match = _FORM.fullmatch(text.strip())
         value, unit = (float(match[1]), match[2]) if match else (0.0, "")
-        whole = not unit and value != int(value)
-        if match is None or value <= 0 or whole or (unit == "%" and value > 100):
+        whole = not unit and not value.is_integer()
+        if match is None or not 0 < value < math.inf or whole or (unit == "%" and value > 100):
             raise UsageError(
                 f"{option} is a time (30s, 90m, 2h), a number of items (10000) or a share of the "
                 f"gallery (10%), above nothing; got {text!r}"

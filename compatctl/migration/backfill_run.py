@@ -198,7 +198,8 @@ class BackfillRun:
             return size
         ids = self.items.ids[position : position + size]
         new = np.ones(size, bool) if self.kept is None else ~self.kept.holds(ids)
-        return int(np.searchsorted(np.cumsum(new), spending.items_left, side="right"))
+        left = min(spending.items_left, size)
+        return int(np.searchsorted(np.cumsum(new), left, side="right"))
 
     def _spent(self, began: float) -> None:
         self.account.spending.seconds += time.monotonic() - began

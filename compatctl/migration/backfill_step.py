@@ -99,7 +99,7 @@ class _SupersededError(ConflictError):
 
 def _superseded(newest: Store) -> _SupersededError:
     return _SupersededError(
-        f"{newest.path} moved on to generation {newest.manifest.generation} "
+        f"{newest.name} moved on to generation {newest.manifest.generation} "
         f"({newest.manifest.operation}) while a step was computed",
         tip="run the command again: what was embedded is kept",
     )
@@ -132,7 +132,7 @@ def write_step(
         store = open_store(setting.project)
         if store.manifest.query_model != setting.model:
             raise ConflictError(
-                f"{store.path} has another query model since generation "
+                f"{store.name} has another query model since generation "
                 f"{store.manifest.generation} ({store.manifest.operation})",
                 tip="run the command again, to backfill with that model",
             )

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from compatctl.errors import InputError
+from compatctl.printable import listed
 from compatctl.recipe._typed import (
     between,
     build,
@@ -371,18 +373,23 @@ class Recipe:
 
 
 def read_ids(path: Path) -> tuple[str, ...]:
-    """Item ids from a text file, one per line; empty lines are skipped.
+    """Item ids from a text file, one per line; empty lines and a byte order mark are skipped.
 
     Raises:
         InputError: the file cannot be read, is not UTF-8 text, holds no id, or one of them twice.
     """
     try:
-        lines = read_bounded(path, MAX_ORDER_BYTES).decode("utf-8").splitlines()
+        lines = read_bounded(path, MAX_ORDER_BYTES).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 text: {error}") from error
     ids = tuple(line for line in lines if line.strip())
-    if not ids or len(set(ids)) < len(ids):
-        raise InputError(f"{path}: expected one id per line, none twice; got {len(ids)} ids")
+    if not ids:
+        raise InputError(f"{path}: expected one id per line, got none")
+    if twice := [item for item, count in Counter(ids).items() if count > 1]:
+        raise InputError(
+            f"{path}: expected one id per line, none twice; got twice: {listed(twice)}",
+            tip="leave each id once",
+        )
     return ids
 
 

@@ -42,6 +42,7 @@ SIDE_SUFFIX = ".vectors"
 BACKFILL = "backfill"
 PENDING_SUFFIX = ".rows"
 _MAX_BYTES = 16 << 20
+NO_STORE_TIP = "compatctl init (or import) creates one"
 RESTORE_TIP = "restore the file from a backup; compatctl check lists every problem"
 
 
@@ -97,7 +98,7 @@ def read_manifest(root: Path) -> Manifest:
         refuse_missing_manifest(root)
         unfinished = (root / HISTORY).is_dir()
         what = "a store whose creation did not finish" if unfinished else "no store"
-        raise InputError(f"{root}: {what}", tip="compatctl init (or import) creates one")
+        raise InputError(f"{root}: {what}", tip=NO_STORE_TIP)
     try:
         return _read(path, _recovery_tip(root))
     except InputError as error:  # another format; damaged if its history has this one

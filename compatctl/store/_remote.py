@@ -30,6 +30,7 @@ from compatctl.files import (
     parse_json,
     read_json,
     sha256_bytes,
+    sha256_file,
     store_url,
     write_atomic,
 )
@@ -73,11 +74,20 @@ def store_path(path: Path | str) -> Path:
         raise UsageError(f"no folder for a copy of {url}", tip="set COMPATCTL_CACHE to one")
     root = cache / "stores" / _copy_name(url)
     if not is_regular_file(root / REMOTE / URL):
-        with os_errors("creating", root):
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            make_folder(root / REMOTE)
-        write_atomic(root / REMOTE / URL, canonical_json({"format": 1, "url": url}))
+        try:
+            _begin_copy(root, url)
+        except CompatError as error:
+            message = f"no room for this machine's copy of {url}: {error.message}"
+            tip = "set COMPATCTL_CACHE to a folder that you may write to"
+            raise type(error)(message, tip=tip) from error
     return root
+
+
+def _begin_copy(root: Path, url: str) -> None:
+    with os_errors("creating", root):
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(root / REMOTE)
+    write_atomic(root / REMOTE / URL, canonical_json({"format": 1, "url": url}))
 
 
 def shown_path(root: Path) -> str:
@@ -99,7 +109,7 @@ def remote_of(root: Path) -> Remote | None:
     url = store_url(str(raw.get("url"))) if isinstance(raw, dict) else None
     if url is None or root.name != _copy_name(url):
         raise InputError(
-            f"{root} is a copy of {url} at another endpoint than AWS_ENDPOINTURL names",
+            f"{root} is a copy of {url} at another endpoint than AWS_ENDPOINT_URL names",
             tip="name the store by its URL, --store s3://BUCKET/PREFIX",
         )
     return _remote(root, url)
@@ -199,14 +209,18 @@ class Remote(Copy):
         raise self._damaged(f"{self.url}: {older_manifest(after.generation - 1)}")
 
     def _provide(self, kind: str, sha256: str) -> None:
-        """See to it that the bucket has a file: the one of the copy, unless it is there."""
+        """See to it that the bucket has a file: the one of the copy, unless it is there.
+
+        The copy's file is hashed before it goes up: a damaged one never replaces the bucket's.
+        """
         name, path = blob_name(kind, sha256), blob_path(self.root, kind, sha256)
-        size = self.bucket.size(name)
-        if not is_regular_file(path):
-            if not size:
-                raise self._damaged(f"{self.bucket.name(name)} is missing or empty")
-        elif size != path.stat().st_size:
+        size, copied = self.bucket.size(name), is_regular_file(path)
+        if copied and size == path.stat().st_size:
+            return
+        if copied and sha256_file(path) == sha256:
             self.bucket.upload(name, path)
+        elif not size:
+            raise self._damaged(f"{self.bucket.name(name)} is missing or empty")
 
     @contextmanager
     def _declared(self, before: Manifest | None, needed: Blobs) -> Iterator[None]:

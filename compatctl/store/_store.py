@@ -11,6 +11,7 @@ from compatctl.errors import ConflictError, DamagedError, InputError, UsageError
 from compatctl.files import MAX_POINTER_BYTES, has_digest, refuse_pointer, sha256_file
 from compatctl.manifest import Catalog, Erasures, Manifest
 from compatctl.store._layout import (
+    NO_STORE_TIP,
     RESTORE_TIP,
     blob_path,
     generation_path,
@@ -61,7 +62,8 @@ class Store:
             DamagedError: its manifest is not what was written.
         """
         root = store_path(path)
-        pull(root)
+        if (remote := remote_of(root)) and remote.pull() is None:
+            raise InputError(f"{remote.url}: no store", tip=NO_STORE_TIP)
         return cls(root, read_current(root))
 
     @property

@@ -142,7 +142,7 @@ def test_listed_items_are_reembedded_first(deployed: Shop, tmp_path: Path) -> No
     ids = _catalog(deployed).ids
     listed = sorted(ids, reverse=True)[:20]
     order = tmp_path / "order.txt"
-    order.write_text("\n".join(listed))
+    order.write_text("\n".join(listed), encoding="utf-8-sig")  # as editors on Windows write it
     count = 15
     share = count / len(ids)
     result = deployed.run("backfill", "--share", share, "--order", order, *FORCE)
@@ -153,7 +153,8 @@ def test_listed_items_are_reembedded_first(deployed: Shop, tmp_path: Path) -> No
     rest = [item for item in _by_hash(ids) if item not in listed]
     assert _of_query_model(deployed) == {*listed, *rest[:10]}
     files = store_files(deployed)
-    for text, says in (("nobody\n", "nobody"), ("a\na\n", "none twice"), ("", "one id per line")):
+    twice = f"{listed[0]}\n" * 2
+    for text, says in (("nobody\n", "nobody"), (twice, listed[0]), ("", "one id per line")):
         order.write_text(text)
         refused = deployed.run("backfill", "--order", order)
         assert refused.code == 5

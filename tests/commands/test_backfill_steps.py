@@ -64,11 +64,20 @@ def test_an_amount_of_time(text: str, seconds: float) -> None:
     assert (amount.seconds, amount.items_of(1000)) == (seconds, None)
 
 
-@pytest.mark.parametrize("text", ["", "0", "-3", "1.5", "101%", "3w", "h", "1e3", "10 000"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "-3", "1.5", "101%", "3w", "h", "1e3", "10 000", "9" * 400, "9" * 400 + "s"]
+)
 def test_another_amount_is_refused(text: str) -> None:
     """The message names the option and the forms."""
     with pytest.raises(UsageError, match="--step is a time"):
         Amount.parse(text, "--step")
+
+
+def test_a_budget_may_be_larger_than_any_gallery(deployed: Shop) -> None:
+    """A number of 100 digits is as good as all."""
+    result = deployed.run("backfill", "--budget", "9" * 100)
+    assert result.code == 0, result.stderr
+    assert result.json["share"] == 1.0
 
 
 def test_steps_end_in_the_index_of_one_step(deployed: Shop, tmp_path: Path) -> None:

@@ -359,6 +359,30 @@ def test_a_damaged_copy_is_fetched_again(url: str) -> None:
             assert (store.path / name).read_bytes() == whole[name], name
 
 
+def test_a_damaged_copy_never_replaces_what_the_bucket_has(s3: S3Server, url: str) -> None:
+    """A rollback names files of an earlier generation; this machine's copy of one is cut, and the
+    bucket's stays as it is. What no one has whole is refused by its URL."""
+    store = backfill(deploy(begin(url), b"model B"), 2)
+    name = f"indexes/{store.generation(1).index.sha256}.hnsw"
+    whole = bytes(obstore.get(objects(s3, url), name).bytes())
+    (store.path / name).chmod(0o644)
+    (store.path / name).write_bytes(whole[:-9])
+    rollback(store)
+    assert bytes(obstore.get(objects(s3, url), name).bytes()) == whole
+    assert check(store.path).ok
+    store = backfill(deploy(Store.open(url), b"model C"), 2)
+    obstore.delete(objects(s3, url), name)
+    with pytest.raises(DamagedError, match=f"{url}/{name}.* is missing or empty"):
+        rollback(store)
+    assert name not in _names(objects(s3, url))
+
+
+def test_where_no_store_is_the_url_is_named(url: str) -> None:
+    """Not the folder of this machine's copy."""
+    with pytest.raises(InputError, match=f"^{url}: no store$"):
+        Store.open(url)
+
+
 def test_a_manifest_that_was_changed_or_put_back_is_refused(
     s3: S3Server, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,8 +13,12 @@ from compatctl.store import Store, is_in_bucket, shown_path, store_path
 
 
 @pytest.mark.parametrize(
-    "text", ["s3://bucket/a/b", "s3://bucket/a/b/", "s3:/bucket/a/b", Path("s3://bucket/a/b")]
-)
+    "text",
+    [
+        "s3://bucket/a/b", "s3://bucket/a/b/", "s3:/bucket/a/b", Path("s3://bucket/a/b"),
+        "S3://bucket/a/b",
+    ],
+)  # fmt: skip
 def test_a_url_is_one_however_its_slashes_are_written(text: Path | str) -> None:
     """A path that spells a URL is that URL: ``Path`` keeps one of its two slashes."""
     assert store_url(text) == "s3://bucket/a/b"
@@ -32,12 +36,23 @@ def test_a_folder_is_no_url(text: str) -> None:
     [
         "s3://", "s3:///a", "s3://a", "s3://Bucket/a", "s3://key:secret@bucket/a", "s3://bucket/../a",
         "s3://bucket/a//b", "s3://bucket/a?x=1", "gs://bucket/a", "https://host/a", "file:///a",
+        "GS://bucket/a", "s3a://bucket/a", "postgresql://host/table", Path("s3://"), Path("gs://"),
     ],
 )  # fmt: skip
-def test_what_is_no_place_for_a_store_is_refused(text: str) -> None:
+def test_what_is_no_place_for_a_store_is_refused(text: Path | str) -> None:
     """Other schemes, and names that S3 does not have, are refused and make no folder."""
     with pytest.raises(UsageError, match="s3://BUCKET/PREFIX"):
         store_url(text)
+
+
+@pytest.mark.parametrize("text", ["s3://key:sec/ret@bucket/a", "gs://key:sec/ret@bucket/a"])
+def test_keys_in_a_url_are_not_repeated(text: str) -> None:
+    """A message about a refused URL leaves out what stands before the @."""
+    with pytest.raises(UsageError) as refused:
+        store_url(text)
+    assert "@bucket/a" in refused.value.message
+    assert "key" not in refused.value.message
+    assert "ret" not in refused.value.message
 
 
 def test_a_project_keeps_the_url_and_moves_folders(tmp_path: Path) -> None:
@@ -86,3 +101,15 @@ def test_without_obstore_the_extra_is_named(
     with pytest.raises(InputError, match="obstore") as caught:
         Store.open(Path("s3://bucket/without-obstore"))
     assert "compatctl[s3]" in caught.value.tip
+
+
+def test_without_a_folder_for_the_copy_the_setting_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache that cannot be written to, as in a container with a read-only home."""
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    monkeypatch.setenv("COMPATCTL_CACHE", str(taken))
+    with pytest.raises(InputError, match="this machine's copy of s3://bucket/a") as refused:
+        store_path("s3://bucket/a")
+    assert "COMPATCTL_CACHE" in (refused.value.tip or "")
