@@ -5,14 +5,21 @@ The bytes of an hnswlib file of unit rows stay; the rows of other sources are in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from compatctl.data import KeyColumns, read_key_table, warn_of_near_equal, warn_of_near_known
+from compatctl.core.arrays import Rows
+from compatctl.data import (
+    Dataset,
+    KeyColumns,
+    read_key_table,
+    warn_of_near_equal,
+    warn_of_near_known,
+)
 from compatctl.deployment.adopted_rows import TOP, Norms, write_norms
 from compatctl.deployment.adopted_source import AdoptedSource, SourceRequest, open_adopted
 from compatctl.deployment.adopted_table import TableRequest, open_adopted_table
@@ -24,7 +31,7 @@ from compatctl.deployment.creation import (
     first_catalog,
     refuse_other_registry,
 )
-from compatctl.deployment.data import load_data
+from compatctl.deployment.data import has_classes, load_data
 from compatctl.deployment.gallery import indexed_rows
 from compatctl.deployment.model_file import ModelFile
 from compatctl.deployment.project import utc_now
@@ -42,6 +49,7 @@ from compatctl.errors import InputError, UsageError
 from compatctl.index import KeyLookup, require_hnswlib
 from compatctl.manifest import Catalog, Operation
 from compatctl.migration.first_store import write_first_project
+from compatctl.notices import notice
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 from compatctl.store import Store, Switch, shown_path
@@ -420,7 +428,20 @@ def _compared(
             tip="look at --items: its ids must be the data's",
         )
     least = LEAST_RECONSTRUCTED if source.lossy else LEAST_COSINE
+    _warn_of_other_labels(project.source, data, rows, [catalog.labels[row] for row in catalog_rows])
     agreement = compare(encoder, source.index, catalog, data, rows, least=least)
     digests = catalog.digests.copy()
     digests[catalog_rows] = image_digests(data, rows, progress)
     return replace(catalog, digests=digests), agreement
+
+
+def _warn_of_other_labels(source: Path, data: Dataset, rows: Rows, labels: Sequence[str]) -> None:
+    """Warn of ``rows`` of the data whose label is another than the index's (``labels``)."""
+    names = [
+        f"{data.ids[row]!r}: {data.labels[row]!r} and {label!r}"
+        for row, label in zip(rows.tolist(), labels, strict=True)
+        if label not in {"", data.labels[row]}
+    ]
+    if names and has_classes(data):
+        result = "verify takes their class for unknown; write one label, in --items or in the data"
+        notice("label-differs", source, "items with another label in the index", names, result)

@@ -251,7 +251,7 @@ def _table_sample(
     paths = options.tables
     tables, similarity = load_tables(paths, options.similarity, labelled=qrels is None)
     if len(tables) == 2:
-        check_same(tables[0], tables[1], paths[0], paths[1])
+        check_same(tables[0], tables[1], paths[0], paths[1], options.cluster)
     queries, gallery = table_rows(tables[0], paths[0])
     judged = read_judged(tables[0], qrels)
     truth = table_truth(tables[0], queries, gallery, judged, VerifyOptions(cluster=options.cluster))

@@ -165,6 +165,7 @@ def _verify_models(  # noqa: PLR0917
     groups = query_groups(data, record, options)
     groups = with_old_answers(groups, data, encoders[0]) if project.old_model_gone else groups
     setup = VerifySetup(data=data, groups=groups, record=record, policy=policy, options=options)
+    setup.warn_of_values(project.source)
     findings = Findings.measure(setup, encoders, gallery, progress)
     identity = _data_id(data, groups := findings.groups, findings.bad, project.source, options)
     inputs = _inputs((old, new), encoders, gallery, setup, identity, findings.rescored_today)

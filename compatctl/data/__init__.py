@@ -16,7 +16,7 @@ from compatctl.data._judgments import Pair, read_pairs, read_traffic, read_traff
 from compatctl.data._keys import KeyColumns, KeyTable, read_key_table
 from compatctl.data._load import from_files, from_texts, load, load_unlabelled
 from compatctl.data._memory import memory_bytes, read_memory, sample_per_class
-from compatctl.data._near import warn_of_near_equal, warn_of_near_known
+from compatctl.data._near import warn_of_near_equal, warn_of_near_known, warn_of_near_values
 from compatctl.data._packed import pack, unpack
 from compatctl.data._pixels import (
     MAX_PIXELS,
@@ -120,4 +120,5 @@ __all__ = [
     "warn_of_equal_rows",
     "warn_of_near_equal",
     "warn_of_near_known",
+    "warn_of_near_values",
 ]

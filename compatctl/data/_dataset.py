@@ -48,7 +48,8 @@ MAX_STORED_BYTES = 3 * MAX_PIXELS
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """The description of an image, a text or vectors; without a ``role`` query and gallery item."""
+    """The description of an image, a text or vectors; if no item has a ``role``, each is query and
+    gallery item."""
 
     id: str
     label: str

@@ -143,12 +143,15 @@ def collect(
     items: list[Item] = []
     sources: list[Source] = []
     named: set[str] = set()
+    without_role: list[str] = []
     for item, row in counted(rows, f"reading {path.name}"):
         named.update(row.record.keys() & RESERVED)
         if item.id in positions:
             raise InputError(f"{row.where}: the id {item.id!r} is already at {positions[item.id]}")
         positions[item.id] = row.where
         items.append(item)
+        if item.role is None and row.record.get("split") != "train":
+            without_role.append(item.id)
         sources.append(row.take(folder, roots))
         if isinstance(sources[0], str) != isinstance(sources[-1], str):
             raise InputError(
@@ -158,6 +161,9 @@ def collect(
     if not items:
         raise InputError(f"{path}: there is no item in it", tip=f"data is {forms}")
     _warn_of_shared_files(path, items, sources)
+    if without_role and any(item.role for item in items):
+        result = "they are neither; write their role, or the split train if they only train"
+        notice("no-role", path, "items without a role, where others have one", without_role, result)
     warn_of_near_equal(path, tuple(positions), {item.label for item in items})
     warn_of_hidden_words(
         [item.slices for item in items], [name for name in OPTIONAL if name not in named], path

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -115,6 +115,20 @@ def warn_of_near_equal(source: object, ids: Sequence[str], labels: Iterable[str]
         warn_of_doubts(source, kind, texts)
         if groups := near_equal(texts):
             _warn(kind, source, f"{kind} {WHAT}", groups)
+
+
+def warn_of_near_values(
+    source: object, columns: Mapping[str, Iterable[str]], *, grouping: Iterable[str] = ()
+) -> None:
+    """Warn of values of a column that are near-equal; in the ``grouping`` columns, where items
+    without a value share it with none, also of doubtful ones, such as nan."""
+    for name, values in columns.items():
+        texts = tuple(sorted({*values} - {""}))
+        what = f"values of the column {name}"
+        if name in grouping:
+            warn_of_doubts(source, what, texts)
+        if groups := near_equal(texts):
+            _warn("values", source, f"{what} {WHAT}", groups)
 
 
 def warn_of_near_known(

@@ -36,7 +36,7 @@ _EXPECTED = {
 """Field that no item lacks -> what it is, and what to do without it."""
 _WITHOUT = {
     "split": "the class decides, by split: in compatctl.yaml (unlabelled images train)",
-    "role": "the item is both query and gallery item",
+    "role": "the item is neither, or both where no item has a role",
 }
 """Field that an item may lack -> what holds then."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")

@@ -94,6 +94,10 @@ def json_object(line: bytes, where: str) -> dict[str, Any]:
     try:
         parsed = parse_json(line.removeprefix(codecs.BOM_UTF8), where)
     except InputError as error:
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError as reason:
+            raise _not_utf8(where, reason) from reason
         tip = error.tip or "write one whole object on each line, without commas between them"
         raise InputError(str(error), tip=tip) from None
     if not isinstance(parsed, dict):
@@ -286,7 +290,7 @@ def _header(
     return separator, first, before
 
 
-def _not_utf8(path: Path, error: UnicodeDecodeError) -> InputError:
+def _not_utf8(path: Path | str, error: UnicodeDecodeError) -> InputError:
     """The error of a text with other bytes than UTF-8."""
     if found := other_kind(error.object):
         return InputError(f"{path}: it is {found[0]}, not a table", tip=found[1])

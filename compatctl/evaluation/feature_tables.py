@@ -14,13 +14,25 @@ from compatctl.core.arrays import Rows, Vectors
 from compatctl.core.gate import Measurement, Verdict
 from compatctl.core.policy import Policy
 from compatctl.core.similarity import SIMILARITIES, CosineReduction, Similarity
-from compatctl.data import FeatureTable, Judgments, load_features, read_pairs, read_qrels
+from compatctl.data import (
+    FeatureTable,
+    Judgments,
+    load_features,
+    read_pairs,
+    read_qrels,
+    warn_of_near_values,
+)
 from compatctl.errors import InputError, UsageError
 from compatctl.evaluation.adaptive_resampling import Sampling, adaptive_verdict, sampling
 from compatctl.evaluation.comparison import GroupResult, PairedEmbeddings, compare
 from compatctl.evaluation.details import group_details, score_distributions
 from compatctl.evaluation.gallery_report import duplicate_warnings
-from compatctl.evaluation.ground_truth import GroundTruth, reembedded_half, warn_of_unknown_ids
+from compatctl.evaluation.ground_truth import (
+    GroundTruth,
+    reembedded_half,
+    warn_of_judged_roles,
+    warn_of_unknown_ids,
+)
 from compatctl.evaluation.ignored_rows import Column, missing_value_notes, with_ignored_rows
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.evaluation.pairs import measure_pairs, resolve_pairs
@@ -69,10 +81,10 @@ def verify_features(old: Path, new: Path, policy: Policy, options: VerifyOptions
     only_ranks = similarity != "cosine"
     if only_ranks:
         options.check_cosines(policy, similarity)
-    check_same(tables[0], tables[1], old, new)
+    check_same(tables[0], tables[1], old, new, options.columns)
     queries, gallery = table_rows(tables[0], old)
     judged = read_judged(tables[0], options.qrels)
-    shared = _shared_columns(tables[0], queries, gallery, options.ignore_same)
+    shared = _shared_columns(old, tables[0], queries, gallery, options)
     truth = with_ignored_rows(table_truth(tables[0], queries, gallery, judged, options), shared)
     if options.self_test and not only_ranks:  # the old model's vectors alone show no duplicate
         truth = replace(truth, image_unavailable=np.ones(len(gallery), dtype=bool))
@@ -118,6 +130,7 @@ def read_judged(table: FeatureTable, qrels: Path | None) -> Judgments | None:
         return None
     judged = read_qrels(qrels)
     warn_of_unknown_ids(judged, qrels, table.row_of, table.row_of)
+    warn_of_judged_roles(judged, qrels, zip(table.ids, table.role or (), strict=False))
     return judged
 
 
@@ -272,9 +285,13 @@ def _details(
 
 
 def _shared_columns(
-    table: FeatureTable, queries: Rows, gallery: Rows, names: Sequence[str]
+    path: Path, table: FeatureTable, queries: Rows, gallery: Rows, options: VerifyOptions
 ) -> dict[str, Column]:
-    """The values of queries and gallery in the ``--ignore-same`` columns."""
+    """The values of queries and gallery in the ``--ignore-same`` columns, after a notice of nearly
+    equal values of all columns that options name."""
+    values = {name: table.slices.get(name, ()) for name in options.columns}
+    warn_of_near_values(path, values, grouping=options.grouping)
+    names = options.ignore_same
     of_queries, of_gallery = (_columns(table, rows, names) for rows in (queries, gallery))
     return {name: (of_queries[name], of_gallery[name]) for name in names}
 
@@ -310,14 +327,22 @@ def _pairs(
     )
 
 
-def check_same(old: FeatureTable, new: FeatureTable, old_path: Path, new_path: Path) -> None:
-    """Raise unless both tables have the same items in the same order, with the same labels."""
+def check_same(
+    old: FeatureTable,
+    new: FeatureTable,
+    old_path: Path,
+    new_path: Path,
+    columns: Sequence[str] = (),
+) -> None:
+    """Raise unless both tables have the same items in the same order, with the same labels, roles
+    and values of ``columns``, which only the old one needs to have."""
     for name, a, b in (
         ("ids", old.ids, new.ids),
         ("labels", old.labels, new.labels),
         ("roles", old.role, new.role),
+        *((f"values of {name}", old.slices.get(name), new.slices.get(name)) for name in columns),
     ):
-        if a == b:
+        if a == b or (b is None and name.startswith("values of ")):
             continue
         if a is None or b is None or len(a) != len(b):
             difference = f"{len(a or ())} in {old_path} and {len(b or ())} in {new_path}"

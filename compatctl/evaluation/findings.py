@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from compatctl.core.arrays import Rows, Vectors, as_rows
 from compatctl.core.gate import Measurement
 from compatctl.core.measurements import DECIDING_GROUP, ChainEvidence
 from compatctl.core.policy import Policy
-from compatctl.data import Dataset, Judgments, read_qrels
+from compatctl.data import Dataset, Judgments, read_qrels, warn_of_near_values
 from compatctl.deployment.gallery import DeployedGallery, score_map, stored_encoder
 from compatctl.deployment.gallery_pass import ModelRows, gallery_pass
 from compatctl.deployment.training_record import TrainingRecord
@@ -28,7 +29,11 @@ from compatctl.evaluation.embedding import VerifyEmbeddings, embed_for_verify, p
 from compatctl.evaluation.exact_retrieval import measured_ks, retrieval_of_rows
 from compatctl.evaluation.gallery import EmbeddedRows, EvaluationGallery
 from compatctl.evaluation.gallery_report import GalleryImages, gallery_entry
-from compatctl.evaluation.ground_truth import GroundTruth, warn_of_unknown_ids
+from compatctl.evaluation.ground_truth import (
+    GroundTruth,
+    warn_of_judged_roles,
+    warn_of_unknown_ids,
+)
 from compatctl.evaluation.groups import Groups, near_vectors, with_near_copies
 from compatctl.evaluation.ignored_rows import missing_value_notes, with_ignored_rows
 from compatctl.evaluation.options import VerifyOptions
@@ -70,6 +75,13 @@ class VerifySetup:
         if judged is not None:
             ids = self.data.row_of
             warn_of_unknown_ids(judged, self.options.qrels, ids, chain(ids, gallery))
+            roles = ((item.id, item.role) for item in self.data.items)
+            warn_of_judged_roles(judged, self.options.qrels, roles)
+
+    def warn_of_values(self, source: Path | None) -> None:
+        """A notice of nearly equal values of the columns of the data that options name."""
+        columns = columns_of(self.data, range(len(self.data)), self.options.columns)
+        warn_of_near_values(source or "the data", columns, grouping=self.options.grouping)
 
     def judge(
         self,

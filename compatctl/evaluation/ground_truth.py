@@ -233,6 +233,27 @@ def warn_of_unknown_ids(
             warn_of_near_known(source, "ids", unknown, known, told=("judged", "the data"))
 
 
+def warn_of_judged_roles(
+    judged: Judgments, source: object, roles: Iterable[tuple[str, str | None]]
+) -> None:
+    """A notice of judged queries that are gallery items, and of judged items that are queries, by
+    the ``roles`` (id, role) of the data."""
+    role_of = dict(roles)
+    for what, ids, other, named in (
+        ("queries", judged.query_ids, "gallery", "gallery items"),
+        ("items", judged.item_ids, "query", "queries"),
+    ):
+        if wrong := [name for name in ids if role_of.get(name) == other]:
+            notice(
+                "judged-role",
+                source,
+                f"judged {what} that have the role of {named}",
+                wrong[:MAX_NAMES],
+                "their judgments do not count; maybe query and item have changed places",
+                count=len(wrong),
+            )
+
+
 def reembedded_half(ids: Iterable[str]) -> Bools:
     """(G,) about half of the items, by a hash of their ids: the same in every run."""
     return np.array([hash_fraction(item) < 0.5 for item in ids], dtype=bool)

@@ -160,6 +160,11 @@ class VerifyOptions:
         """Every column of the data that an option names, once."""
         return tuple(dict.fromkeys((*self.slices, *self.cluster, *self.ignore_same)))
 
+    @property
+    def grouping(self) -> tuple[str, ...]:
+        """The columns in which an item without a value shares it with none."""
+        return (*self.cluster, *self.ignore_same)
+
     def thresholds(self, scale: ScoreMap | None = None) -> Thresholds | None:
         """The thresholds of old and new queries, on the ``scale`` of the store's scores."""
         if self.calibrate and self.new_threshold is not None:

@@ -110,6 +110,21 @@ def test_a_faiss_index_is_imported_verified_deployed_and_searched(
     assert run("check", "--store", shop.path("adopted")).code == 0
 
 
+def test_labels_of_the_data_that_differ_from_the_index_are_named(
+    shop: Shop, gallery: Dataset, rows: NDArray[np.float32]
+) -> None:
+    """The class of such an item is unknown to verify, so import says it, and which labels."""
+    index, items = _hnsw(shop.path("prod.hnsw"), rows, "cosine"), _items(shop, gallery)
+    entries = json.loads(items.read_text())
+    (wrong,) = [entry for entry in entries.values() if entry["id"] == gallery.ids[3]]
+    wrong["label"] = "another"
+    items.write_text(json.dumps(entries))
+    result = _adopt(shop, index, "--items", items, "--data", shop.data())
+    assert result.code == 0, result.stderr
+    (entry,) = [one for one in result.json["notices"] if one["kind"] == "label-differs"]
+    assert entry["names"] == [f"{gallery.ids[3]!r}: {gallery.labels[3]!r} and 'another'"]
+
+
 def test_the_rows_of_a_faiss_index_are_unchanged(
     shop: Shop, gallery: Dataset, rows: NDArray[np.float32]
 ) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from compatctl.data import Dataset, SplitRule, from_files, load, load_unlabelled
 from compatctl.errors import InputError
+from compatctl.notices import collected
 
 LABELS = ("ant", "bee", "cat", "dog", "emu", "fox", "gnu", "hen", "ibis", "jay")
 
@@ -383,3 +384,32 @@ def test_a_table_of_images_without_labels(tmp_path: Path) -> None:
         load_unlabelled(table(tmp_path, "id,label\na,ant\n"))
     with pytest.raises(InputError, match="no column label"):
         load(table(tmp_path, "id,path\na,img/0.png\n"))
+
+
+def test_items_without_a_role_among_others_are_named(tmp_path: Path) -> None:
+    """Where others have a role they are neither queries nor gallery items, and a notice says so;
+    those that are written to train only are meant so, and where no item has a role all are both."""
+    path = table(
+        tmp_path,
+        "id,path,label,split,role\na,a.png,x,test,query\nb,b.png,x,test,gallery\n"
+        "c,c.png,x,test,\nd,d.png,x,,\ne,e.png,x,train,\n",
+    )
+    with collected() as notices:
+        load(path)
+    (entry,) = notices.entries()
+    assert (entry["kind"], entry["names"]) == ("no-role", ["c", "d"])
+    for role in ("query", "gallery"):
+        path.write_text(path.read_text().replace(f",{role}\n", ",\n"))
+    with collected() as notices:
+        load(path)
+    assert notices.entries() == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_json_lines_in_another_encoding_are_refused_as_such(tmp_path: Path, encoding: str) -> None:
+    """The message speaks of the encoding, not of JSON."""
+    path = tmp_path / "items.jsonl"
+    path.write_text('{"id": "a", "path": "a.png", "label": "café"}\n', encoding=encoding)
+    with pytest.raises(InputError, match="line 1: not text in UTF-8") as error:
+        load(path)
+    assert error.value.tip == "save it as UTF-8"

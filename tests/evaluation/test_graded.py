@@ -17,6 +17,7 @@ from compatctl.errors import InputError
 from compatctl.evaluation.feature_tables import verify_features
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.files import canonical_json, sha256_bytes
+from compatctl.notices import collected
 from compatctl.recipe import load_policy
 from compatctl.report import Report, junit, markdown, openmetrics, read_report
 
@@ -194,3 +195,13 @@ def test_a_policy_of_the_format_before_is_read_with_a_notice(tmp_path: Path) -> 
     path.write_text(f"format: 4\n{text}")
     with pytest.raises(InputError, match="min_old_recall"):
         load_policy(path)
+
+
+def test_judgments_against_the_roles_of_the_data_are_named(tmp_path: Path) -> None:
+    """A gallery item as the query and a query as the item: they may have changed places."""
+    scene = Scene(tmp_path)
+    scene.write(scene.grades, "d1\tq1\t1\n")
+    with collected() as notices:
+        scene.verify(GRADED)
+    told = [(entry["kind"], entry["names"]) for entry in notices.entries()]
+    assert told == [("judged-role", ["d1"]), ("judged-role", ["q1"])]

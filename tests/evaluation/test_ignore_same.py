@@ -324,3 +324,36 @@ def test_search_refuses_a_column_without_a_value_and_an_unknown_column(
     image = next((emoji / "images" / "emojione").glob("*.png"))
     result = cameras.run("search", "--ignore-same", given, image)
     assert (result.code, word in result.stderr) == (code, True)
+
+
+def test_values_that_look_alike_or_missing_are_named(tmp_path: Path, street: Street) -> None:
+    """Queries of C1 and items of c1 would share no camera, and all of nan one: both are notices."""
+    cameras = np.array([f"c{value}" for value in street.cameras], dtype="U3")
+    cameras[::2] = np.char.upper(cameras[::2])
+    cameras[:4] = "nan"
+    result, _ = verify(tmp_path, street.write(tmp_path, camera=cameras), "--ignore-same", "camera")
+    told = {entry["kind"]: entry for entry in result.json["notices"]}
+    assert told["near-equal-values"]["names"] == ["'C0' and 'c0'", "'C1' and 'c1'", "'C2' and 'c2'"]
+    assert told["no-value"]["names"] == ["'nan'"]
+    result, _ = verify(tmp_path, street.write(tmp_path, camera=cameras), "--slice", "camera")
+    assert {entry["kind"] for entry in result.json["notices"]} == {"near-equal-values"}
+
+
+def test_values_of_the_data_that_look_alike_are_named(cameras: Shop) -> None:
+    """As in tables; the project's own column counts, too."""
+    with cameras.path("items.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows[::2]:
+        row["camera"] = row["camera"].upper()
+    alike = cameras.path("alike.csv")
+    with alike.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    models = cameras.path("old.onnx"), cameras.path("new.onnx")
+    kinds = []
+    for data in (cameras.path("items.csv"), alike):
+        result = cameras.run("verify", *models, "--data", data)
+        assert result.code in {0, 4}, result.stderr
+        kinds.append({entry["kind"] for entry in result.json.get("notices", ())})
+    assert kinds[1] - kinds[0] == {"near-equal-values"}

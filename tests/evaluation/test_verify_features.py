@@ -426,6 +426,21 @@ def test_tables_of_other_items_are_never_compared(tmp_path: Path, real: Emoji, n
         assert str(tmp_path / "new.npz") in result.stderr
 
 
+def test_tables_with_other_values_of_a_named_column_are_not_compared(
+    tmp_path: Path, real: Emoji
+) -> None:
+    """A column that only the old table has says enough; one that only the new one has, or that
+    differs, is refused."""
+    old, new = real.table(real.old), real.table(real.new)
+    vendors, others = {"vendor": real.vendors}, {"vendor": np.roll(real.vendors, 1)}
+    assert verify(tmp_path, old | vendors, new, "--slice", "vendor")[0].code == 0
+    for tables in ((old, new | vendors), (old | others, new | vendors)):
+        for flag in ("--slice", "--cluster", "--ignore-same"):
+            result, _ = verify(tmp_path, *tables, flag, "vendor")
+            assert result.code == 5
+            assert "the values of vendor of the two tables differ" in result.stderr
+
+
 def test_other_dimensions_are_refused(tmp_path: Path, real: Emoji) -> None:
     """A candidate of a smaller dimension ends in exit 5, and both dimensions are named."""
     result, report = verify(tmp_path, real.table(real.old), real.table(unit(real.new[:, :48])))
