@@ -21,8 +21,8 @@ from compatctl.deployment.project import open_store
 from compatctl.deployment.record_files import find_record, record_path, write_model
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder, check_steady
-from compatctl.errors import InputError, UsageError
-from compatctl.files import sha256_bytes
+from compatctl.errors import UsageError
+from compatctl.files import require_place, sha256_bytes
 from compatctl.migration.adapters import (
     AUTO,
     check_adapter_options,
@@ -135,8 +135,8 @@ def _check_output(new: Path, output: Path, *, dry_run: bool) -> None:
             f"{output} would replace the new encoder, or its training record",
             tip="name another file for --output",
         )
-    if not dry_run and not output.parent.is_dir():
-        raise InputError(f"no folder {output.parent} to write {output.name} to")
+    if not dry_run:
+        require_place(output)
 
 
 def _record(before: TrainingRecord | None, pairs: TrainingRecord, parity: float) -> TrainingRecord:

@@ -21,7 +21,7 @@ from compatctl.encoder import Encoder, ImageInput, check_steady
 from compatctl.encoder.description import describe_onnx, preprocessing_template
 from compatctl.encoder.import_onnx import ImportSpec, read_spec
 from compatctl.errors import InputError, UsageError
-from compatctl.files import canonical_json, write_atomic
+from compatctl.files import canonical_json, require_place, write_atomic
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
 
@@ -105,8 +105,8 @@ def export(project: Project, options: ExportOptions, progress: Progress = silent
         UsageError: the source names nothing, or lacks weights or a preprocessing file.
         InputError: the model cannot be made, or its ONNX file differs from it.
     """
-    if not options.dry_run and not options.output.parent.is_dir():
-        raise InputError(f"no folder {options.output.parent} to write {options.output.name} to")
+    if not options.dry_run:
+        require_place(options.output)
     if options.source.endswith(".onnx") or Path(options.source).is_file():
         result, content = _from_onnx(project, options)
     elif (folder := _text_folder(options.source)) is not None:

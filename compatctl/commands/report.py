@@ -9,7 +9,7 @@ from pathlib import Path
 from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
 from compatctl.errors import InputError, UsageError
-from compatctl.files import read_json, write_atomic
+from compatctl.files import read_json, require_place, write_atomic
 from compatctl.migration.backfill_page import curve_section
 from compatctl.recipe import Project
 from compatctl.report import read_report
@@ -66,8 +66,7 @@ def report(
             f"{output} would be replaced by the page that is made from it",
             tip="name another file with -o",
         )
-    if not output.parent.is_dir():
-        raise InputError(f"no folder {output.parent} to write {output.name} to")
+    require_place(output)
     verified = read_report(source, earlier=True)
     extras = [
         _section(path, make)

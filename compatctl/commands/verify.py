@@ -28,7 +28,7 @@ from compatctl.deployment.provenance import prove, unproven
 from compatctl.deployment.record_files import find_record
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
-from compatctl.errors import InputError, UnsteadyError, UsageError
+from compatctl.errors import UnsteadyError, UsageError
 from compatctl.evaluation.acceptance import scale_warnings
 from compatctl.evaluation.adaptive_resampling import adaptive_verdict, sampling
 from compatctl.evaluation.attempts import VerifyInputs, current_attempt, uncounted_note
@@ -59,7 +59,7 @@ from compatctl.evaluation.verdict import (
     verdict_fields,
     write_report,
 )
-from compatctl.files import write_atomic
+from compatctl.files import require_place, write_atomic
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project, gate_policy, load_policy
 from compatctl.report import (
@@ -103,8 +103,8 @@ def verify(
     options.check(policy)
     options.outputs.check()
     for target in (project.report, *options.outputs.given):
-        if not options.dry_run and not target.parent.is_dir():
-            raise InputError(f"no folder {target.parent} to write {target.name} to")
+        if not options.dry_run:
+            require_place(target)
     if old is None:
         old = _deployed_model(project)
     data = None

@@ -15,7 +15,7 @@ from compatctl.core.similarity import Similarity
 from compatctl.deployment.adopted_rows import Norms, build_index, measure_norms, refuse_norms
 from compatctl.deployment.creation import index_info
 from compatctl.errors import InputError, UsageError
-from compatctl.files import sha256_file
+from compatctl.files import require_place, sha256_file
 from compatctl.index import (
     DATABASES,
     ForeignRows,
@@ -158,8 +158,8 @@ def _refuse_options(request: SourceRequest, form: Form) -> None:
         )
     if request.norms is not None and request.norms.suffix != ".npz":
         raise UsageError(f"--norms writes an .npz file, got {request.norms.name}")
-    if request.norms is not None and not request.norms.parent.is_dir():
-        raise InputError(f"no folder {request.norms.parent} to write {request.norms.name} to")
+    if request.norms is not None:
+        require_place(request.norms)
 
 
 def _hnswlib(

@@ -26,7 +26,7 @@ def os_errors(doing: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = error.filename or path
+        where = error.filename2 or error.filename or path
         if error.errno in _FULL:
             raise CompatError(
                 f"{doing} {path}: no room ({error.strerror})",

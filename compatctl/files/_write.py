@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from compatctl.errors import CompatError, DamagedError
+from compatctl.errors import CompatError, DamagedError, InputError
 from compatctl.files._errors import os_errors
 from compatctl.progress import stage
 
@@ -28,6 +28,9 @@ FOLDER_MODE = 0o775
 
 _NO_MODES = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS}
 """Errors of chmod on a file system without modes."""
+
+_OPEN_FILES = {"/dev", "/dev/fd", "/proc/self/fd"}
+"""Folders whose links name open files, such as /dev/stdout."""
 
 _WATCHED, _PIECE = 1 << 25, 1 << 20
 """Bytes of a file from which progress is shown, and those that are read at once."""
@@ -68,12 +71,17 @@ def sha256_file(path: Path) -> str:
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace the content of ``path``; other processes see all old bytes or all new ones.
 
-    The file is not writable for everybody, whatever the umask.
+    The file is not writable for everybody, whatever the umask. A pipe or a device such as
+    /dev/stdout and /dev/null is written to, and stays what it is.
 
     Raises:
         CompatError: no space, no permission, or no such folder; ``path`` is unchanged.
+        InputError: a folder is there, or a disk.
         DamagedError: the bytes read back are not those written.
     """
+    if _is_stream(path):
+        _pass_on(path, data)
+        return
     temporary = _temporary(path.parent, path.suffix)
     with os_errors("writing", path):
         try:
@@ -87,6 +95,41 @@ def write_atomic(path: Path, data: bytes) -> None:
         sync(path.parent)
         if path.read_bytes() != data:
             raise DamagedError(f"{path}: read back other bytes than were written")
+
+
+def require_place(path: Path) -> None:
+    """Refuse a path at which no file can be written, before work that would be lost.
+
+    Raises:
+        InputError: its folder does not exist, or it is a folder itself.
+    """
+    if not path.parent.is_dir():
+        raise InputError(f"no folder {path.parent} to write {path.name} to")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, and a file is to be written", tip="name a file")
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether something is there that a rename would replace by a file, and that is none: a pipe, a
+    device, or the name of an open file of this process."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    if stat.S_ISREG(mode):
+        return path.is_symlink() and str(path.absolute().parent) in _OPEN_FILES
+    if stat.S_ISDIR(mode) or stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
+        raise InputError(f"{path} is no file that can be written", tip="name a file")
+    return True
+
+
+def _pass_on(path: Path, data: bytes) -> None:
+    """Write to a pipe or a device; a pipe that nobody reads is an error, not a wait."""
+    with os_errors("writing", path):
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        with os.fdopen(fd, "wb") as file:
+            os.set_blocking(fd, True)
+            file.write(data)
 
 
 def append(path: Path, data: bytes) -> None:

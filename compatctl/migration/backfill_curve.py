@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from compatctl.errors import InputError, UsageError
-from compatctl.files import canonical_json, json_safe, write_atomic
+from compatctl.errors import UsageError
+from compatctl.files import canonical_json, json_safe, require_place, write_atomic
 from compatctl.migration.backfill_gain import RestGain
 from compatctl.migration.backfill_step import StepOutcome
 from compatctl.report.page import figures
@@ -127,14 +127,18 @@ def curve_path(text: Path) -> Path:
     """The path of a curve's JSON.
 
     Raises:
-        UsageError: it would be the figure's path.
-        InputError: there is no such folder.
+        UsageError: it would be the figure's path, or what is there is no file.
+        InputError: as ``require_place``.
     """
-    if not text.parent.is_dir():
-        raise InputError(f"no folder {text.parent} to write {text.name} to")
+    require_place(text)
     if text.suffix.lower() == ".svg":
         raise UsageError(
             f"--curve names the JSON file, and the figure is beside it; got {text}",
             tip=f"--curve {text.with_suffix('.json')}",
+        )
+    if text.exists() and not text.is_file():
+        raise UsageError(
+            f"--curve names a file, with the figure beside it; {text} is none",
+            tip="compatctl backfill --json has the curve too",
         )
     return text

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from compatctl.errors import InputError
-from compatctl.files import write_atomic
+from compatctl.files import require_place, write_atomic
 from compatctl.migration.forecast import Curve, Forecast
 from compatctl.migration.recommendation import RouteEstimate
 from compatctl.migration.routes import Route
@@ -21,13 +20,12 @@ def check_plan_page(path: Path | None) -> None:
 
     Raises:
         UsageError: jinja2 is missing.
-        InputError: there is no such folder.
+        InputError: as ``require_place``.
     """
     if path is None:
         return
     require_page()
-    if not path.parent.is_dir():
-        raise InputError(f"no folder {path.parent} to write {path.name} to")
+    require_place(path)
 
 
 def write_plan_page(

@@ -155,9 +155,11 @@ def test_the_cost_is_said_before_it_starts(deployed: Shop) -> None:
 
 
 def test_what_cannot_work_is_refused_before_anything_is_embedded(deployed: Shop) -> None:
-    """A curve without a folder to write it to, and an order without a name."""
+    """A curve that could not be written, and an order without a name."""
     for words, code, said in (
         (("--curve", deployed.path("no/curve.json")), 5, "no folder"),
+        (("--curve", deployed.path("store")), 5, "is a folder"),
+        (("--curve", "/dev/null"), 2, "--curve names a file"),
         (("--order", ""), 2, "--order is empty"),
     ):
         refused = deployed.run("backfill", "--step", 10, *words, *FORCE)

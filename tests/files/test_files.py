@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from compatctl.files import (
     canonical_json,
     make_folder,
     read_json,
+    require_place,
     sha256_bytes,
     sha256_file,
     write_atomic,
@@ -84,6 +87,50 @@ def test_write_atomic_replaces_whole_and_leaves_no_temporary(tmp_path: Path) -> 
     write_atomic(path, b"new")
     assert path.read_bytes() == b"new"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path) -> None:
+    """As a device does (/dev/null, /dev/stdout), which a rename would replace where root runs. One
+    that nobody reads is an error, at once."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(CompatError, match=str(pipe)):
+        write_atomic(pipe, b"lost")
+    data = b"x" * 300_000  # more than a pipe holds
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(pipe.read_bytes)
+        deadline = time.monotonic() + 30.0
+        while True:  # until the reader is there
+            try:
+                write_atomic(pipe, data)
+                break
+            except CompatError:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        assert read.result(30) == data
+    assert stat.S_ISFIFO(pipe.lstat().st_mode)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_the_name_of_an_open_file_is_that_file(tmp_path: Path) -> None:
+    """/dev/stdout and /dev/fd/3 are links, which are not replaced: what is written follows."""
+    target = tmp_path / "redirected"
+    with target.open("wb", buffering=0) as file:
+        file.write(b"before ")
+        write_atomic(Path(f"/dev/fd/{file.fileno()}"), b"report")
+        assert target.read_bytes() == b"before report"
+
+
+def test_a_folder_is_refused_by_its_own_name(tmp_path: Path) -> None:
+    """Not by the name of a temporary file; before work, too."""
+    folder = tmp_path / "a.json"
+    folder.mkdir()
+    for refuse in (lambda: write_atomic(folder, b"x"), lambda: require_place(folder)):
+        with pytest.raises(InputError, match=str(folder)):
+            refuse()
+    with pytest.raises(InputError, match="no folder"):
+        require_place(folder / "b" / "c.json")
+    assert not list(folder.iterdir())
 
 
 def test_no_room_leaves_the_old_file(tmp_path: Path) -> None:
