@@ -425,7 +425,9 @@ def _compared(
     if not len(rows):
         raise InputError(
             f"no item of {project.source} is in the index by its id",
-            tip="look at --items: its ids must be the data's",
+            tip="name the column of the data's ids in the URL: ?id=COLUMN"
+            if source.switch
+            else "look at --items: its ids must be the data's",
         )
     least = LEAST_RECONSTRUCTED if source.lossy else LEAST_COSINE
     _warn_of_other_labels(project.source, data, rows, [catalog.labels[row] for row in catalog_rows])

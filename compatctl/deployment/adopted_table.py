@@ -183,6 +183,8 @@ class _AdoptedRows:
         """
         if not self.ids:
             raise InputError(f"{url}: no row has a vector", tip="adopt the table once it is filled")
+        if "" in self.ids:
+            raise empty_id(url)
         if len(set(self.ids)) < len(self.ids):
             seen = set[str]()
             twice = [item for item in self.ids if item in seen or seen.add(item)]  # type: ignore[func-returns-value]
@@ -204,6 +206,14 @@ class _AdoptedRows:
                 tip="store unit rows, or an index with vector_cosine_ops; compatctl verify old.npz "
                 "new.npz --similarity dot (or l2) compares two models as the table ranks",
             )
+
+
+def empty_id(url: str) -> InputError:
+    """The error for a row whose id is the empty text."""
+    return InputError(
+        f"{url}: a row has an empty id, and an item is known by its id",
+        tip="give the row an id, or name another column: ?id=COLUMN",
+    )
 
 
 _WHOLE = ("smallint", "integer", "bigint", "int64")
@@ -254,6 +264,10 @@ def _tell(found: Inspection, index: VectorIndexFacts | None, without: int, dim: 
     if index is not None and found.vector_type == "FLOAT_VECTOR":
         _tell_collection(found, index)
         return
+    for check in found.checks:
+        if check.name == "row security":
+            notice("row-security", url, "policies of row-level security", [check.found],
+                   check.problem)  # fmt: skip
     if without:
         notice("null-vectors", url, "rows without a vector", ["NULL"],
                "they are not part of the gallery; compatctl add takes them in later",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from compatctl.core.arrays import NORM_TOLERANCE, Checksums, Rows, as_rows
+from compatctl.deployment.adopted_table import empty_id
 from compatctl.deployment.data import load_data
 from compatctl.deployment.engine_gallery import adopted, table_changes
 from compatctl.deployment.gallery import indexed_rows, load_query_model
@@ -177,6 +178,8 @@ def _refuse_changed(file: TableFile, changes: TableChanges, relabelled: Rows) ->
 
 
 def _refuse_rows(file: TableFile, found: RowsNow) -> None:
+    if "" in found.ids:
+        raise empty_id(file.location.url)
     if found.zero:
         raise InputError(
             f"{file.location.url}: {len(found.zero)} rows have a zero vector: {listed(found.zero)}",

@@ -46,7 +46,7 @@ def table_problems(
 
     ``dim``: the model's dimension, where it is known.
     """
-    checks = [Check(name="server", found=f"PostgreSQL {server.version_text} as {server.user}")]
+    checks = [_server(server)]
     checks.append(_extension(server))
     checks.append(_table(location, facts))
     if checks[-1].fatal:
@@ -54,6 +54,7 @@ def table_problems(
     checks += _columns(location, facts)
     if facts.vector_type in _VECTORS:
         checks += _vector(facts, server, dim)
+    checks += _row_security(server, facts)
     checks.append(_permissions(facts))
     problem = side_problem(location, server, facts)
     told = f"backfill and lift cannot write vectors beside the table: {problem}" if problem else ""
@@ -83,6 +84,31 @@ def side_problem(location: TableLocation, server: ServerFacts, facts: TableFacts
     return ""
 
 
+def _server(server: ServerFacts) -> Check:
+    told = "transactions are read-only there, and a deploy writes a row" if server.read_only else ""
+    return Check(
+        name="server",
+        found=f"PostgreSQL {server.version_text} as {server.user}",
+        problem=told,
+        fatal=server.read_only,
+        tip="name the primary server, not a standby, and a role without "
+        "default_transaction_read_only"
+        if told
+        else "",
+    )
+
+
+def _row_security(server: ServerFacts, facts: TableFacts) -> Iterator[Check]:
+    if facts.rows_hidden:
+        yield Check(
+            name="row security",
+            found="active",
+            problem=f"policies of row-level security decide which rows {server.user} sees: the "
+            "others are neither adopted nor judged",
+            tip="connect as a role that sees every row, as one with BYPASSRLS does",
+        )
+
+
 def _extension(server: ServerFacts) -> Check:
     name, found = "pgvector", server.vector_text or "not in this database"
     if server.vector is None:
@@ -96,6 +122,15 @@ def _extension(server: ServerFacts) -> Check:
             problem=f"pgvector {server.vector_text} has no hnsw; at least 0.5 is needed",
             fatal=True,
             tip="ALTER EXTENSION vector UPDATE",
+        )
+    if not server.reachable:
+        return Check(
+            name=name,
+            found=f"{found} in the schema {server.schema}",
+            problem=f"the extension vector is in the schema {server.schema}, which is not on the "
+            f"search path of {server.user}: a search finds neither its types nor its operators",
+            fatal=True,
+            tip="ALTER ROLE ... SET search_path, also of the role of the application",
         )
     return Check(name=name, found=found)
 

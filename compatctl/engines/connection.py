@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -45,6 +46,7 @@ def open_connection(location: TableLocation) -> Connection:
     require_psycopg()
     import psycopg
 
+    logging.getLogger("psycopg").setLevel(logging.CRITICAL)  # it logs what follows an error
     with postgres_errors(location):
         return psycopg.connect(
             autocommit=True,
@@ -61,6 +63,12 @@ def postgres_errors(location: TableLocation) -> Iterator[None]:
 
     try:
         yield
+    except psycopg.errors.QueryCanceled as error:
+        raise CompatError(
+            f"{location.url}: the server ended a statement: {_reason(error)}",
+            tip="where a statement_timeout of the role or the database is too short for this, the "
+            "environment variable PGOPTIONS='-c statement_timeout=0' lifts it",
+        ) from None
     except psycopg.OperationalError as error:
         raise CompatError(
             f"{location.url}: the server cannot be reached, or broke off: {_reason(error)}",
@@ -73,11 +81,38 @@ def postgres_errors(location: TableLocation) -> Iterator[None]:
         ) from None
 
 
+def identifier(*parts: str) -> Any:
+    """The name of a table or column as SQL writes it: schema and table, or table and column.
+
+    psycopg takes a % for a placeholder in every statement with parameters, also in a quoted name.
+    So a name with one is written with an escape, which every statement takes.
+    """
+    from psycopg import sql
+
+    names = [_escaped(part) if "%" in part else sql.Identifier(part) for part in parts]
+    return sql.SQL(".").join(names)
+
+
+def _escaped(name: str) -> Any:
+    """A name as U&"...", without a %."""
+    from psycopg import sql
+
+    plain = name.replace("\\", "\\\\").replace('"', '""').replace("%", "\\0025")
+    return sql.SQL(f'U&"{plain}"')  # type: ignore[arg-type,unused-ignore]
+
+
 def sql_of(text: str, **parts: Any) -> Any:
     """A statement with what is composed of quoted names in the places of {NAME}."""
     from psycopg import sql
 
     return sql.SQL(text).format(**parts)  # type: ignore[arg-type,unused-ignore]
+
+
+NO_HURRY = (
+    "SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN "
+    "('idle_in_transaction_session_timeout', 'transaction_timeout')"
+)
+"""Lets a transaction last while this process computes, whatever the role's settings are."""
 
 
 class ConnectionPool:

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from compatctl.engines.connection import Connection, connect
+from compatctl.engines.connection import Connection, connect, identifier
 from compatctl.engines.location import TableLocation
 from compatctl.errors import ConflictError
 
@@ -211,5 +211,5 @@ def _sql(statement: str, **names: tuple[str, ...]) -> Any:
     from psycopg import sql
 
     return sql.SQL(statement).format(  # type: ignore[arg-type,unused-ignore]
-        **{name: sql.Identifier(*parts) for name, parts in names.items()}
+        **{name: identifier(*parts) for name, parts in names.items()}
     )

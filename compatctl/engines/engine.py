@@ -10,7 +10,13 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from compatctl.engines.checks import side_problem
-from compatctl.engines.connection import Connection, ConnectionPool, connect, require_psycopg
+from compatctl.engines.connection import (
+    NO_HURRY,
+    Connection,
+    ConnectionPool,
+    connect,
+    require_psycopg,
+)
 from compatctl.engines.deployment_row import DeploymentRow, DeploymentTable
 from compatctl.engines.facts import OPERATORS, read_facts
 from compatctl.engines.inspection import Inspection, Location, inspect_table
@@ -188,7 +194,7 @@ def snapshot_of(connection: Connection, location: Location) -> Iterator[None]:
     if not isinstance(location, TableLocation):
         yield
         return
-    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    connection.execute(f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {NO_HURRY}")
     yield  # after an error the connection is closed
     connection.execute("COMMIT")
 

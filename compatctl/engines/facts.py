@@ -25,13 +25,17 @@ class ServerFacts:
     Attributes:
         version: of PostgreSQL, as 180004; ``version_text`` as 18.4.
         vector: version of pgvector in the database, None where it is not created.
-        user: the role of the connection.
+        schema: in which pgvector is. ``reachable``: statements find its types and operators.
+        user: the role of the connection. ``read_only``: its transactions may write nothing.
     """
 
     version: int
     version_text: str
     vector: tuple[int, ...] | None
+    schema: str
+    reachable: bool
     user: str
+    read_only: bool
 
     @property
     def iterative_scan(self) -> bool:
@@ -72,6 +76,7 @@ class TableFacts:
         id_unique: whether an index keeps ids apart. ``id_null``: whether an id may be NULL.
         dim: of the column's type; None where the type leaves it open.
         indexes: of the vector column.
+        rows_hidden: policies of row-level security decide which rows the role sees.
         may_read: the role may read the table. ``may_switch``: it may write the row, or create the
             table of rows. ``may_create``: it may create tables in the schema.
     """
@@ -86,6 +91,7 @@ class TableFacts:
     vector_type: str | None = None
     dim: int | None = None
     indexes: tuple[VectorIndexFacts, ...] = ()
+    rows_hidden: bool = False
     may_read: bool = False
     may_switch: bool = False
     may_create: bool = False
@@ -102,7 +108,8 @@ def read_facts(
     """The facts, and the location with the schema in which the table is."""
     server = _server(connection)
     found = connection.execute(
-        "SELECT c.oid, n.nspname, c.relkind::text, has_table_privilege(c.oid, 'SELECT') "
+        "SELECT c.oid, n.nspname, c.relkind::text, has_table_privilege(c.oid, 'SELECT'), "
+        "row_security_active(c.oid) "
         "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = "
         "to_regclass(CASE WHEN %(schema)s = '' THEN '' ELSE quote_ident(%(schema)s) || '.' END "
         "|| quote_ident(%(table)s))",
@@ -110,7 +117,7 @@ def read_facts(
     ).fetchone()
     if found is None:
         return server, TableFacts(kind=""), location
-    oid, schema, kind, may_read = found
+    oid, schema, kind, may_read, rows_hidden = found
     location = replace(location, schema=schema)
     columns = _columns(connection, oid)
     vector = columns.get(location.vector)
@@ -127,6 +134,7 @@ def read_facts(
         vector_type=None if vector is None else vector["type"],
         dim=None if vector is None or vector["modifier"] < 1 else vector["modifier"],
         indexes=() if vector is None else _indexes(connection, oid, vector["number"]),
+        rows_hidden=rows_hidden,
         may_read=may_read,
         may_switch=_may_switch(connection, schema),
         may_create=_may_create(connection, schema),
@@ -135,15 +143,24 @@ def read_facts(
 
 
 def _server(connection: Connection) -> ServerFacts:
-    number, text, user = connection.execute(
+    number, text, user, read_only = connection.execute(
         "SELECT current_setting('server_version_num')::int, current_setting('server_version'), "
-        "current_user::text"
+        "current_user::text, current_setting('transaction_read_only')::boolean"
     ).fetchone()
     found = connection.execute(
-        "SELECT extversion FROM pg_extension WHERE extname = 'vector'"
+        "SELECT e.extversion, n.nspname, to_regtype('vector') IS NOT NULL FROM pg_extension e "
+        "JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector'"
     ).fetchone()
-    parts = None if found is None else tuple(int(part) for part in found[0].split("."))
-    return ServerFacts(version=number, version_text=text, vector=parts, user=user)
+    version, schema, reachable = found or ("", "", False)
+    return ServerFacts(
+        version=number,
+        version_text=text,
+        vector=tuple(map(int, version.split("."))) if version else None,
+        schema=schema,
+        reachable=reachable,
+        user=user,
+        read_only=read_only,
+    )
 
 
 def _columns(connection: Connection, oid: int) -> dict[str, dict[str, Any]]:

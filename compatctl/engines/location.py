@@ -110,8 +110,22 @@ class TableLocation(EngineLocation):
         )
 
 
+_RESERVED = (
+    " all analyse analyze and any array as asc asymmetric authorization binary both case cast "
+    "check collate collation column concurrently constraint create cross current_catalog "
+    "current_date current_role current_schema current_time current_timestamp current_user default "
+    "deferrable desc distinct do else end except false fetch for foreign freeze from full grant "
+    "group having ilike in initially inner intersect into is isnull join lateral leading left "
+    "like limit localtime localtimestamp natural not notnull null offset on only or order outer "
+    "overlaps placing primary references returning right select session_user similar some "
+    "symmetric system_user table tablesample then to trailing true union unique user using "
+    "variadic verbose when where window with "
+)
+"""The words of SQL that name a table only when they are quoted (pg_get_keywords of version 18)."""
+
+
 def _quoted(name: str) -> str:
-    plain = re.fullmatch(r"[a-z_][a-z0-9_$]*", name) is not None
+    plain = re.fullmatch(r"[a-z_][a-z0-9_$]*", name) is not None and f" {name} " not in _RESERVED
     return name if plain else '"' + name.replace('"', '""') + '"'
 
 

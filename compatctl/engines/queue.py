@@ -7,12 +7,13 @@ stays in its row until the backfill takes it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from compatctl.engines.connection import Connection, connect, sql_of
+from compatctl.engines.connection import NO_HURRY, Connection, connect, identifier, sql_of
 from compatctl.engines.location import TableLocation
 
 QUEUE = "compatctl_queue"
@@ -50,11 +51,10 @@ class BlockQueue:
     an open connection."""
 
     def __init__(self, connection: Connection, location: TableLocation, model: str) -> None:
-        from psycopg import sql
 
         self._connection = connection
         self._key = {"name": location.name, "model": model}
-        self._table = sql.Identifier(location.schema, QUEUE)
+        self._table = identifier(location.schema, QUEUE)
         self._where = (location.schema, QUEUE)
 
     @property
@@ -66,7 +66,8 @@ class BlockQueue:
     def begin(self) -> bool:
         """Make an empty queue, unless another process has one; it has it until it disconnects."""
         text = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
-        if not self._connection.execute(text, (f"{QUEUE} {self._key['name']}",)).fetchone()[0]:
+        lock = json.dumps([*self._where, self._key["name"]])
+        if not self._connection.execute(text, (lock,)).fetchone()[0]:
             return False
         if not self.exists:
             self._run(_CREATE)
@@ -104,6 +105,7 @@ class BlockQueue:
         while the block of code runs; None where there is none."""
         among = "" if numbers is None else "AND block = ANY (%(numbers)s) "
         with self._connection.transaction():
+            self._connection.execute(NO_HURRY)
             found = self._run(
                 "SELECT block, ids, digests, skip_bad FROM {table} WHERE name = %(name)s AND "
                 f"model = %(model)s AND answer IS NULL {among}"

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from compatctl.engines.connection import Connection
+from compatctl.engines.connection import Connection, identifier
 from compatctl.engines.location import TableLocation
 from compatctl.errors import InputError
 from compatctl.printable import listed
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 BLOCK = 16_384
 """Rows of a block."""
-_HEADER = 4
-"""Bytes before the components: the dimension and an unused number."""
 COMPONENT = {"vector": ">f4", "halfvec": ">f2"}
 
 
@@ -56,15 +54,15 @@ class TableRows:
         from psycopg import sql
 
         label = self.location.label
-        parts = [self._id(), sql.Identifier(self.location.vector)]
+        parts = [self._id(), identifier(self.location.vector)]
         if label:
-            parts.append(sql.SQL("coalesce({}::text, '')").format(sql.Identifier(label)))
+            parts.append(sql.SQL("coalesce({}::text, '')").format(identifier(label)))
         query = sql.SQL(
             "COPY (SELECT {} FROM {} WHERE {} IS NOT NULL{}) TO STDOUT (FORMAT BINARY)"
         ).format(
             sql.SQL(", ").join(parts),
             self._table(),
-            sql.Identifier(self.location.vector),
+            identifier(self.location.vector),
             self._condition(),
         )
         with connection.cursor().copy(query) as copy:
@@ -86,11 +84,11 @@ class TableRows:
             "SELECT {}, {} FROM {} WHERE {} = ANY(%s::text[]::{}[]) AND {} IS NOT NULL{}"
         ).format(
             self._id(),
-            sql.Identifier(self.location.vector),
+            identifier(self.location.vector),
             self._table(),
-            sql.Identifier(self.location.id),
+            identifier(self.location.id),
             sql.SQL(self.id_type),  # type: ignore[arg-type,unused-ignore]
-            sql.Identifier(self.location.vector),
+            identifier(self.location.vector),
             self._condition(),
         )
         cursor = connection.cursor(binary=True)
@@ -104,7 +102,7 @@ class TableRows:
         from psycopg import sql
 
         query = sql.SQL("SELECT count({0}), count(*) - count({0}) FROM {1}").format(
-            sql.Identifier(self.location.vector), self._table()
+            identifier(self.location.vector), self._table()
         )
         with_vector, without = connection.execute(query).fetchone()
         return int(with_vector), int(without)
@@ -119,21 +117,34 @@ class TableRows:
                 tip="name a column that is a key of the table: ?id=COLUMN",
             )
         component = np.dtype(COMPONENT[self.vector_type])
-        row = np.dtype([("header", f"V{_HEADER}"), ("vector", component, (self.dim,))])
-        width = row.itemsize
-        other = [item for item, data in zip(ids, raw, strict=True) if len(data) != width]
-        if other:
-            sizes = {len(data) - _HEADER for data in raw if len(data) != width}
-            dims = {size // component.itemsize for size in sizes}
-            raise InputError(
-                f"{self.location.url}: rows have vectors of {listed(sorted(map(str, dims)))} "
-                f"dimensions, not {self.dim}: {listed(other)}",
-                tip="name the model that filled this column; rows of one model are a gallery",
-            )
+        row = np.dtype([("dim", ">u2"), ("unused", ">u2"), ("vector", component, (self.dim,))])
+        if any(len(data) != row.itemsize for data in raw):
+            raise self._unlike(ids, raw)
+        read = np.frombuffer(b"".join(raw), row)
+        if (read["dim"] != self.dim).any():
+            raise self._unlike(ids, raw)
         return RowBlock(
             ids=ids,
-            vectors=np.frombuffer(b"".join(raw), row)["vector"].astype(np.float32),
+            vectors=read["vector"].astype(np.float32),
             labels=labels[0] if labels else None,
+        )
+
+    def _unlike(self, ids: Sequence[str], raw: Sequence[bytes]) -> InputError:
+        """The error for vectors of other dimensions, or of another type."""
+        dims = [int.from_bytes(data[:2], "big") for data in raw]
+        if {*dims} == {self.dim}:
+            return InputError(
+                f"{self.location.url}: the column {self.location.vector} is no longer of the type "
+                f"{self.vector_type}, as it was when the store adopted it",
+                tip="make it of that type again; or adopt it as it is, by compatctl import into "
+                "another --store, with &name=OTHER in the URL",
+            )
+        other = [item for item, dim in zip(ids, dims, strict=True) if dim != self.dim]
+        found = [str(dim) for dim in sorted({*dims} - {self.dim})]
+        return InputError(
+            f"{self.location.url}: rows have vectors of {listed(found)} dimensions, not "
+            f"{self.dim}: {listed(other)}",
+            tip="name the model that filled this column; rows of one model are a gallery",
         )
 
     def _condition(self) -> Any:
@@ -144,9 +155,8 @@ class TableRows:
     def _id(self) -> Any:
         from psycopg import sql
 
-        return sql.SQL("{}::text").format(sql.Identifier(self.location.id))
+        return sql.SQL("{}::text").format(identifier(self.location.id))
 
     def _table(self) -> Any:
-        from psycopg import sql
 
-        return sql.Identifier(self.location.schema, self.location.table)
+        return identifier(self.location.schema, self.location.table)

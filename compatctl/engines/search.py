@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from compatctl.engines.connection import Connection
+from compatctl.engines.connection import Connection, identifier
 from compatctl.engines.deployment_row import TABLE
 from compatctl.engines.facts import MAX_EF
 from compatctl.engines.location import TableLocation
@@ -127,7 +127,7 @@ class FencedSearch:
         from psycopg import sql
 
         query = sql.SQL("SELECT epoch FROM {} WHERE name = %s").format(
-            sql.Identifier(self._location.schema, TABLE)
+            identifier(self._location.schema, TABLE)
         )
         found = connection.execute(query, (self._location.name,)).fetchone()
         if found is None or found[0] != self._epoch:

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from compatctl.engines.connection import Connection, sql_of
+from compatctl.engines.connection import Connection, identifier, sql_of
 from compatctl.engines.deployment_row import TABLE
 from compatctl.engines.location import TableLocation
 from compatctl.engines.rows import BLOCK, COMPONENT, RowBlock, TableRows
@@ -20,12 +20,11 @@ _OPERATOR_CLASSES = {"<=>": "cosine_ops", "<#>": "ip_ops", "<->": "l2_ops"}
 _COMMENT = "computed vectors of the row {} of compatctl_deployment"
 
 _READERS = (
-    "SELECT DISTINCT CASE WHEN g.grantee = 0 THEN 'PUBLIC' ELSE "
-    "quote_ident(pg_get_userbyid(g.grantee)) END FROM pg_class c "
+    "SELECT DISTINCT CASE WHEN g.grantee <> 0 THEN pg_get_userbyid(g.grantee) END FROM pg_class c "
     "JOIN pg_namespace n ON n.oid = c.relnamespace, aclexplode(c.relacl) g "
     "WHERE n.nspname = %s AND c.relname = %s AND g.privilege_type = 'SELECT'"
 )
-"""The roles that may read a table, as SQL writes them."""
+"""The roles that may read a table; NULL: everybody."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +55,13 @@ class SideRows:
             told = sql.Literal(_COMMENT.format(self.location.name))
             connection.execute(sql_of("COMMENT ON TABLE {name} IS {told}", name=name, told=told))
             for (role,) in connection.execute(_READERS, (self.location.schema, TABLE)).fetchall():
-                connection.execute(sql_of(f"GRANT SELECT ON {{name}} TO {role}", name=name))
+                to = identifier(role) if role else sql.SQL("PUBLIC")
+                connection.execute(sql_of("GRANT SELECT ON {name} TO {to}", name=name, to=to))
 
     def begin(self, connection: Connection) -> int:
         """The number of a new batch, larger than every one before."""
         found = connection.execute(
-            "SELECT nextval(pg_get_serial_sequence(%s, %s))", (self._text(connection), BATCH)
+            "SELECT nextval(pg_get_serial_sequence(%s, %s))", (self._text, BATCH)
         ).fetchone()
         return int(found[0])
 
@@ -77,7 +77,6 @@ class SideRows:
 
     def copy(self, connection: Connection, batch: int, ids: Sequence[str]) -> None:
         """Append the application's own rows of these ids to a batch."""
-        from psycopg import sql
 
         where = self.location
         query = sql_of(
@@ -85,9 +84,9 @@ class SideRows:
             f"{{vector}}::{self.side.vector_type} FROM {{table}} WHERE {{vector}} IS NOT NULL "
             f"AND {{id}} = ANY(%s::text[]::{self.id_type}[])",
             name=self._name(),
-            id=sql.Identifier(where.id),
-            vector=sql.Identifier(where.vector),
-            table=sql.Identifier(where.schema, where.table),
+            id=identifier(where.id),
+            vector=identifier(where.vector),
+            table=identifier(where.schema, where.table),
         )
         for start in range(0, len(ids), BLOCK):
             connection.execute(query, (batch, list(ids[start : start + BLOCK])))
@@ -112,7 +111,7 @@ class SideRows:
             "SELECT 1 FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a "
             "ON a.oid = c.relam WHERE i.indrelid = %s::regclass AND a.amname = 'hnsw' "
             "AND i.indisvalid",
-            (self._text(connection),),
+            (self._text,),
         ).fetchone()
         if found is None:
             kind = f"{self.side.vector_type}_{_OPERATOR_CLASSES[self.operator]}"
@@ -162,7 +161,8 @@ class SideRows:
 
     def _rows(self, connection: Connection) -> TableRows:
         """The reader of the valid rows: of each id the newest."""
-        name, batches = self._text(connection), ",".join(map(str, self.side.batches))
+        name = self._name().as_string(connection)
+        batches = ",".join(map(str, self.side.batches))
         only = f"{name}.{BATCH} = ANY ('{{{batches}}}')"
         newer = (
             f"SELECT 1 FROM {name} newer WHERE newer.{ID} = {name}.{ID} AND newer.{BATCH} > "
@@ -177,17 +177,17 @@ class SideRows:
         )
 
     def _exists(self, connection: Connection) -> bool:
-        found = connection.execute("SELECT to_regclass(%s)", (self._text(connection),)).fetchone()
+        found = connection.execute("SELECT to_regclass(%s)", (self._text,)).fetchone()
         return found[0] is not None
 
     def _name(self) -> Any:
-        from psycopg import sql
 
-        return sql.Identifier(self.location.schema, self.side.table)
+        return identifier(self.location.schema, self.side.table)
 
-    def _text(self, connection: Connection) -> str:
-        """The table's name as SQL writes it."""
-        return str(self._name().as_string(connection))
+    @property
+    def _text(self) -> str:
+        """The table's name as the server's functions take it."""
+        return self.location.quoted(self.side.table)
 
 
 def _converter(id_type: str) -> Any:
@@ -208,11 +208,10 @@ def sweep_sides(
 
     ``keep``: a side table -> its batches that some kept generation names.
     """
-    from psycopg import sql
 
     swept = []
     for table in side_tables(connection, location):
-        name, batches = sql.Identifier(location.schema, table), sorted(keep.get(table, ()))
+        name, batches = identifier(location.schema, table), sorted(keep.get(table, ()))
         if not batches:
             connection.execute(sql_of("DROP TABLE {name}", name=name))
             swept.append(table)
@@ -227,12 +226,11 @@ def erase_rows(
     connection: Connection, location: TableLocation, id_type: str, ids: Sequence[str]
 ) -> None:
     """Delete the rows of these ids from every batch of every side table of a row."""
-    from psycopg import sql
 
     for table in side_tables(connection, location):
         query = sql_of(
             f"DELETE FROM {{name}} WHERE {ID} = ANY(%s::text[]::{id_type}[])",
-            name=sql.Identifier(location.schema, table),
+            name=identifier(location.schema, table),
         )
         for start in range(0, len(ids), BLOCK):
             connection.execute(query, (list(ids[start : start + BLOCK]),))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from compatctl.engines.connection import sql_of
+from compatctl.engines.connection import identifier, sql_of
 from compatctl.engines.deployment_row import TABLE
 from compatctl.engines.location import TableLocation
 from compatctl.engines.side import BATCH, ID, VECTOR, SideTable
@@ -98,9 +98,8 @@ class SearchStatement:
     def _format(
         self, text: str, names: Placeholders, vector_type: str, **columns: tuple[str, ...]
     ) -> Any:
-        from psycopg import sql
 
-        parts: dict[str, Any] = {name: sql.Identifier(*path) for name, path in columns.items()}
+        parts: dict[str, Any] = {name: identifier(*path) for name, path in columns.items()}
         parts |= self._beside(parts["id"])
         return sql_of(
             text,
@@ -112,7 +111,6 @@ class SearchStatement:
 
     def _beside(self, column: Any) -> dict[str, Any]:
         """The conditions on the other table, for a branch whose id is in ``column``."""
-        from psycopg import sql
 
         if self.side is None:
             return {}
@@ -120,12 +118,12 @@ class SearchStatement:
         batches = sql_of(",".join(map(str, side.batches)))
         names: dict[str, Any] = {
             "id": column,
-            "batch": sql.Identifier(side.table, BATCH),
+            "batch": identifier(side.table, BATCH),
             "batches": sql_of("'{{{batches}}}'::bigint[]", batches=batches),
-            "side": sql.Identifier(where.schema, side.table),
-            "rows": sql.Identifier(where.schema, where.table),
-            "row_id": sql.Identifier(where.table, where.id),
-            "row_vector": sql.Identifier(where.table, where.vector),
+            "side": identifier(where.schema, side.table),
+            "rows": identifier(where.schema, where.table),
+            "row_id": identifier(where.table, where.id),
+            "row_vector": identifier(where.table, where.vector),
         }
         return {
             "valid": sql_of("{batch} = ANY ({batches})", **names),
@@ -137,14 +135,13 @@ class SearchStatement:
     def _fence(self, names: Placeholders) -> Any:
         """The first condition. It is evaluated once, before the scan begins, so that the scan uses
         the settings that are made there, for this statement's transaction alone."""
-        from psycopg import sql
 
         effort = f"set_config('hnsw.ef_search', {names.ef}, true) IS NOT NULL"
         settings = f"{effort} AND {ITERATIVE}" if self.side is not None else effort
         if not self.fenced:
             return sql_of(f"(SELECT {settings})")
         text = f"SELECT epoch FROM {{row}} WHERE name = {names.name} AND {settings}"
-        row = sql.Identifier(self.location.schema, TABLE)
+        row = identifier(self.location.schema, TABLE)
         return sql_of(f"({text}) = {names.epoch}", row=row)
 
 

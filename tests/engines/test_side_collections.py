@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,23 @@ def test_damage_and_deletion_are_told(lifted: EngineShop) -> None:
         in (told.json["problems"][0])
     )
     assert lifted.run("verify", lifted.path("wide.onnx")).code == 6
+
+
+def test_only_the_deleted_rows_are_erased_beside(mv: EngineShop, wide: Path) -> None:
+    """Ids that end a quoted text, or hold an escape, name their own rows and no other."""
+    hostile = ["x'] or id != '", 'q"', "back\\slash", "\\u0041", "line\nbreak", "'"]
+    vectors = mv.gallery().vectors()[: len(hostile) + 1]
+    of(mv).insert([*hostile, "A"], vectors)
+    mv.done("add")
+    mv.done("lift", wide, *RIDGE)
+    (side,) = beside(mv)
+    every = {*mv.gallery().catalog.ids}
+    assert {*rows_in(mv, side)} == every
+    with of(mv).client() as client:
+        client.delete(of(mv).name, filter=f"id in {json.dumps(hostile)}")
+    mv.done("add", "--changed")
+    assert {*rows_in(mv, side)} == every - {*hostile}
+    assert mv.done("check").json["ok"]
 
 
 def test_a_divided_collection_is_refused_by_name(mv: EngineShop, wide: Path) -> None:

@@ -145,7 +145,7 @@ class SideCollections:
         keys = [int(item) for item in ids] if self.id_type == "int64" else list(ids)
         found = connection.query(
             self.location.table,
-            filter=f"{self.location.id} in [{', '.join(map(literal, keys))}]",
+            filter=_is_among(self.location, keys),
             output_fields=[self.location.id, *fields],
             consistency_level=STRONG,
             timeout=DATA_S,
@@ -170,6 +170,11 @@ class SideCollections:
         raise CompatError(f"the index of {name} is not built within a day", tip="run it again")
 
 
+def _is_among(location: CollectionLocation, keys: Sequence[object]) -> str:
+    """The condition that a row's key is one of these."""
+    return f"{location.id} in [{', '.join(map(literal, keys))}]"
+
+
 def sweep_collections(
     connection: Client, location: CollectionLocation, keep: Mapping[str, set[int]]
 ) -> tuple[str, ...]:
@@ -185,11 +190,15 @@ def sweep_collections(
 def erase_from_collections(
     connection: Client, location: CollectionLocation, id_type: str, ids: Sequence[str]
 ) -> None:
-    """Delete the rows of these ids from every collection that was made beside a collection."""
+    """Delete the rows of these ids from every collection that was made beside a collection.
+
+    pymilvus's own list of ids writes a key as it is, so that one with a quote ends the expression.
+    """
     keys = [int(item) for item in ids] if id_type == "int64" else list(ids)
     for name in side_collections(connection, location):
         for start in range(0, len(keys), _ROWS):
-            connection.delete(name, ids=keys[start : start + _ROWS], timeout=DATA_S)
+            part = keys[start : start + _ROWS]
+            connection.delete(name, filter=_is_among(location, part), timeout=DATA_S)
 
 
 def side_collections(connection: Client, location: CollectionLocation) -> tuple[str, ...]:
