@@ -16,7 +16,16 @@ from compatctl.evaluation.verified_candidate import checked_signature, refuse_ot
 from compatctl.files import sha256_file
 from compatctl.libraries import require_library
 from compatctl.recipe import Project
-from compatctl.report import Report, VerifiedReport, junit, markdown, openmetrics, read_report
+from compatctl.report import (
+    ModelId,
+    Report,
+    VerifiedReport,
+    junit,
+    markdown,
+    model_name,
+    openmetrics,
+    read_report,
+)
 
 TAG = "compatctl."
 """Begins the name of every tag."""
@@ -107,7 +116,7 @@ def _require_candidate(client: Any, target: MlflowTarget, verified: VerifiedRepo
     if verified.new_sha256 not in _digests(client, target, str(target.version)):
         raise GateError(
             f"no file of {target.model} version {target.version} is the candidate of the report, "
-            f"{verified.new_name} ({verified.new_sha256[:12]})",
+            f"{_named(verified.report, verified.report.new)} ({verified.new_sha256[:12]})",
             tip="log the ONNX file itself as an artifact of the version, or verify what it has",
         )
 
@@ -116,9 +125,14 @@ def _require_old(client: Any, target: MlflowTarget, verified: VerifiedReport, be
     if verified.old_sha256 not in _digests(client, target, before):
         raise ConflictError(
             f"{target.alias} is version {before} of {target.model}, and the report compares with "
-            f"another model, {verified.report.old.name} ({verified.old_sha256[:12]})",
+            f"another model, {_named(verified.report, verified.report.old)} "
+            f"({verified.old_sha256[:12]})",
             tip=f"verify the candidate against the model of version {before}",
         )
+
+
+def _named(report: Report, model: ModelId) -> str:
+    return model_name(model.name, model.sha256, report.details)
 
 
 def _digests(client: Any, target: MlflowTarget, version: str) -> set[str]:
@@ -149,7 +163,8 @@ def _log(client: Any, target: MlflowTarget, verified: VerifiedReport) -> str:
     if run is None:
         found = client.get_experiment_by_name(target.experiment)
         experiment = found.experiment_id if found else client.create_experiment(target.experiment)
-        run = str(client.create_run(experiment, run_name=f"verify {report.new.name}").info.run_id)
+        run_name = f"verify {_named(report, report.new)}"
+        run = str(client.create_run(experiment, run_name=run_name).info.run_id)
     for name, value in _figures(report):
         client.log_metric(run, name, value)
     for name, text in _tags(verified).items():

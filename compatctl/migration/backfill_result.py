@@ -93,8 +93,8 @@ class Backfilled(RewriteOutcome):
             why = ", and none of the others can be embedded" if incomplete else ""
             why = ", and the budget has no room for a step" if self.stopped == "budget" else why
             return (
-                f"nothing to do: {self.share:.4f} of {self.rows} rows are of the query model{why}; "
-                f"requested: {self.share_wanted:g}"
+                f"nothing to do: {self.share:.2%} of {self.rows} rows are of the query model{why}; "
+                f"requested: {self.share_wanted:.2%}"
             )
         ended = {
             "budget": "; the budget is spent",
@@ -102,8 +102,8 @@ class Backfilled(RewriteOutcome):
             "interrupted": "; interrupted: the same command continues",
         }.get(self.stopped, "")
         return self._summary(
-            f"rows of the query model, of {self.rows}: {self.share_before:.4f} before, "
-            f"{self.share:.4f} with {self.embedded} re-embedded{ended}",
+            f"rows of the query model, of {self.rows}: {self.share_before:.2%} before, "
+            f"{self.share:.2%} with {self.embedded} re-embedded{ended}",
         )
 
     @property

@@ -155,11 +155,20 @@ def fields_table(console: Console, value: object) -> None:
     """
     for name, entry in json_safe(value).items():
         if isinstance(entry, list):
-            shown = ", ".join(map(cell, entry[:8])) + (" ..." if len(entry) > 8 else "") or "none"
+            shown = ", ".join(map(_field, entry[:8])) + (" ..." if len(entry) > 8 else "")
+        elif isinstance(entry, dict):
+            shown = ", ".join(f"{cell(key)} {_field(part)}" for key, part in entry.items())
         else:
-            digest = isinstance(entry, str) and _DIGEST.fullmatch(entry)
-            shown = entry[:12] if digest else cell(entry)
+            shown = _field(entry)
+        shown = shown or ("-" if isinstance(entry, str) else "none")
         console.print(f"{cell(name).replace('_', ' '):<22} {shown}")
+
+
+def _field(entry: object) -> str:
+    """One value, or of a digest its first 12 digits."""
+    if isinstance(entry, str) and _DIGEST.fullmatch(entry):
+        return entry[:12]
+    return cell(entry)
 
 
 def json_table(console: Console, value: object) -> None:

@@ -159,7 +159,7 @@ def finetune_plan_table(console: Console, plan: FinetunePlan) -> None:
 def backfill_table(console: Console, result: Backfilled) -> None:
     _pass_line(console, result.gallery_pass)
     if (trial := result.measured) is not None:
-        curve = [(point.share, point.hit_rate) for point in trial.curve]
+        curve = [(f"{point.share:.2%}", point.hit_rate) for point in trial.curve]
         print_table(console, ("share of the query model", f"hit@{trial.hit_at}"), curve)
         checks_table(console, [trial.check])
         console.print(f"rank bias towards rows of the query model: {trial.rank_bias:+.4f}\n")
@@ -182,7 +182,8 @@ def backfill_table(console: Console, result: Backfilled) -> None:
             console.print(f"{count} items {why}: {cell(', '.join(ids[:8]))}{more}")
     if len(result.steps) > 1:
         steps = [
-            (step.generation, step.embedded, step.share, step.hit_rate) for step in result.steps
+            (step.generation, step.embedded, f"{step.share:.2%}", step.hit_rate)
+            for step in result.steps
         ]
         print_table(console, ("generation", "re-embedded", "share", "hit rate"), steps)
     if result.passed:

@@ -17,6 +17,7 @@ from compatctl.report._details import (
     ScoreDistributions,
     SliceRates,
     VersionRates,
+    model_name,
 )
 from compatctl.report._junit import junit
 from compatctl.report._markdown import markdown
@@ -92,6 +93,7 @@ __all__ = [
     "check_signature",
     "junit",
     "markdown",
+    "model_name",
     "openmetrics",
     "policy_sha256",
     "ranking_columns",

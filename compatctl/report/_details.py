@@ -120,3 +120,13 @@ class Details:
     changes: Changes
     versions: tuple[VersionRates, ...]
     gallery_models: tuple[GalleryModel, ...]
+
+
+def model_name(name: str, sha256: str, details: Details | None = None) -> str:
+    """A model's name for people: a file of the store is named by its digest, which says nothing;
+    then the store's name of it stands there, or twelve characters of the digest."""
+    if sha256 not in name:
+        return name
+    models = details.gallery_models if details else ()
+    known = (model.name for model in models if model.sha256 == sha256 and sha256 not in model.name)
+    return next(known, "") or sha256[:12]

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from compatctl.core.gate import Check, describe_units
 from compatctl.core.policy import Policy
 from compatctl.printable import printable
-from compatctl.report._report import Group, Report, ranking_columns
+from compatctl.report._details import Details, model_name
+from compatctl.report._report import Group, ModelId, Report, ranking_columns
 from compatctl.report._summary import attempt_sentence
 
 _MARK = {"pass": "pass", "fail": "**FAIL**", "inconclusive": "*cannot tell*"}
@@ -26,8 +27,8 @@ def _lines(report: Report) -> Iterator[str]:
     if report.gallery_pass is not None:
         yield f"{_sentence(report.gallery_pass.text)}."
         yield ""
-    yield f"Old `{_code(report.old.name)}` ({report.old.sha256[:12]}), "
-    yield f"new `{_code(report.new.name)}` ({report.new.sha256[:12]}), "
+    yield f"Old {_model(report.old, report.details)}, "
+    yield f"new {_model(report.new, report.details)}, "
     yield f"policy {_text(report.policy.name)} ({report.policy_sha256[:12]})."
     yield ""
     if report.attempt is not None and report.attempt.number > 1:
@@ -48,6 +49,12 @@ def _lines(report: Report) -> Iterator[str]:
     yield f"Not checked: {_text('; '.join(report.not_checked) or 'nothing')}."
 
 
+def _model(model: ModelId, details: Details | None) -> str:
+    """A model's name, and twelve characters of its digest."""
+    name, digest = model_name(model.name, model.sha256, details), model.sha256[:12]
+    return f"`{_code(name)}`" + ("" if name == digest else f" ({digest})")
+
+
 def _sentence(text: str) -> str:
     return _text(text[0].upper() + text[1:])
 
@@ -62,7 +69,7 @@ def _retrieval(group: Group, policy: Policy) -> Iterator[str]:
     yield "|---|" + "---|" * (len(ks) + len(others))
     for pair, hit_rate in group.hit_rate.items():
         values = [*(hit_rate[k] for k in ks), *(of_pair.get(pair) for of_pair in others.values())]
-        yield f"| {pair.replace('_', ' / ')} | {' | '.join(map(_number, values))} |"
+        yield f"| {pair.replace('_', ' / ')} | {' | '.join(map(_rate, values))} |"
     yield ""
 
 
@@ -93,6 +100,10 @@ def _checks(title: str, checks: list[Check]) -> Iterator[str]:
 
 def _number(value: float | None) -> str:
     return "-" if value is None or value - value != 0.0 else f"{value:.4g}"
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None or value - value != 0.0 else f"{value:.4f}"
 
 
 def _text(text: str) -> str:

@@ -66,6 +66,26 @@ def test_what_was_not_measured_is_no_number() -> None:
     assert console.file.getvalue().split() == ["skipped", "none"]
 
 
+def test_a_field_of_several_values_is_in_words() -> None:
+    """Names with their values, digests short, and a dash for an empty text: no Python."""
+    digest = "0123456789abcdef" * 4
+    fields = {
+        "pairs": {"gallery": 40, "model": digest},
+        "setting": "",
+        "none": {},
+        "heads": [digest],
+    }
+    console = Console(file=io.StringIO(), width=60)
+    fields_table(console, fields)
+    assert isinstance(console.file, io.StringIO)
+    assert [line.split(maxsplit=1) for line in console.file.getvalue().splitlines()] == [
+        ["pairs", f"gallery 40, model {digest[:12]}"],
+        ["setting", "-"],
+        ["none", "none"],
+        ["heads", digest[:12]],
+    ]
+
+
 def test_an_id_of_any_length_is_folded() -> None:
     """A long id takes several lines and hides no cosine; markup in it is text."""
     item = "photos[1]/" * 30

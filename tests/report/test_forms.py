@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from shop_kit import Shop
 from typer.testing import CliRunner
 
 from compatctl.cli.app import app
@@ -241,6 +242,15 @@ def test_markdown_holds_hostile_model_and_policy_names(tmp_path: Path) -> None:
     html, _ = rendered(changed)
     assert not re.search(r"<(b|i|a|h1)\b", html)
     assert "&lt;/code&gt;&lt;b&gt;x/y&lt;/b&gt;" in html
+
+
+def test_markdown_names_the_query_model_as_the_store_does(shop: Shop) -> None:
+    """A file of the store is named by its digest; people see the name that it came with."""
+    assert shop.run("verify", shop.path("new.onnx"), "--markdown", shop.path("m.md")).code == 0
+    digest = shop.manifest()["query_model"]
+    text = shop.path("m.md").read_text()
+    assert f"Old `old.onnx` ({digest[:12]}), " in text
+    assert digest not in text
 
 
 @pytest.mark.parametrize("name", ["~~gone~~", "&lt;b&gt; &amp;"])

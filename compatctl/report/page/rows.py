@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from compatctl.core.gate import Check, describe_units
 from compatctl.core.policy import Policy
-from compatctl.report._details import Details, ScoreDistributions
+from compatctl.report._details import Details, ScoreDistributions, model_name
 from compatctl.report._report import AnnRecall, Group, ModelId, Report
 from compatctl.report.page import figures
 
@@ -40,16 +40,6 @@ def number(value: float | None, form: str = ".4g") -> str:
     if value is None or not math.isfinite(value):
         return "–"
     return format(value, form).replace("-", "−")
-
-
-def model_name(name: str, sha256: str, details: Details | None = None) -> str:
-    """A model's name for people: a file of the store is named by its digest, which says nothing;
-    then the store's name of it stands there, or twelve characters of the digest."""
-    if sha256 not in name:
-        return name
-    models = details.gallery_models if details else ()
-    known = (model.name for model in models if model.sha256 == sha256 and sha256 not in model.name)
-    return next(known, "") or sha256[:12]
 
 
 def percent(value: float) -> str:
