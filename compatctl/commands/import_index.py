@@ -403,9 +403,11 @@ def _named(source: AdoptedSource, items: ItemsTable) -> tuple[tuple[str, ...], t
     positions = KeyLookup(table.keys[kept]).find(keys)
     missing = keys[positions < 0]
     if len(missing) or len(kept) != len(keys):
+        extra = np.setdiff1d(table.keys[kept], keys)
         raise InputError(
             f"{items.path} names {len(kept)} keys, the index has {len(keys)} rows; "
-            f"{f'the key {missing[0]} has no line' if len(missing) else 'it names too many'}"
+            + (f"the key {missing[0]} has no line" if len(missing) else f"it has no {extra[0]}"),
+            tip="the table must name exactly the rows that are in the index",
         )
     rows = kept[positions].tolist()
     return tuple(table.ids[row] for row in rows), tuple(table.labels[row] for row in rows)

@@ -12,6 +12,7 @@ from compatctl.errors import InputError
 from compatctl.notices import notice
 
 _COLUMNS = ("id_a", "id_b", "same")
+_PAIRS_TIP = "the columns are id_a and id_b, the ids of two items, and same: 1 or 0"
 _SAME = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -32,7 +33,9 @@ def read_pairs(path: Path) -> tuple[Pair, ...]:
             repeated pair (in either order), or no pair; the message names the line.
     """
     seen: set[frozenset[str]] = set()
-    pairs = tuple(_pair(row, where, seen) for where, row in csv_rows(path, _COLUMNS))
+    pairs = tuple(
+        _pair(row, where, seen) for where, row in csv_rows(path, _COLUMNS, tip=_PAIRS_TIP)
+    )
     if not pairs:
         raise InputError(f"{path}: there is no pair in it")
     return pairs
@@ -62,7 +65,7 @@ def read_traffic(path: Path) -> dict[str, float]:
             number of at least 0, or no line; the message names the line.
     """
     counts: dict[str, float] = {}
-    for where, row in csv_rows(path, ("id", "count")):
+    for where, row in csv_rows(path, ("id", "count"), tip="the columns are id and count"):
         item, text = row["id"].strip(), row["count"].strip()
         if not item:
             raise InputError(

@@ -274,7 +274,7 @@ def _for_any_batch(
     try:
         session = Session(path, wrapped.SerializeToString(), nodes=node_count(path, wrapped))
     except InputError as error:
-        raise InputError(error.message, tip=_REFUSED_TIP) from error
+        raise InputError(error.message, tip=error.tip or _REFUSED_TIP) from error
     try:
         (dim,) = session.dims([OUTPUT], [image])
     except InputError:

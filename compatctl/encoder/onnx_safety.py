@@ -74,12 +74,12 @@ def parse_model(path: Path, data: bytes) -> onnx.ModelProto:
 
 def _no_onnx(path: Path, head: bytes) -> InputError:
     """The error of a file that begins with ``head``."""
+    export = "compatctl export makes an ONNX file of a checkpoint and its architecture"
     if path.suffix.lower() in _CHECKPOINTS:
-        return InputError(
-            f"{path} is not an ONNX file, but a checkpoint by its name",
-            tip="compatctl export makes an ONNX file of a checkpoint and its architecture",
-        )
+        return InputError(f"{path} is not an ONNX file, but a checkpoint by its name", tip=export)
     kind, tip = other_kind(head) or ("", "fetch it again, if it was cut short on the way")
+    if kind.startswith(("a zip archive", "a pickle")):
+        tip = f"if it is a checkpoint of PyTorch: {export}"
     return InputError(f"{path} is not an ONNX file{kind and f': it is {kind}'}", tip=tip)
 
 

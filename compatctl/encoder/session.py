@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,11 @@ FOLDED_BYTES = 4 << 30
 _FIXED = (1, 4, 8, 16, 32)
 """Sizes of a fixed batch that are tried where two items fail."""
 
+_NEWER = re.compile("IR version|opset version", re.IGNORECASE)
+_NEWER_TIP = (
+    "it is newer than the installed ONNX Runtime: pip install --upgrade onnxruntime, or export it "
+    "with an older operator set"
+)
 _FREE_BATCH = (
     "export it with a free batch axis (torch.onnx.export: dynamic_axes or dynamic_shapes), and "
     "without a number of items in a Reshape"
@@ -92,7 +98,8 @@ class Session:
                     enable_fallback=0,  # it would print to stdout and retry
                 )
         except Exception as error:  # its errors share no base class
-            raise InputError(f"{path}: ONNX Runtime refuses it: {error}") from error
+            tip = _NEWER_TIP if _NEWER.search(str(error)) else ""
+            raise InputError(f"{path}: ONNX Runtime refuses it: {error}", tip=tip) from error
 
     def run(self, outputs: Sequence[str], batch: Mapping[str, InputArray]) -> list[Vectors]:
         """The rows (n, D) of each of these outputs, from one pass of a batch (n, ...) of every

@@ -18,7 +18,6 @@ from compatctl.data import (
     FeatureTable,
     Judgments,
     load_features,
-    read_pairs,
     read_qrels,
     warn_of_near_values,
 )
@@ -35,7 +34,7 @@ from compatctl.evaluation.ground_truth import (
 )
 from compatctl.evaluation.ignored_rows import Column, missing_value_notes, with_ignored_rows
 from compatctl.evaluation.options import VerifyOptions
-from compatctl.evaluation.pairs import measure_pairs, resolve_pairs
+from compatctl.evaluation.pairs import measure_pairs, resolve_pairs, warn_of_other_classes
 from compatctl.evaluation.protocol import same_dimension, slice_masks
 from compatctl.evaluation.query_report import QueryAnswers, write_queries
 from compatctl.evaluation.verdict import judgment_notes, verdict_fields
@@ -315,11 +314,14 @@ def _pairs(
 ) -> tuple[list[Measurement], PairsResult | None]:
     if options.pairs is None:
         return [], None
+    table = tables[0]
+    rows = resolve_pairs(options.pairs, table.row_of)
+    warn_of_other_classes(options.pairs, rows, table.ids, table.labels)
     return measure_pairs(
         policy,
         queries=(tables[0].features, tables[1].features),
         gallery=tables[0].features,
-        rows=resolve_pairs(read_pairs(options.pairs), tables[0].row_of),
+        rows=rows,
         labels=tables[0].labels,
         cluster=_columns(tables[0], np.arange(len(tables[0].ids)), options.cluster),
         draw=draws.draw,

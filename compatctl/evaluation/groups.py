@@ -17,13 +17,13 @@ from compatctl.core.arrays import Bools, Rows, Vectors
 from compatctl.core.measurements import DECIDING_GROUP
 from compatctl.core.nearest import exact_search_pieces, row_pieces
 from compatctl.core.perceptual_hash import matches_any_hash
-from compatctl.data import Dataset, read_pairs
+from compatctl.data import Dataset
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.encoder import Encoder
 from compatctl.errors import EvidenceError, InputError
 from compatctl.evaluation.clusters import columns_of
 from compatctl.evaluation.options import VerifyOptions
-from compatctl.evaluation.pairs import resolve_pairs
+from compatctl.evaluation.pairs import resolve_pairs, warn_of_other_classes
 from compatctl.evaluation.protocol import QueryGroup, group_rows, has_roles, query_group, query_rows
 from compatctl.notices import notice
 
@@ -72,7 +72,7 @@ def query_groups(data: Dataset, record: TrainingRecord | None, options: VerifyOp
             a slice names no column; a pair names no item.
     """
     columns_of(data, (), options.slices)  # or an error that names the columns
-    pairs = resolve_pairs(read_pairs(options.pairs), data.row_of) if options.pairs else None
+    pairs = _pairs(data, options)
     held_out = query_rows(data, "test")
     if record is None:
         group = query_group(DECIDING_GROUP, data, held_out, options.slices, options.cluster)
@@ -93,6 +93,15 @@ def query_groups(data: Dataset, record: TrainingRecord | None, options: VerifyOp
         held_out=len(left),
         pairs_seen=len(used) > 0 or any(record.knows_class(data.labels[row]) for row in in_pairs),
     )
+
+
+def _pairs(data: Dataset, options: VerifyOptions) -> tuple[Rows, Rows, Bools] | None:
+    """The rows of the given pairs; None without any."""
+    if options.pairs is None:
+        return None
+    pairs = resolve_pairs(options.pairs, data.row_of)
+    warn_of_other_classes(options.pairs, pairs, data.ids, data.labels)
+    return pairs
 
 
 def with_old_answers(groups: Groups, data: Dataset, old: Encoder) -> Groups:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -20,10 +21,12 @@ from compatctl.core.thresholds import (
     roc,
     tar_at_far,
 )
-from compatctl.data import Pair
+from compatctl.data import read_pairs, warn_of_near_known
 from compatctl.errors import InputError
 from compatctl.evaluation.adaptive_resampling import PAIRS
 from compatctl.evaluation.clusters import resampling_units
+from compatctl.notices import MAX_NAMES, notice
+from compatctl.printable import listed
 from compatctl.report import PairsResult
 
 FOLDS = 10
@@ -33,18 +36,22 @@ MIN_PAIRS = FOLDS
 """Pairs of each kind: one for each fold."""
 
 
-def resolve_pairs(pairs: Sequence[Pair], row: Mapping[str, int]) -> tuple[Rows, Rows, Bools]:
-    """Rows of both items of every pair, and whether they are of one class.
+def resolve_pairs(path: Path, row: Mapping[str, int]) -> tuple[Rows, Rows, Bools]:
+    """Rows of both items of every pair of the file, and whether they are of one class.
 
     ``row``: item id -> row of the data.
 
     Raises:
-        InputError: an id that the data does not have, or too few pairs of either kind.
+        InputError: the file cannot be read; an id that the data does not have, after a notice if it
+            nearly has it; or too few pairs of either kind.
     """
-    unknown = [item for pair in pairs for item in (pair.first, pair.second) if item not in row]
-    if unknown:
+    pairs = read_pairs(path)
+    named = dict.fromkeys(item for pair in pairs for item in (pair.first, pair.second))
+    if unknown := [item for item in named if item not in row]:
+        warn_of_near_known(path, "ids", unknown, tuple(row), told=("paired", "the data"))
         raise InputError(
-            f"{len(unknown)} ids of the pairs are not in the data: {', '.join(unknown[:3])} ..."
+            f"{path}: {len(unknown)} ids of its pairs are not in the data: {listed(unknown, 3)}",
+            tip="the ids in the pairs must be those of the data",
         )
     same = np.array([pair.same for pair in pairs], bool)
     if min(same.sum(), (~same).sum()) < MIN_PAIRS:
@@ -57,6 +64,21 @@ def resolve_pairs(pairs: Sequence[Pair], row: Mapping[str, int]) -> tuple[Rows, 
         for side in ("first", "second")
     )
     return first, second, same
+
+
+def warn_of_other_classes(
+    path: Path, pairs: tuple[Rows, Rows, Bools], ids: Sequence[str], labels: Sequence[str]
+) -> None:
+    """A notice of pairs (rows of both items, whether of one class) that contradict the labels of
+    the data (N,); data in which each item is its own class contradict nothing."""
+    if all(label == item for item, label in zip(ids, labels, strict=True)):
+        return
+    rows = zip(*(column.tolist() for column in pairs), strict=True)
+    names = [f"{ids[a]} {ids[b]}" for a, b, same in rows if (labels[a] == labels[b]) != same]
+    if names:
+        result = "the pairs count as they are written; same is 1 for two items of one class"
+        what = "pairs that contradict the labels of the data"
+        notice("pair-differs", path, what, names[:MAX_NAMES], result, count=len(names))
 
 
 def measure_pairs(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from compatctl.data import Dataset, read_pairs
+from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
 from compatctl.errors import GateError, InputError
 from compatctl.evaluation.options import VerifyOptions
@@ -35,7 +35,7 @@ def evaluation_set_sha256(data: Dataset, options: VerifyOptions) -> str:
     """
     rows = query_rows(data, "test")
     if options.pairs is not None:
-        first, second, _ = resolve_pairs(read_pairs(options.pairs), data.row_of)
+        first, second, _ = resolve_pairs(options.pairs, data.row_of)
         rows = np.union1d(rows, np.union1d(first, second))
     images = {int(row): _image(data, int(row)) for row in rows}
     lines = sorted(

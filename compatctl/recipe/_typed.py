@@ -229,7 +229,9 @@ def _scalar(hint: Any, value: Any, where: str, meta: dict[str, Any]) -> Any:
         ) from None
     low, high = meta.get("low"), meta.get("high")
     inside = (low is None or number >= low) and (high is None or number <= high)
-    if not inside or (isinstance(number, float) and not math.isfinite(number)):
+    if isinstance(number, float) and not math.isfinite(number):
+        raise InputError(f"{where}: expected a finite number, got {number}")
+    if not inside:
         limits = f"{'' if low is None else low} .. {'' if high is None else high}"
         raise InputError(f"{where}: expected {wanted} in {limits}, got {_shown(value)}")
     return number

@@ -343,6 +343,17 @@ def test_norms_of_a_table_need_its_space(shop: Shop, rows: NDArray[np.float32]) 
     assert (result.code, result.json["kind"]) == (0, "npy"), result.stderr
 
 
+def test_a_key_that_the_index_lacks_is_named(
+    shop: Shop, gallery: Dataset, rows: NDArray[np.float32]
+) -> None:
+    """A table with a line too many says which."""
+    items = _items(shop, gallery)
+    items.write_text(json.dumps(json.loads(items.read_text()) | {"7": "nowhere"}))
+    result = _adopt(shop, _hnsw(shop.path("prod.hnsw"), rows, "cosine"), "--items", items)
+    assert result.code == 5
+    assert "it has no 7" in result.stderr
+
+
 def test_keys_in_a_database_name_the_items(
     shop: Shop, gallery: Dataset, rows: NDArray[np.float32]
 ) -> None:

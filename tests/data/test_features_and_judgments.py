@@ -260,6 +260,15 @@ def test_bad_pairs_are_refused(tmp_path: Path, text: str, word: str) -> None:
     assert word in refused.value.message
 
 
+def test_a_table_of_pairs_with_other_columns_is_told_the_right_ones(tmp_path: Path) -> None:
+    """The columns found are in the message, those that are read in the tip."""
+    path = tmp_path / "pairs.csv"
+    path.write_text("left,right,same\na,b,1\n")
+    with pytest.raises(InputError, match="'left', 'right'") as refused:
+        read_pairs(path)
+    assert "id_a and id_b" in refused.value.tip
+
+
 @pytest.mark.parametrize("read", [read_pairs, read_qrels])
 def test_judgments_that_are_not_text_are_refused(tmp_path: Path, read: Any) -> None:
     """No file, a folder and bytes that are no UTF-8 are input errors that name the path."""

@@ -188,6 +188,19 @@ def test_a_graph_with_a_missing_value_is_refused(tmp_path: Path) -> None:
     refuses(save(broken, tmp_path / "m.onnx"), "ONNX Runtime refuses it")
 
 
+@pytest.mark.parametrize("newer", ["ir_version", "opset"])
+def test_a_graph_of_a_newer_format_is_told_what_helps(tmp_path: Path, newer: str) -> None:
+    """The preprocessing file, which other refusals point at, has no part in it."""
+    model = by_hand([helper.make_node("LpNormalization", ["image"], ["embedding"])])
+    if newer == "opset":
+        model.opset_import[0].version = 99
+    else:
+        model.ir_version = 99
+    with pytest.raises(InputError, match="ONNX Runtime refuses it") as refused:
+        Encoder.load(save(model, tmp_path / "m.onnx"))
+    assert "older operator set" in refused.value.tip
+
+
 def test_a_changed_byte_gives_an_input_error_or_an_encoder(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

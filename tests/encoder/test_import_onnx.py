@@ -348,6 +348,8 @@ def test_an_output_of_one_place_is_a_vector_however_it_is_declared(
         ("m.onnx", b"<!DOCTYPE html><html>", "it is an HTML page", "fetch"),
         ("m.onnx", b"", "it is empty", "fetch"),
         ("m.onnx", b"\x1f\x8b\x08\0", "it is a gzip file", "unpack"),
+        ("m.onnx", b"PK\x03\x04" + b"\0" * 40, "it is a zip archive", "compatctl export"),
+        ("m.onnx", b"\x80\x02}q\0." + b"\0" * 40, "it is a pickle", "compatctl export"),
         ("m.pt", b"PK\x03\x04" + b"\0" * 40, "a checkpoint by its name", "compatctl export"),
     ],
 )

@@ -337,6 +337,29 @@ def test_pairs_are_judged_on_features_too(tmp_path: Path, real: Emoji) -> None:
     )
 
 
+def test_pairs_against_the_labels_or_of_nearly_known_ids_are_named(
+    tmp_path: Path, real: Emoji
+) -> None:
+    """Where same is 1 for different items, a notice; an id in another case is refused, and shown
+    beside the one that was meant."""
+    rows = [(i, i + step) for step in (1, CLASSES) for i in range(40)]
+    lines = [
+        f"{real.ids[i]},{real.ids[j]},{int(real.labels[i] != real.labels[j])}" for i, j in rows
+    ]
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("id_a,id_b,same\n" + "\n".join(lines) + "\n")
+    tables = real.table(real.old), real.table(real.new)
+    result, _ = verify(tmp_path, *tables, "--pairs", pairs)
+    told = {entry["kind"]: entry for entry in result.json["notices"]}
+    assert told["pair-differs"]["count"] == len(rows)
+    assert told["pair-differs"]["names"][0] == f"{real.ids[0]} {real.ids[1]}"
+    upper = str(real.ids[0]).upper()
+    pairs.write_text(pairs.read_text().replace(f"{real.ids[0]},", f"{upper},"))
+    result, _ = verify(tmp_path, *tables, "--pairs", pairs)
+    assert result.code == 5
+    assert f"'{upper}' and '{real.ids[0]}'" in result.stderr
+
+
 def without(name: str) -> Callable[[Table], Table]:
     """The table without one array."""
     return lambda table: {key: value for key, value in table.items() if key != name}

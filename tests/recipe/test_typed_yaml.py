@@ -266,6 +266,14 @@ def test_policies_load_by_name_and_by_path(tmp_path: Path) -> None:
         load_policy(tmp_path / "mine.yaml")
 
 
+@pytest.mark.parametrize("word", [".nan", "-.inf"])
+def test_a_number_that_is_not_finite_is_refused_as_such(tmp_path: Path, word: str) -> None:
+    """Keys of a policy have limits of their own; the message does not speak of empty ones."""
+    (tmp_path / "mine.yaml").write_text(f"format: 4\nname: mine\nmin_hit_gain: {word}\n")
+    with pytest.raises(InputError, match=r"min_hit_gain: expected a finite number, got (nan|-inf)"):
+        load_policy(tmp_path / "mine.yaml")
+
+
 def test_shipped_policies_write_every_key() -> None:
     """No threshold of a shipped policy is left to a default; the project gives the optional one."""
     import dataclasses
