@@ -33,6 +33,11 @@ def listed(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
+def quantity(number: int, one: str, many: str = "") -> str:
+    """``1 row``, ``2 rows``; ``many``: the plural, if it is not ``one`` with an s."""
+    return f"{number} {one}" if number == 1 else f"{number} {many or one + 's'}"
+
+
 def columns(text: str) -> int:
     """How many columns of a terminal the text takes, or more where terminals differ.
 

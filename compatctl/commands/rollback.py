@@ -80,14 +80,14 @@ def rollback(
                 project, store, plan.target, added, dry_run=dry_run, progress=progress
             )
         elif plan.target.catalog == before.catalog:
-            after = before if dry_run else restore(store, plan.target, created_at=utc_now())
+            after = plan.target if dry_run else restore(store, plan.target, created_at=utc_now())
             outcome = _Outcome(after=after)
         else:
             outcome = _roll_back_gallery(
                 project, store, plan.target, added, dry_run=dry_run, progress=progress
             )
     return RollbackResult(
-        generation=outcome.after.generation,
+        generation=before.generation + (not plan.already_restored),
         before=before.generation,
         restored=plan.target.generation,
         query_model_before=before.query_model,
@@ -104,6 +104,8 @@ def rollback(
 
 @dataclass(frozen=True, kw_only=True)
 class _Outcome:
+    """``after``: the state that is written; in a dry run, one with its index where that exists."""
+
     after: Manifest
     kept: int = 0
     re_embedded: int = 0
@@ -143,7 +145,7 @@ def _roll_back_in_engine(
     before = store.manifest
     one_space = embedding_space(store, before) == embedding_space(store, target)
     if has_same_rows(store, target) and not (policy == "keep" and one_space):
-        return _Outcome(after=before if dry_run else restore(store, target, created_at=utc_now()))
+        return _Outcome(after=target if dry_run else restore(store, target, created_at=utc_now()))
     if policy == "drop":
         raise UsageError(
             "--added drop would delete rows of a table that the application owns",
@@ -206,7 +208,7 @@ def _roll_back_gallery(
         after = store.manifest if dry_run else rollback_query_model(store, target)
         return _Outcome(after=after, kept=known + foreign)
     if policy == "drop" or not known + foreign:
-        after = store.manifest if dry_run else restore(store, target, created_at=utc_now())
+        after = target if dry_run else restore(store, target, created_at=utc_now())
         dropped = (*added.ids(added.known), *added.ids(added.foreign))
         return _Outcome(after=after, dropped=dropped, reverted=added.reverted)
     after = rollback_with_items(project, store, target, added, dry_run=dry_run, progress=progress)

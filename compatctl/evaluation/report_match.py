@@ -15,12 +15,14 @@ import numpy as np
 
 from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
-from compatctl.errors import GateError, InputError
+from compatctl.deployment.project import open_store
+from compatctl.errors import CompatError, GateError, InputError
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.evaluation.pairs import resolve_pairs
 from compatctl.evaluation.protocol import query_rows
 from compatctl.recipe import Project
 from compatctl.report import Report
+from compatctl.store import rolled_back_models
 
 _FLAGS = {"slices": "--slice", "self_test": "--no-self-test"}
 """Options whose flag has another name."""
@@ -81,6 +83,22 @@ def refused_options(report: Report, project: Project) -> tuple[str, ...]:
     told = f"made with {' and '.join(flags)}, which the project does not say"
     remedy = "write it into compatctl.yaml, or verify again without it"
     return (f"deploy refuses this report: it was {told}; {remedy}",) if flags else ()
+
+
+def refused_candidate(report: Report, project: Project) -> tuple[str, ...]:
+    """A warning, where ``deploy`` would refuse a passing report for a rollback of its candidate."""
+    if report.verdict.outcome != "pass" or report.store is None:
+        return ()
+    try:
+        number = rolled_back_models(open_store(project)).get(report.new.sha256)
+    except CompatError:  # a damaged history, which deploy refuses anyway
+        return ()
+    if number is None:
+        return ()
+    return (
+        f"deploy refuses this candidate, as generation {number} rolled it back; compatctl deploy "
+        "--again --reason '...' brings it back",
+    )
 
 
 def _differing(stated: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:

@@ -17,6 +17,7 @@ from compatctl.encoder import Encoder
 from compatctl.manifest import Catalog
 from compatctl.migration.backfill_budget import Amount, Spending
 from compatctl.migration.backfill_selection import SHARES_BETWEEN
+from compatctl.printable import quantity
 from compatctl.store import Store
 from compatctl.store.pending_rows import PendingRows
 
@@ -105,11 +106,13 @@ class BackfillEstimate:
         kept += f", and {self.sample} first as the sample of --until-gain" if self.sample else ""
         speed = f", at {self.items_per_s:.1f} items/s ({_time(self.embed_s)})"
         speed = speed if self.embed_s else ""
+        items, steps = quantity(self.items, "item"), quantity(self.steps, "step")
         return (
             f"of {self.rows} rows {reach:.2%} can be of the query model: {self.own} are, "
             f"{self.reachable} others have an item in the data, {self.missing} have none",
-            f"to embed: {self.items} items{kept}{speed}; {self.steps} steps of at most "
-            f"{self.step_items} items, each with a new index ({_time(self.index_s)}) and a test on "
+            f"to embed: {items}{kept}{speed}; {steps} of at most "
+            f"{quantity(self.step_items, 'item')}, each with a new index ({_time(self.index_s)}) "
+            "and a test on "
             f"held-out queries ({_time(self.judge_s)}); about {_time(self.total_s)} in all",
         )
 

@@ -161,7 +161,8 @@ def fields_table(console: Console, value: object) -> None:
         else:
             shown = _field(entry)
         shown = shown or ("-" if isinstance(entry, str) else "none")
-        console.print(f"{cell(name).replace('_', ' '):<22} {shown}")
+        words = cell(name).replace("_", " ").replace("re embedded", "re-embedded")
+        console.print(f"{words:<22} {shown}")
 
 
 def _field(entry: object) -> str:

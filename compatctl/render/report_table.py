@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from compatctl.printable import quantity
 from compatctl.render.console import cell, print_table
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def _first_group(console: Console, group: Group, policy: Policy) -> None:
 
 def _heading(group: Group) -> str:
     return (
-        f"{cell(group.name)}: {group.n_queries} queries of {_units(group)}"
+        f"{cell(group.name)}: {quantity(group.n_queries, 'query', 'queries')} of {_units(group)}"
         f"{_left_out(group.n_without_match)}"
     )
 
@@ -153,7 +154,9 @@ def _rescoring(console: Console, entry: RescoringEntry) -> None:
         f"{entry.slope:.3f} x first cosine without a free vector"
     )
     if entry.unavailable:
-        console.print(f"{entry.unavailable} rows are not in the data and cannot be re-scored")
+        console.print(
+            f"not in the data, and not to be re-scored: {quantity(entry.unavailable, 'row')}"
+        )
     ks = sorted(entry.first_stage, key=int)
     rows: list[tuple[object, ...]] = [
         ("not re-scored", "0.00%", *(entry.first_stage[k] for k in ks)),
@@ -175,7 +178,7 @@ def _units(group: Group) -> str:
 
 
 def _searched(gallery: SearchedGallery) -> str:
-    text = f"searched: {gallery.rows} rows"
+    text = f"searched: {quantity(gallery.rows, 'row')}"
     if gallery.stored:
         text += f", {gallery.stored} of the store and {gallery.embedded} embedded for this test"
     if gallery.unlabelled:
@@ -236,7 +239,8 @@ def _scope(console: Console, group: Group) -> None:
         )
     if group.n_same_image:
         console.print(
-            f"left out: {group.n_same_image} queries that are in the gallery under another id"
+            f"left out, as the gallery has the same image under another id: "
+            f"{quantity(group.n_same_image, 'query', 'queries')}"
         )
 
 
@@ -323,4 +327,5 @@ def _pairs(console: Console, pairs: PairsResult) -> None:
 
 
 def _left_out(count: int) -> str:
-    return f" ({count} more have no match in the gallery)" if count else ""
+    has = "has" if count == 1 else "have"
+    return f" ({count} more {has} no match in the gallery)" if count else ""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from compatctl.files import json_safe
+from compatctl.printable import quantity
 from compatctl.render.console import cell, fields_table, print_table
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def status_table(console: Console, status: Status) -> None:
 def _status_lines(status: Status) -> Iterator[tuple[str, str]]:
     yield "query model", named(status.names.get(status.query_model, ""), status.query_model)
     yield "generation", f"{status.generation}, {status.operation}, {_minute(status.created_at)}"
-    yield "gallery", f"{status.rows} rows of {status.dim} dimensions"
+    yield "gallery", f"{quantity(status.rows, 'row')} of {quantity(status.dim, 'dimension')}"
     for sha256, share in status.shares.items():
         yield "", f"{share:7.2%}  {named(status.names.get(sha256, ''), sha256)}"
     yield "index", f"{status.index_sha256[:12]}, ef {status.ef_search}"
@@ -75,7 +76,7 @@ def _status_lines(status: Status) -> Iterator[tuple[str, str]]:
         yield "scores", "mapped to the scale of an earlier model"
     yield from _rescoring_lines(status)
     if status.engine is not None:
-        rows = "not reached" if status.engine.rows is None else f"{status.engine.rows} rows"
+        rows = "not reached" if status.engine.rows is None else quantity(status.engine.rows, "row")
         yield "rows", f"{status.engine.engine} {status.engine.table}: {rows}"
     restorable = f"from generation {status.oldest_restorable}"
     if status.oldest_gallery > status.oldest_restorable:
@@ -89,14 +90,15 @@ def _rescoring_lines(status: Status) -> Iterator[tuple[str, str]]:
         ends = "" if entry.max_ms is None else f", for {entry.max_ms:g} ms"
         yield (
             "re-scoring",
-            f"the first {entry.candidates} answers, at most {entry.passes} items a query{ends}",
+            f"the first {quantity(entry.candidates, 'answer')}, at most "
+            f"{quantity(entry.passes, 'item')} a query{ends}",
         )
     if status.rescoring_limit is not None:
         limit = status.rescoring_limit
         bound = "" if limit.exact else "at most "
         yield (
             "",
-            f"{bound}{limit.rows_passed} rows passed, {limit.rows_allowed} may "
+            f"{bound}{quantity(limit.rows_passed, 'row')} passed, {limit.rows_allowed} may "
             f"(max_gallery_pass {limit.share:g})",
         )
     if status.free_vectors is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compatctl.files import json_safe
+from compatctl.printable import quantity
 from compatctl.render.console import cell, fields_table, print_table
 from compatctl.render.report_table import checks_table
 
@@ -50,8 +51,8 @@ def matrix_table(console: Console, matrix: CompatibilityMatrix) -> None:
         between = "" if ends is None else f" ({ends[0]:.4f} to {ends[1]:.4f})"
         console.print(f"{name.upper():<4} {cell(getattr(matrix, name))}{between}")
     console.print(
-        f"hit@1 of {matrix.n_queries} queries of {matrix.n_classes} classes on the "
-        f"{matrix.gallery_rows} gallery items of the data; 95% intervals"
+        f"hit@1 of {_queries(matrix.n_queries)} of {_classes(matrix.n_classes)} on the "
+        f"{quantity(matrix.gallery_rows, 'gallery item')} of the data; 95% intervals"
     )
     if matrix.on_store:
         pairs = zip(matrix.versions, matrix.on_store, strict=True)
@@ -72,7 +73,10 @@ def power_table(console: Console, power: Power) -> None:
     rows = [
         (
             f"{row.changed:.3f}",
-            ", ".join(f"{value:.2f}" for value in row.icc.values()),
+            ", ".join(
+                f"{cell(kind)} {value:.2f}" if len(row.icc) > 1 else f"{value:.2f}"
+                for kind, value in row.icc.items()
+            ),
             "none" if row.least_gain is None else f"{row.least_gain:.4f}",
             *(
                 "-" if size.classes is None else f"{size.classes} ({size.queries})"
@@ -123,9 +127,18 @@ def search_table(console: Console, result: SearchResult) -> None:
     if (part := result.rescoring) is not None:
         left = part.over_budget + part.at_limit
         console.print(
-            f"re-scored: the first {part.candidates} answers; {part.passed} items embedded, "
-            f"{part.cached} vectors from the cache, {left} left by the limits"
+            f"re-scored: the first {quantity(part.candidates, 'answer')}; "
+            f"{quantity(part.passed, 'item')} embedded, "
+            f"{quantity(part.cached, 'vector')} from the cache, {left} left by the limits"
         )
+
+
+def _queries(number: int) -> str:
+    return quantity(number, "query", "queries")
+
+
+def _classes(number: int) -> str:
+    return quantity(number, "class", "classes")
 
 
 def _pass_line(console: Console, passed: GalleryPass | QueryModelPass | None) -> None:
@@ -174,12 +187,12 @@ def backfill_table(console: Console, result: Backfilled) -> None:
                 + f"the index alone has hit@{trial.hit_at} {part.first_stage:.4f} today"
             )
     for why, ids, count in (
-        ("are not in the data", result.missing, max(len(result.missing), result.unreachable)),
-        ("do not decode", result.skipped, len(result.skipped)),
+        ("not in the data", result.missing, max(len(result.missing), result.unreachable)),
+        ("cannot be decoded", result.skipped, len(result.skipped)),
     ):
         if ids:
             more = " ..." if count > 8 else ""
-            console.print(f"{count} items {why}: {cell(', '.join(ids[:8]))}{more}")
+            console.print(f"{why}: {quantity(count, 'item')}: {cell(', '.join(ids[:8]))}{more}")
     if len(result.steps) > 1:
         steps = [
             (step.generation, step.embedded, f"{step.share:.2%}", step.hit_rate)
@@ -188,7 +201,7 @@ def backfill_table(console: Console, result: Backfilled) -> None:
         print_table(console, ("generation", "re-embedded", "share", "hit rate"), steps)
     if result.passed:
         again = ", those before the interruption included" if result.resumed else ""
-        console.print(f"passed: {result.passed} items through the query model{again}")
+        console.print(f"passed: {quantity(result.passed, 'item')} through the query model{again}")
     console.print(cell(result.summary))
     if result.next_step:
         console.print(f"next: {cell(result.next_step)}")
@@ -225,11 +238,12 @@ def forecast_table(console: Console, result: BackfillForecast) -> None:
     least = "none" if forecast.gains_from is None else f"{forecast.gains_from:.0%}"
     console.print(
         f"least share from which it gains: {least}\n"
-        f"forecast from {forecast.passes} of {result.rows} rows, which were embedded for it; "
-        f"{forecast.n_queries} held-out queries of {forecast.n_classes} classes"
+        f"forecast from {forecast.passes} of {quantity(result.rows, 'row')}, embedded for it; "
+        f"{quantity(forecast.n_queries, 'held-out query', 'held-out queries')} of "
+        f"{_classes(forecast.n_classes)}"
     )
     if result.skipped:
-        console.print(f"{len(result.skipped)} items do not decode")
+        console.print(f"cannot be decoded: {quantity(len(result.skipped), 'item')}")
 
 
 def lift_table(console: Console, result: Lifted) -> None:
@@ -249,9 +263,9 @@ def lift_table(console: Console, result: Lifted) -> None:
     for model in result.models:
         against = "their mapped vectors" if model.stored else "the map of its own features"
         console.print(
-            f"{model.rows} rows of {model.source_sha256[:12]} become rows of {model.sha256[:12]}, "
-            f"which differs from {against} by {model.difference:.2g} at most "
-            f"({model.images} items)"
+            f"{quantity(model.rows, 'row')} of {model.source_sha256[:12]}, then of "
+            f"{model.sha256[:12]}, which differs from {against} by {model.difference:.2g} at most "
+            f"({quantity(model.images, 'item')})"
         )
     if (trial := result.measured) is not None:
         checks_table(console, trial.verdict.checks)
@@ -260,7 +274,7 @@ def lift_table(console: Console, result: Lifted) -> None:
             f"feature {trial.fused_hit_rate:.4f} (compatctl fuse)"
         )
     if result.skipped:
-        console.print(f"{len(result.skipped)} items do not decode")
+        console.print(f"cannot be decoded: {quantity(len(result.skipped), 'item')}")
     console.print(cell(result.summary))
     if result.next_step:
         console.print(f"next: {cell(result.next_step)}")
@@ -325,7 +339,8 @@ def fuse_table(console: Console, result: Fused) -> None:
             f"{search.weight_high:g}\n"
             f"gain over the old model's {search.old_hit_rate:.4f}, each half of the classes with "
             f"the weight that the other half chose: {search.gain:+.4f} ({search.low:+.4f} to "
-            f"{search.high:+.4f}); {search.queries} validation queries of {search.classes} classes"
+            f"{search.high:+.4f}); {_queries(search.queries)} of "
+            f"{quantity(search.classes, 'validation class', 'validation classes')}"
         )
     fields = json_safe(result)
     hidden = {"search", "gallery_pass"}
@@ -334,7 +349,8 @@ def fuse_table(console: Console, result: Fused) -> None:
 
 def _preflight(console: Console, facts: Preflight) -> None:
     on_simplex = "trained" if facts.born_on_simplex else "not known to be trained"
-    unknown = f" and {facts.unknown_rows} rows of unknown class" if facts.unknown_rows else ""
+    rows = quantity(facts.unknown_rows, "row")
+    unknown = f" and {rows} of unknown class" if facts.unknown_rows else ""
     cosines = (
         "too few classes to compare their means"
         if math.isnan(facts.cosine_mean)
@@ -342,8 +358,8 @@ def _preflight(console: Console, facts: Preflight) -> None:
         f"directions: 0 +- {facts.random_spread:.3f})"
     )
     console.print(
-        f"gallery: {facts.gallery_rows} rows of {facts.gallery_classes} classes{unknown}, "
-        f"{facts.dim} values each, {on_simplex} on a simplex; {cosines}"
+        f"gallery: {quantity(facts.gallery_rows, 'row')} of {_classes(facts.gallery_classes)}"
+        f"{unknown}, {facts.dim} values each, {on_simplex} on a simplex; {cosines}"
     )
     if facts.vertices is not None:
         vertices = facts.vertices

@@ -270,7 +270,7 @@ def test_items_without_an_image_are_listed_and_passed_over(deployed: Shop) -> No
     again = deployed.run("backfill", "--data", table)
     assert (again.code, again.json["outcome"]) == (0, "nothing to do")
     assert set(again.json["missing"]) == lost
-    assert "are not in the data" in run("backfill", *deployed.args, "--data", table).stdout
+    assert "not in the data: " in run("backfill", *deployed.args, "--data", table).stdout
 
 
 def test_data_without_any_of_the_items_is_an_error(deployed: Shop) -> None:

@@ -151,6 +151,24 @@ def test_verify_warns_of_options_for_which_deploy_refuses_the_report(shop: Shop)
     assert shop.run("deploy").code == 0
 
 
+def test_verify_warns_of_a_candidate_that_was_rolled_back(shop: Shop) -> None:
+    """Its report passes, deploy refuses it, and what the warning says brings it back."""
+    _deployable(shop)
+    refused = "deploy refuses this candidate, as generation 3 rolled it back"
+    new = shop.path("new.onnx")
+    assert shop.run("deploy").code == shop.run("rollback").code == 0
+    passed = shop.run("verify", new)
+    assert (passed.code, f"{refused}; compatctl deploy --again --reason" in passed.stderr) == (
+        0,
+        True,
+    )
+    assert shop.run("deploy").code == 3
+    assert refused not in shop.run("verify", shop.path("worse.onnx")).stderr
+    assert shop.run("verify", new).code == 0
+    assert shop.run("deploy", "--again", "--reason", "a drill").code == 0
+    assert refused not in shop.run("verify", new).stderr
+
+
 def test_deploy_refuses_a_report_with_another_digest(shop: Shop, tmp_path: Path) -> None:
     """Another model, another policy, another store end in exit 3; the same deploy twice in 0."""
     _deployable(shop)

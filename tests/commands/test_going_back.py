@@ -33,6 +33,19 @@ def _add(shop: Shop, table: Path) -> None:
     assert result.code == 0, result.stderr
 
 
+def test_a_dry_rollback_says_what_the_rollback_then_writes(shop: Shop, emoji: Path) -> None:
+    """The generation, the model and the index that will be restored, not those of today."""
+    first = shop.manifest()
+    _deploy(shop)
+    _add(shop, _table(shop, emoji, "abc"))
+    words = ("rollback", "--added", "drop")
+    planned, written = shop.run(*words, "--dry-run").json, shop.run(*words).json
+    assert {**planned, "written": True} == written
+    assert (written["generation"], written["index_sha256"]) == (4, first["index"]["sha256"])
+    again = shop.run("rollback", "--dry-run").json
+    assert (again["generation"], again["index_sha256"]) == (4, first["index"]["sha256"])
+
+
 def test_rollback_re_embeds_items_of_the_new_model_with_the_old_one(
     shop: Shop, emoji: Path
 ) -> None:

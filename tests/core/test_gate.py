@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from compatctl.core.binomial import upper_limit
 from compatctl.core.compatibility import inequalities
 from compatctl.core.estimate import Estimate
-from compatctl.core.gate import Check, Measurement, holm, judge
+from compatctl.core.gate import Check, Measurement, describe_units, holm, judge
 from compatctl.core.measurements import ChainEvidence, GroupEvidence, measure, measure_chain
 from compatctl.core.nearest import exact_search
 from compatctl.core.policy import Policy
@@ -192,6 +192,21 @@ def test_a_group_without_queries_never_passes():
     assert {check.outcome for check in verdict.checks} == {"inconclusive"}
     assert {check.n for check in verdict.checks} == {0}
     assert {check.detail for check in verdict.checks} == {"Nothing was there to compare."}
+
+
+@pytest.mark.parametrize(
+    ("n", "unit", "words"),
+    [
+        (1, "class", "1 class"),
+        (2, "class", "2 classes"),
+        (1, "query", "1 single query"),
+        (1, "tenant", "1 value of tenant"),
+        (2, "tenant", "2 values of tenant"),
+    ],
+)
+def test_one_unit_is_singular(n, unit, words):
+    """What was resampled is named in the number that there is of it."""
+    assert describe_units(n, (unit,)) == words
 
 
 # Outcomes

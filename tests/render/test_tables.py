@@ -11,6 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from shop_kit import Shop, run
 
+from compatctl.printable import quantity
 from compatctl.render.console import fields_table, print_table
 
 HISTORY = ("passed", "generation", "operation", "at", "query model", "rows", "note")
@@ -84,6 +85,26 @@ def test_a_field_of_several_values_is_in_words() -> None:
         ["none", "none"],
         ["heads", digest[:12]],
     ]
+
+
+def test_one_of_something_is_singular() -> None:
+    """One step, two steps; and a plural of its own."""
+    assert quantity(1, "step") == "1 step"
+    assert quantity(2, "step") == "2 steps"
+    assert quantity(0, "query", "queries") == "0 queries"
+
+
+def test_a_gallery_of_one_row_is_one_row(shop: Shop) -> None:
+    """Of a store, of its status and of a comparison."""
+    lines = shop.data().read_text(encoding="utf-8").splitlines()
+    alone = next(line for line in lines if ",gallery," in line)
+    table = shop.data().parent / f"{shop.folder.parent.name}-one.csv"
+    table.write_text(f"{lines[0]}\n{alone}\n", encoding="utf-8")
+    words = ("--store", shop.path("one"), "--data", table)
+    assert run("init", *words, "--model", shop.path("old.onnx")).code == 0
+    assert "gallery         1 row of 32 dimensions\n" in run("status", *words[:2]).stdout
+    shown = run("verify", *words, "--report", shop.path("r.json"), shop.path("new.onnx"))
+    assert "searched: 1 row, 1 of the store" in shown.stdout
 
 
 def test_an_id_of_any_length_is_folded() -> None:
