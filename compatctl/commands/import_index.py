@@ -215,7 +215,7 @@ def _open(
 def _location(index: Path | str, options: Mapping[str, object]) -> Location | None:
     """The table of a URL, or None for a path; refuses options that only a file has."""
     if not isinstance(index, str) or not is_engine_url(index):
-        if "://" in str(index):  # never shown: it may hold a password
+        if "://" in str(index) or "password=" in str(index):  # never shown
             raise UsageError("the URL is not of an engine", tip="postgresql://... or milvus://...")
         require_hnswlib()
         return None

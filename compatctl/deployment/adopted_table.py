@@ -83,6 +83,7 @@ def open_adopted_table(request: TableRequest, progress: Progress) -> Iterator[Ad
         without = rows.count(connection)[1]
     adopted.refuse(location.url, space)
     _tell(found, index, without, request.dim)
+    _tell_no_labels(location, adopted)
     file = TableFile(
         location=location,
         id_type=rows.id_type,
@@ -281,6 +282,13 @@ def _tell(found: Inspection, index: VectorIndexFacts | None, without: int, dim: 
     elif index.method != "hnsw":
         notice("ivfflat", url, "indexes of another kind than hnsw", [index.name],
                "ef_search has no effect: ivfflat.probes decides")  # fmt: skip
+
+
+def _tell_no_labels(location: Location, adopted: _AdoptedRows) -> None:
+    """A notice of a column of classes that is empty, or a dynamic field that no row has."""
+    if location.label and not any(adopted.labels):
+        notice("no-labels", location.url, "columns of classes without a value", [location.label],
+               "no item has a class")  # fmt: skip
 
 
 def _tell_collection(found: Inspection, index: VectorIndexFacts) -> None:

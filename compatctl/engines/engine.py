@@ -284,7 +284,9 @@ def new_side(file: TableFile, model: str, *, dim: int, table_dim: int, shared: b
     """A side table without a batch, for the space that a model (its digest) began."""
     location, milvus = file.location, batches_are_whole(file)
     return SideTable(
-        table=side_name(f"{location.table}_{location.name}" if milvus else location.name, model),
+        table=side_name(
+            f"{location.table}_{location.name}" if milvus else location.name, model, plain=milvus
+        ),
         vector_type=file.vector_type if milvus else vector_type_of(dim),
         dim=dim,
         table_dim=table_dim,

@@ -112,7 +112,7 @@ def read_facts(
         "row_security_active(c.oid) "
         "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = "
         "to_regclass(CASE WHEN %(schema)s = '' THEN '' ELSE quote_ident(%(schema)s) || '.' END "
-        "|| quote_ident(%(table)s))",
+        "|| quote_ident(%(table)s)) AND c.relname = %(table)s",  # a name that is too long is cut
         {"schema": location.schema, "table": location.table},
     ).fetchone()
     if found is None:

@@ -89,14 +89,28 @@ class FencedSearch:
         Raises:
             StaleEpochError: the row has another epoch by now, or is gone.
         """
+        from psycopg.errors import UndefinedTable
+
+        try:
+            answers = self._answers(connection, queries, k, ef, scan)
+        except UndefinedTable:
+            if self._epoch is not None:
+                connection.rollback()
+                self._refuse_stale(connection)  # a side table that gc dropped since
+            raise
+        if self._epoch is not None and not all(answers):
+            self._refuse_stale(connection)
+        return answers
+
+    def _answers(
+        self, connection: Connection, queries: NDArray[np.float32], k: int, ef: int, scan: Scan
+    ) -> list[Found]:
         answers: list[Found] = []
         fixed = {"k": k, "epoch": self._epoch, "name": self._location.name}
         fixed["ef"] = str(min(max(ef, k), MAX_EF))
         for start in range(0, len(queries), _SENT_AT_ONCE):
             part = queries[start : start + _SENT_AT_ONCE].tolist()
             answers += self._send(connection, [{**fixed, "q": query} for query in part], scan)
-        if self._epoch is not None and not all(answers):
-            self._refuse_stale(connection)
         return answers
 
     def _send(

@@ -11,6 +11,7 @@ application wrote the item again, and its own row is searched.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -81,10 +82,12 @@ def vector_type_of(dim: int) -> str:
     return "vector" if dim <= _INDEXED["vector"] else "halfvec"
 
 
-def side_name(row: str, model: str) -> str:
+def side_name(row: str, model: str, *, plain: bool = False) -> str:
     """The name of the side table of a row of ``compatctl_deployment``, for the space that a model
-    (its digest) began. A name that would be too long ends in a digest of its own."""
+    (its digest) began. The row is named by a digest where its name would be too long, or where
+    ``plain`` asks for letters, digits and underscores, and it has others."""
     name = f"compatctl_{row}_{model[:12]}"
-    if len(name.encode()) <= _LONGEST:
+    fits = not plain or re.fullmatch(r"[A-Za-z0-9_]+", row) is not None
+    if fits and len(name.encode()) <= _LONGEST:
         return name
     return f"compatctl_{sha256_bytes(row.encode())[:12]}_{model[:12]}"

@@ -8,6 +8,8 @@ from pathlib import Path
 from compatctl.errors import UsageError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+]+):(?:/|$)")
+_CREDENTIALS = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*:/{1,2}[^/@]*:[^@]*@")
+"""How a URL with a password begins, whatever its scheme."""
 _S3 = re.compile(r"s3:/{1,2}([^/]+)(?:/(.*))?")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _PREFIX = re.compile(r"[A-Za-z0-9_=+-][A-Za-z0-9._=+-]*(/[A-Za-z0-9_=+-][A-Za-z0-9._=+-]*)*")
@@ -30,7 +32,8 @@ def store_url(path: Path | str) -> str | None:
     text = str(path)
     match = _SCHEME.match(text)
     scheme = match[1].lower() if match else ""
-    if scheme not in {"s3", *_OTHERS}:
+    known = scheme.partition("+")[0] in {"s3", *_OTHERS}
+    if not known and not _CREDENTIALS.match(text):
         return None
     if scheme != "s3":
         raise UsageError(
@@ -49,6 +52,8 @@ def store_url(path: Path | str) -> str | None:
 
 
 def _without_user(text: str) -> str:
-    """A URL as messages show it: without what may be keys before an @."""
+    """A URL as messages show it: without what may be keys, before an @ or behind a ?."""
     scheme, _, rest = text.partition(":/")
-    return f"{scheme}:/...@{rest.rpartition('@')[2]}" if "@" in rest else text
+    place, mark, _ = rest.rpartition("@")[2].partition("?")
+    shown = f"{'...@' if '@' in rest else ''}{place}{'?...' if mark else ''}"
+    return f"{scheme}:/{shown}" if rest else text

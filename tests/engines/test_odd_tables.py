@@ -226,6 +226,30 @@ def test_tables_of_one_name_in_two_schemas_have_queues_of_their_own(table: Table
         assert begun == [True, True, False]
 
 
+def test_a_name_that_is_too_long_names_no_table(shop: Shop, table: Table) -> None:
+    """PostgreSQL cuts a name after 63 bytes: what it would then find is another table."""
+    fill(table, shop)
+    longest = "t" * 63
+    do(table, f"ALTER TABLE items RENAME TO {longest}")
+    shop.path("store").rename(shop.path("folder"))
+    refused = shop.run("import", table.url.replace("/items?", f"/{longest}s?"),
+                       "--model", shop.path("old.onnx"))  # fmt: skip
+    assert refused.code == 5
+    assert f"there is no table {longest}s" in refused.stderr
+    named = table.url.replace("/items?", f"/{longest}?")
+    assert shop.run("import", named, "--model", shop.path("old.onnx")).code == 0
+
+
+def test_a_column_of_classes_that_is_empty_is_told(shop: Shop, table: Table) -> None:
+    """No row has a class: a notice says so, and names the column."""
+    fill(table, shop)
+    do(table, "UPDATE items SET label = NULL")
+    shop.path("store").rename(shop.path("folder"))
+    adopted = shop.run("import", table.url, "--model", shop.path("old.onnx"))
+    told = {entry["kind"]: entry["names"] for entry in adopted.json["notices"]}
+    assert told["no-labels"] == ["label"]
+
+
 def test_an_empty_id_is_refused_by_name(pg: EngineShop) -> None:
     """The message names the table and says what to do."""
     assert pg.table is not None

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_kit import EngineShop, expected, image, sweep_before_the_commit
+from engine_kit import EngineShop, expected, fill, image, sweep_before_the_commit
 from kill_kit import killed
 from milvus_kit import Collection
 from pymilvus import MilvusClient
 from pymilvus.exceptions import MilvusException
 from serve_kit import wait_for
-from shop_kit import run, turned
+from shop_kit import Shop, run, turned
 
 from compatctl.core.nearest import exact_search
 from compatctl.data import load
@@ -241,6 +241,21 @@ def test_damage_and_deletion_are_told(lifted: EngineShop) -> None:
         in (told.json["problems"][0])
     )
     assert lifted.run("verify", lifted.path("wide.onnx")).code == 6
+
+
+def test_a_row_of_any_name_has_collections_beside(shop: Shop, collection: Collection) -> None:
+    """Properties may be named with characters that the name of a collection may not hold."""
+    fill(collection, shop)
+    shop.path("store").rename(shop.path("folder"))
+    shop_of = EngineShop(engine="milvus", shop=shop, table=None, collection=collection)
+    shop_of.done("import", f"{collection.url}&name=shop-1.é", "--model", shop.path("old.onnx"))
+    shop_of.done("lift", turned(shop, "wide.onnx", of="new.onnx", dim=F), *RIDGE)
+    query = shop_of.gallery().vectors()[4]
+    with collection.client() as client:
+        row = client.describe_collection(collection.name)["properties"]
+        table = row["shop-1.é.search_table"]
+        hits = client.search(table, data=[query], anns_field="embedding", limit=3)[0]
+    assert [hit["id"] for hit in hits] == expected(shop_of, query, 3)
 
 
 def test_only_the_deleted_rows_are_erased_beside(mv: EngineShop, wide: Path) -> None:

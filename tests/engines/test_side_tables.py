@@ -17,6 +17,10 @@ from compatctl.core.nearest import exact_search
 from compatctl.data import load
 from compatctl.deployment.searcher import Searcher
 from compatctl.encoder import Encoder
+from compatctl.engines import FencedSearch, Scan, StaleEpochError
+from compatctl.engines.connection import connect
+from compatctl.engines.location import TableLocation
+from compatctl.index import EngineIndex
 from compatctl.store import Store
 
 F = 48
@@ -135,6 +139,34 @@ def test_a_rollback_of_a_lift_needs_the_row_alone(lifted: EngineShop) -> None:
     swept = lifted.done("check", "--gc", "--keep", 1).json
     assert side_tables(lifted) == []
     assert any("rows of the table compatctl_items_" in name for name in swept["deleted"])
+
+
+@pytest.mark.parametrize("scan", Scan)
+def test_who_searches_a_table_that_gc_dropped_is_told_of_the_epoch(
+    lifted: EngineShop, scan: Scan
+) -> None:
+    """A reader that holds the statement of a lift learns that another generation serves, whatever
+    the scan; one that follows the store answers by that generation; the connection goes on."""
+    assert lifted.table is not None
+    index = lifted.gallery().index
+    assert isinstance(index, EngineIndex)
+    query = lifted.gallery().vectors()[:70]
+    with Searcher.open(lifted.path("store")) as searcher:
+        lifted.done("rollback")
+        for name in ("new.onnx", "old.onnx"):
+            lifted.done("deploy", "--model", lifted.path(name), "--force", "--reason", "a drill")
+        lifted.done("check", "--gc", "--keep", 1)
+        assert side_tables(lifted) == []
+        answers = searcher.search([image(lifted)], 3)
+        assert answers.generation == lifted.gallery().manifest.generation > 2
+    location = index.file.location.from_environment()
+    file = index.file
+    assert isinstance(location, TableLocation)
+    search = FencedSearch(location, file.vector_type, file.operator, 2, True, file.side)
+    with connect(location) as connection:
+        with pytest.raises(StaleEpochError, match="is at epoch"):
+            search.search(connection, query, 3, 64, scan)
+        assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
 @pytest.mark.parametrize("point", ["before the history", "before the row", "after the row"])

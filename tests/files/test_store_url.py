@@ -113,3 +113,22 @@ def test_without_a_folder_for_the_copy_the_setting_is_named(
     with pytest.raises(InputError, match="this machine's copy of s3://bucket/a") as refused:
         store_path("s3://bucket/a")
     assert "COMPATCTL_CACHE" in (refused.value.tip or "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql+psycopg2://app:Secret7@db/shop",
+        "jdbc:postgresql://app:Secret7@db/shop",
+        "milvus+grpc:/root:Secret7@db/default",
+        "redis://:Secret7@db",
+        "postgresql://app@db/shop?password=Secret7",
+        "https://db/items?token=Secret7",
+    ],
+)
+def test_the_url_of_another_tool_is_refused_without_its_password(text: str) -> None:
+    """Whatever the scheme: what may be a password is in no message."""
+    with pytest.raises(UsageError) as refused:
+        store_url(Path(text))
+    assert "Secret7" not in str(refused.value)
+    assert "@" not in text or "...@" in str(refused.value)
