@@ -276,7 +276,16 @@ def _is_scalar(kind: pa.DataType) -> bool:
     if isinstance(kind, pa.DictionaryType):
         kind = kind.value_type
     tests = (
-        pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_floating,
-        pa.types.is_boolean, pa.types.is_temporal, pa.types.is_decimal, pa.types.is_null,
+        pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_temporal,
+        pa.types.is_decimal, pa.types.is_null,
     )  # fmt: skip
+    return is_text(kind) or any(test(kind) for test in tests)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values of a type are texts."""
+    import pyarrow as pa
+
+    is_view = getattr(pa.types, "is_string_view", pa.types.is_string)  # pyarrow 15 has none
+    tests = (pa.types.is_string, pa.types.is_large_string, is_view)
     return any(test(kind) for test in tests)

@@ -149,10 +149,13 @@ def _warn_of_containers(top: Path, paths: Sequence[Parts]) -> None:
 def _warn_of_deeper_folders(top: Path, paths: Sequence[Parts]) -> bool:
     """Warn of folders in class folders (the first of ``paths``) that may mean more than they do.
 
-    Returns whether there was a reason: they are named like splits; or all images lie in them, and
-    they repeat or have one above them.
+    A level that is one folder in all class folders is passed over. Returns whether there was a
+    reason: they are named like splits; or all images lie in them, and they repeat or have one above
+    them.
     """
     tops = sorted({parts[0] for parts in paths})
+    while all(len(parts) > 3 for parts in paths) and len({parts[1] for parts in paths}) == 1:
+        paths = [(parts[0], *parts[2:]) for parts in paths]
     below: dict[str, set[str]] = defaultdict(set)
     for parts in paths:
         if len(parts) > 2:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compatctl.data._arrow import arrow_errors, require_pyarrow
+from compatctl.data._arrow import arrow_errors, is_text, require_pyarrow
 from compatctl.data._vector_rows import VECTOR_NAMES, single_precision
 from compatctl.errors import InputError
 from compatctl.files.npz import default_limit
@@ -191,7 +191,7 @@ class _Reading:
         if pa.types.is_integer(column.type):
             # a copy: a view keeps the buffer that LanceDB shares with the vectors
             self._numbers.append(np.array(column.to_numpy()))
-        elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        elif is_text(kind):
             self._ids += column.to_pylist()
         else:
             raise refused_ids(self._path, kind)

@@ -156,6 +156,20 @@ def test_a_parquet_table_may_name_files(tmp_path: Path) -> None:
     ]
 
 
+def test_text_is_read_whatever_arrow_calls_it(tmp_path: Path) -> None:
+    """Views and long texts, which other writers of Parquet use, are ids, labels and slices."""
+    for kind in (pa.string(), pa.large_string(), pa.string_view()):
+        table = {
+            "id": pa.array(["a", "b"], kind),
+            "image": [png(1), png(2)],
+            "label": pa.array(["x", "y"], kind),
+            "shop": pa.array(["s", None], kind),
+        }
+        data = load(write_parquet(tmp_path / "t.parquet", table))
+        assert (data.ids, data.labels) == (("a", "b"), ("x", "y"))
+        assert [item.slices for item in data.items] == [{"shop": "s"}, {}]
+
+
 def test_values_are_kept_as_they_are_written(tmp_path: Path) -> None:
     """Whole numbers, dates, decimals, truth values and categories; NaN and null are no value."""
     import datetime
