@@ -139,7 +139,8 @@ def test_the_entries_of_http_answers_exist() -> None:
     for model, entries in (
         (http.Found, hit),
         (http.SearchAnswer, {*shared, "query_model", "side", "cut", "hits"}),
-        (http.Compared, {*shared, "current_model", "candidate_model", "current", "candidate"}),
+        (http.ComparedAnswers, {*shared, "current_model", "candidate_model"}),
+        (http.ComparedAnswers, {"current", "candidate", "candidate_error"}),
         (http.Problem, {"error", "message"}),
     ):
         assert entries <= model.model_fields.keys(), model

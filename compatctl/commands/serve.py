@@ -14,9 +14,10 @@ from socket import socket
 
 from compatctl.data import Dataset
 from compatctl.deployment.data import load_data
+from compatctl.deployment.loaded_generation import LoadedGeneration
 from compatctl.deployment.searcher import Searcher
 from compatctl.encoder import Encoder, use_threads
-from compatctl.errors import InputError, UsageError
+from compatctl.errors import CompatError, InputError, UsageError
 from compatctl.evaluation.report_match import require_matching_report
 from compatctl.evaluation.verified_candidate import refuse_unverified
 from compatctl.machine import computing_threads
@@ -24,15 +25,18 @@ from compatctl.manifest import Manifest
 from compatctl.notices import Notices, collected
 from compatctl.recipe import Project, gate_policy
 from compatctl.report import policy_sha256, read_report
+from compatctl.serving.access import Access
 from compatctl.serving.answer_log import AnswerLog, LogLine
-from compatctl.serving.candidate import CandidateModel, Shadow, Traffic
-from compatctl.serving.http import Access, make_app
+from compatctl.serving.candidate import DEPLOYED, CandidateModel, Shadow, Traffic
+from compatctl.serving.http import make_app
 from compatctl.serving.metrics import Metrics
 from compatctl.serving.processes import Link, Processes
-from compatctl.serving.server import is_loopback, listen, run
+from compatctl.serving.server import is_loopback, listen, local_names, run
 from compatctl.serving.service import Limits, SearchService
 from compatctl.serving.shared_metrics import SharedMetrics, fold_ended
 from compatctl.store import shown_path
+
+LOG = logging.getLogger("compatctl.serve")
 
 TOKEN = "COMPATCTL_TOKEN"
 SHORTEST_TOKEN = 16
@@ -110,7 +114,7 @@ class _Ready:
 def serve(
     project: Project, options: ServeOptions, *, announce: Callable[[str], None]
 ) -> ServeResult:
-    """Answer queries until SIGTERM or Ctrl-C; running requests end first.
+    """Answer queries until SIGTERM, SIGHUP or Ctrl-C; running requests end first.
 
     ``announce`` gets the address once queries are answered.
 
@@ -123,7 +127,7 @@ def serve(
         DamagedError: the store is damaged.
         CompatError: a process died before it answered.
     """
-    _access(options.host)
+    _token(options.host)
     _log_to_stderr(options.processes)
     with listen(options.host, options.port) as listener:
         by = f" by {options.processes} processes" if options.processes > 1 else ""
@@ -165,12 +169,10 @@ def _serve_here(
             index_apart=True,
         )
     with searcher:
-        service = _service(project, options, searcher, data, folder)
+        service = _service(project, options, searcher, data, folder, again=link.again)
         try:
-            if service.candidate is not None:
-                service.candidate.on(searcher.current)
             first = _Ready(generation=searcher.manifest.generation, notices=notices)
-            app = make_app(service, _access(options.host))
+            app = make_app(service, _access(options.host, listener))
             seconds = options.limits.seconds
             run(app, listener, seconds=seconds, started=partial(link.ready, first), beat=link.beat)
         finally:
@@ -191,15 +193,27 @@ def _service(
     searcher: Searcher,
     data: Dataset | None,
     folder: Path | None,
+    *,
+    again: bool,
 ) -> SearchService:
-    """All of the service but its address."""
+    """All of the service but its address.
+
+    ``again``: a process that stands for one that ended. It serves without a candidate that cannot
+    be tried any more, as its file is gone, or the store is another one than its report's.
+    """
     stop_file = None if folder is None else folder / STOPPED
-    traffic = _traffic(project, options, searcher.manifest, stop_file)
+    try:
+        traffic = _traffic(project, options, searcher.current, stop_file)
+        shadowed = _candidate(options.shadow, searcher.current)
+    except CompatError as error:
+        if not again:
+            raise
+        LOG.error("this process tries no candidate: %s", error.message)
+        traffic = shadowed = None
     log = None if options.log is None else AnswerLog(options.log)
     shadow = None
-    if options.shadow is not None:
-        candidate = _encoder(options.shadow.model)
-        shadow = Shadow(candidate, share=options.shadow.share, write=_writer(log))
+    if options.shadow is not None and shadowed is not None:
+        shadow = Shadow(shadowed, share=options.shadow.share, write=_writer(log))
     return SearchService(
         searcher=searcher,
         limits=options.limits,
@@ -240,8 +254,18 @@ def _log_to_stderr(processes: int) -> None:
         logger.setLevel(logging.INFO)
 
 
-def _access(host: str) -> Access:
-    """Who may ask: on an address that others reach, who has the token."""
+def _access(host: str, listener: socket) -> Access:
+    """Who may ask: who has the token or, without one, who names this machine."""
+    token = _token(host)
+    return Access(token=token, hosts=None if token else local_names(host, listener))
+
+
+def _token(host: str) -> str | None:
+    """The token of the environment, which an address that others reach needs.
+
+    Raises:
+        UsageError: it is missing, too short, or no header carries it.
+    """
     token = os.environ.get(TOKEN, "").strip() or None
     if token is not None and len(token) < SHORTEST_TOKEN:
         raise UsageError(
@@ -253,19 +277,23 @@ def _access(host: str) -> Access:
             f"{TOKEN} holds a space or a sign that no header carries",
             tip=f"export {TOKEN}=$(openssl rand -hex 32)",
         )
-    local = is_loopback(host)
-    if token is None and not local:
+    if not is_loopback(host) and token is None:
         raise UsageError(
             f"other machines reach {host}, and {TOKEN} is not set",
             tip=f"export {TOKEN}=$(openssl rand -hex 32), which callers then send; or serve "
             "127.0.0.1",
         )
-    return Access(token=token, local=local)
+    return token
 
 
-def _encoder(path: Path) -> CandidateModel:
-    """A candidate. One thread computes it, so that it takes little from the query model."""
-    return CandidateModel(encoder=Encoder.load(path, threads=1))
+def _candidate(trial: Trial | None, current: LoadedGeneration) -> CandidateModel | None:
+    """The candidate of a trial, if there is one; it fits the gallery. One thread computes it, so
+    that it takes little from the query model."""
+    if trial is None:
+        return None
+    candidate = CandidateModel(encoder=Encoder.load(trial.model, threads=1))
+    candidate.on(current)
+    return candidate
 
 
 def _writer(log: AnswerLog | None) -> Callable[[LogLine], None]:
@@ -279,12 +307,17 @@ def _data(project: Project) -> Dataset | None:
 
 
 def _traffic(
-    project: Project, options: ServeOptions, manifest: Manifest, stop_file: Path | None
+    project: Project, options: ServeOptions, current: LoadedGeneration, stop_file: Path | None
 ) -> Traffic | None:
-    """The candidate that gets a share of the traffic, if it may."""
-    trial = options.traffic
-    if trial is None:
+    """The candidate that gets a share of the traffic, if it may; none that is deployed by now."""
+    trial, manifest = options.traffic, current.manifest
+    candidate = _candidate(trial, current)
+    if trial is None or candidate is None:
         return None
+    traffic = Traffic(candidate, share=trial.share, stop_file=stop_file)
+    if candidate.encoder.sha256 == manifest.query_model:
+        traffic.stop(DEPLOYED)
+        return traffic
     for what, settings in (
         ("re-scores answers", manifest.rescoring),
         ("calibrates scores", manifest.calibration),
@@ -294,10 +327,9 @@ def _traffic(
                 f"the store {what}, and a candidate on the traffic does not",
                 tip="try the candidate with --shadow, or deploy it and roll back",
             )
-    candidate = _encoder(trial.model)
     if not options.allow_unverified:
         _require_verified(project, manifest, candidate.encoder)
-    return Traffic(candidate, share=trial.share, stop_file=stop_file)
+    return traffic
 
 
 def _require_verified(project: Project, manifest: Manifest, encoder: Encoder) -> None:

@@ -91,27 +91,33 @@ class MicroBatcher:
     def _run(self) -> None:
         while batch := self._next():
             self._answer(batch)
+            del batch  # else the last generation that was asked would stay in memory
 
     def _next(self) -> list[_Waiting]:
         """The oldest query and those of its generation; none at the end."""
         with self._changed:
-            while not self._queue and not self._closed:
-                self._changed.wait()
-            batch: list[_Waiting] = []
-            left: deque[_Waiting] = deque()
-            while self._queue:
-                waiting = self._queue.popleft()
-                if waiting.future.cancelled():
-                    continue
-                first = batch[0] if batch else waiting
-                if waiting.generation is first.generation and len(batch) < MAX_BATCH:
-                    batch.append(waiting)
-                else:
-                    left.append(waiting)
-            self._queue = left
-            if batch or self._closed:
-                return batch
-        return self._next()
+            while True:
+                while not self._queue and not self._closed:
+                    self._changed.wait()
+                batch = self._taken()
+                if batch or self._closed:
+                    return batch
+
+    def _taken(self) -> list[_Waiting]:
+        """Take them from the queue; what was cancelled is left out of it."""
+        batch: list[_Waiting] = []
+        left: deque[_Waiting] = deque()
+        while self._queue:
+            waiting = self._queue.popleft()
+            if waiting.future.cancelled():
+                continue
+            first = batch[0] if batch else waiting
+            if waiting.generation is first.generation and len(batch) < MAX_BATCH:
+                batch.append(waiting)
+            else:
+                left.append(waiting)
+        self._queue = left
+        return batch
 
     def _answer(self, batch: list[_Waiting]) -> None:
         """Answer a batch; a query that makes it fail fails alone."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from compatctl.core.binomial import upper_limit
 from compatctl.core.hash_order import hash_fraction
@@ -22,6 +23,9 @@ from compatctl.serving.answer_log import LogLine
 from compatctl.serving.batching import Answer, answer_of
 
 LOG = logging.getLogger("compatctl.serve")
+
+DEPLOYED = "the candidate is the query model now"
+"""Why a trial ends."""
 
 MAX_SHADOWS = 64
 """Queries that wait for the shadow; more are dropped and counted."""
@@ -45,8 +49,10 @@ class CandidateModel:
 
     encoder: Encoder
     _lock: Lock = field(default_factory=Lock, repr=False)
-    _of: LoadedGeneration | None = None
-    _own: LoadedGeneration | None = None
+    _own: WeakKeyDictionary[LoadedGeneration, LoadedGeneration] = field(
+        default_factory=WeakKeyDictionary, repr=False
+    )
+    """By the generation that serves, and only as long as anybody asks that."""
 
     def describe(self) -> dict[str, str]:
         """Its digest and its file's name."""
@@ -61,9 +67,9 @@ class CandidateModel:
         if current.manifest.query_model == self.encoder.sha256:
             return None
         with self._lock:
-            if self._of is not current:
-                self._own, self._of = current.with_model(self.encoder), current
-            return self._own
+            if current not in self._own:
+                self._own[current] = current.with_model(self.encoder)
+            return self._own[current]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,6 +78,7 @@ class ShadowQuery:
 
     item: QueryItem
     k: int
+    max_pixels: int
     current: LoadedGeneration
     line: LogLine
 
@@ -148,6 +155,7 @@ class Shadow:
             with self._lock:
                 self._bytes -= size
             self._write(self._line(query))
+            del query  # else the generation that it was asked of would stay in memory
 
     def _line(self, query: ShadowQuery) -> LogLine:
         """The query's line with the candidate's answer, or why there is none."""
@@ -159,13 +167,13 @@ class Shadow:
         except Exception as error:  # noqa: BLE001 - a candidate's failure is no one's but its own
             self.counts["failed"] += 1
             self._failures += 1
-            reason = error.message if isinstance(error, CompatError) else type(error).__name__
+            reason = reason_of(error)
             if self._failures >= MAX_FAILURES:
                 self.stopped = f"{MAX_FAILURES} failures in a row, the last: {reason}"
             return _with(line, error=reason)
         self._failures = 0
         if other is None:
-            self.stopped = "the candidate is the query model now"
+            self.stopped = DEPLOYED
             return line
         self.counts["answered"] += 1
         self._overlap += overlap(line.answer, other)
@@ -175,8 +183,15 @@ class Shadow:
         generation = self.candidate.on(query.current)
         if generation is None:
             return None
-        answers = generation.answer([generation.prepare(query.item)], query.k)
-        return answer_of(answers, 0, query.k)
+        prepared = generation.prepare(query.item, max_pixels=query.max_pixels)
+        return answer_of(generation.answer([prepared], query.k), 0, query.k)
+
+
+def reason_of(error: Exception) -> str:
+    """Why a candidate failed, in words for whoever tries it."""
+    if isinstance(error, TimeoutError):
+        return "it took too long"
+    return error.message if isinstance(error, CompatError) else type(error).__name__
 
 
 def _with(line: LogLine, *, other: Answer | None = None, error: str | None = None) -> LogLine:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import hmac
 import json
 import logging
-from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from fastapi import Depends, FastAPI, Request
@@ -20,15 +18,22 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 
 from compatctl._version import __version__
 from compatctl.deployment.searching import Hit
 from compatctl.errors import CompatError, InputError
 from compatctl.notices import DataWarning
-from compatctl.serving.batching import Answer, QueueFullError
-from compatctl.serving.service import Query, RequestItem, SearchService, Served, content_id
+from compatctl.serving.access import Access, RefusedError, check_access
+from compatctl.serving.batching import QueueFullError
+from compatctl.serving.service import (
+    Compared,
+    Query,
+    RequestItem,
+    SearchService,
+    Served,
+    content_id,
+)
 
 LOG = logging.getLogger("compatctl.serve")
 
@@ -38,14 +43,15 @@ HISTORY = 20
 MAX_ID = 256
 """Characters of a query's id or a tenant."""
 
-LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
-
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
 """What the page may load: itself."""
+
+
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 
 class Found(BaseModel):
@@ -70,8 +76,8 @@ class SearchAnswer(BaseModel):
     hits: list[Found]
 
 
-class Compared(BaseModel):
-    """The answers of the query model and of the candidate; null: there is no candidate."""
+class ComparedAnswers(BaseModel):
+    """The answers of the query model and of the candidate; null: there is none."""
 
     query: str
     generation: int
@@ -79,6 +85,7 @@ class Compared(BaseModel):
     candidate_model: str | None
     current: list[Found]
     candidate: list[Found] | None
+    candidate_error: str | None = Field(description="Why the candidate has no answer.")
 
 
 class Problem(BaseModel):
@@ -88,32 +95,11 @@ class Problem(BaseModel):
     message: str
 
 
-class RefusedError(Exception):
-    """An answer that is an error: the HTTP status, a word for programs, a text for people."""
-
-    def __init__(self, *, status: int, error: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.error, self.message = status, error, message
-
-
-@dataclass(frozen=True, kw_only=True)
-class Access:
-    """Who may ask.
-
-    Attributes:
-        token: what callers send as ``Authorization: Bearer``; None: nobody needs one.
-        local: only names of this machine are served, so that no page of another site asks.
-    """
-
-    token: str | None
-    local: bool
-
-
 def make_app(service: SearchService, access: Access) -> FastAPI:
     """The application."""
 
     async def check(request: Request) -> None:
-        _check_access(request, access)
+        check_access(request, access)
 
     app = FastAPI(
         title="compatctl",
@@ -121,11 +107,10 @@ def make_app(service: SearchService, access: Access) -> FastAPI:
         summary="Search of an embedding store that changes its model without a break.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         dependencies=[Depends(check)],
         responses={code: {"model": Problem} for code in _STATUSES},
     )
-    if access.local:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_HOSTS)
     _add_errors(app, service)
     _add_search(app, service)
     _add_state(app, service)
@@ -165,20 +150,6 @@ def _add_errors(app: FastAPI, service: SearchService) -> None:
     app.add_exception_handler(Exception, failed)
 
 
-def _check_access(request: Request, access: Access) -> None:
-    """Refuse a page of another site, and a caller without the token."""
-    origin = request.headers.get("origin")
-    if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
-        raise RefusedError(status=403, error="origin", message="pages of other sites may not ask")
-    if access.token is None or request.url.path in ("/", "/healthz", "/readyz"):
-        return
-    given = request.headers.get("authorization", "").encode("utf-8", "replace")
-    if not hmac.compare_digest(given, f"Bearer {access.token}".encode()):
-        raise RefusedError(
-            status=401, error="token", message="send the token: Authorization: Bearer TOKEN"
-        )
-
-
 def _refused(service: SearchService, request: Request, refusal: RefusedError) -> JSONResponse:
     if request.url.path == "/v1/search":
         service.metrics.refused(refusal.status)
@@ -216,10 +187,9 @@ def _add_search(app: FastAPI, service: SearchService) -> None:
         served = await _answered(service.search(query))
         return _described(query, served)
 
-    async def compare(request: Request, k: int = 10) -> Compared:
+    async def compare(request: Request, k: int = 10) -> ComparedAnswers:
         query = await _query(request, service, k)
-        current, candidate = await _answered(service.compare(query))
-        return _compared(query, current, candidate)
+        return _described_both(query, await _answered(service.compare(query)))
 
     search.__annotations__["k"] = compare.__annotations__["k"] = k_of
     app.post(
@@ -432,43 +402,55 @@ def _described(query: Query, served: Served) -> SearchAnswer:
     )
 
 
-def _compared(query: Query, current: Answer, candidate: Answer | None) -> Compared:
-    return Compared(
+def _described_both(query: Query, compared: Compared) -> ComparedAnswers:
+    current, candidate = compared.current, compared.candidate
+    return ComparedAnswers(
         query=query.id,
         generation=current.generation,
         current_model=current.query_model,
         candidate_model=None if candidate is None else candidate.query_model,
         current=_found(current.hits),
         candidate=None if candidate is None else _found(candidate.hits),
+        candidate_error=compared.candidate_error,
     )
+
+
+def _reads(app: FastAPI, path: str, **described: Any) -> Callable[[Endpoint], Endpoint]:
+    """A path that GET reads, and HEAD without the body."""
+
+    def add(endpoint: Endpoint) -> Endpoint:
+        app.head(path, include_in_schema=False)(endpoint)
+        return app.get(path, **described)(endpoint)
+
+    return add
 
 
 def _add_state(app: FastAPI, service: SearchService) -> None:
     page = files("compatctl.serving").joinpath("page.html").read_text("utf-8")
 
-    @app.get("/", include_in_schema=False)
+    @_reads(app, "/", include_in_schema=False)
     async def root() -> HTMLResponse:
         return HTMLResponse(page, headers={"Content-Security-Policy": POLICY})
 
-    @app.get("/healthz", summary="Whether the process runs.")
+    @_reads(app, "/healthz", summary="Whether the process runs.")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/readyz", summary="Whether queries are answered: 200, or 503.")
+    @_reads(app, "/readyz", summary="Whether queries are answered: 200, or 503.")
     async def readyz() -> JSONResponse:
         state = service.state()
         return JSONResponse(state, 200 if state["ready"] else 503)
 
-    @app.get("/metrics", summary="Metrics in the text format of Prometheus.")
+    @_reads(app, "/metrics", summary="Metrics in the text format of Prometheus.")
     async def metrics() -> Response:
         text = await asyncio.to_thread(service.metrics_text)
         return Response(text, media_type="text/plain; version=0.0.4")
 
-    @app.get("/v1/status", summary="Generation, models, history, shadow and traffic.")
+    @_reads(app, "/v1/status", summary="Generation, models, history, shadow and traffic.")
     async def status() -> dict[str, Any]:
         return await asyncio.to_thread(service.status, HISTORY)
 
-    @app.get("/v1/items/{item_id:path}", summary="A gallery item's picture, or its text.")
+    @_reads(app, "/v1/items/{item_id:path}", summary="A gallery item's picture, or its text.")
     async def item(item_id: str) -> Response:
         shown = await asyncio.to_thread(service.item, item_id)
         if shown is None:

@@ -49,11 +49,13 @@ class Link(Generic[S]):
 
     Attributes:
         ready: says that it serves, with a value.
+        again: whether this process stands for one that has ended.
         pulse: one number that both see: the time of the last beat, 0 before the first.
     """
 
     ready: Callable[[S], None]
     pulse: Any
+    again: bool = False
 
     def beat(self) -> None:
         """Show that this process goes on."""
@@ -97,8 +99,9 @@ class Processes(Generic[S, R]):
         self._looked = self._awake = 0.0
 
     def run(self, started: Callable[[list[S]], None]) -> list[R]:
-        """Run until SIGTERM or Ctrl-C; what the processes returned that ended by themselves.
+        """Run until SIGTERM, SIGHUP or Ctrl-C.
 
+        Returns what the processes returned that ended by themselves.
         ``started`` gets what each said when it was ready, once all are.
 
         Raises:
@@ -132,14 +135,21 @@ class Processes(Generic[S, R]):
         self._looked = self._awake = time.monotonic()
         return True
 
-    def _start(self) -> _Child:
+    def _start(self, *, again: bool = False) -> _Child:
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
         pulse = context.RawArray("d", 1)
-        process = context.Process(target=_main, args=(self._target, there, pulse), daemon=True)
-        with _without_interrupts():
-            process.start()
-        there.close()
+        process = context.Process(
+            target=_main, args=(self._target, there, pulse, again), daemon=True
+        )
+        try:
+            with _without_interrupts():
+                process.start()
+        except OSError:  # too many processes, or too little memory
+            here.close()
+            raise
+        finally:
+            there.close()
         return _Child(process=process, channel=here, pulse=pulse, since=time.monotonic())
 
     def _first(self, child: _Child) -> S:
@@ -167,10 +177,21 @@ class Processes(Generic[S, R]):
         for number, child in enumerate(self._children):
             if child.due is not None:
                 if now >= child.due:
-                    self._children[number] = self._start()
-                    self._children[number].delay = child.delay
+                    self._children[number] = self._replaced(child, now)
             elif not child.process.is_alive() or self._kill_stuck(child):
                 self._mourn(child, now)
+
+    def _replaced(self, child: _Child, now: float) -> _Child:
+        """The process that stands for one that ended or, if none can start now, that one still."""
+        try:
+            started = self._start(again=True)
+        except OSError as error:
+            child.delay = min(MAX_DELAY_S, 2 * child.delay or FIRST_DELAY_S)
+            child.due = now + child.delay
+            LOG.error("no process starts: %s; tried again in %g s", error.strerror, child.delay)
+            return child
+        started.delay = child.delay
+        return started
 
     def _kill_stuck(self, child: _Child) -> bool:
         """Kill a process that does not go on; whether it did not."""
@@ -191,7 +212,10 @@ class Processes(Generic[S, R]):
         why = failed[0].message if failed else _how(child.process)
         LOG.error("process %s ended: %s; another one starts", child.process.pid, why)
         child.channel.close()
-        self._ended(child.process.pid or 0)
+        try:
+            self._ended(child.process.pid or 0)
+        except OSError as error:  # no space, now: the others go on
+            LOG.error("the counts of process %s are lost: %s", child.process.pid, error.strerror)
 
     def _end(self) -> list[R]:
         """End what runs."""
@@ -248,13 +272,16 @@ def _without_interrupts() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _until_signal() -> Iterator[_Stop]:
-    """SIGTERM or Ctrl-C, once one has come."""
+    """SIGTERM, SIGHUP or Ctrl-C, once one has come; SIGHUP not where it is ignored (``nohup``)."""
     stop = _Stop()
 
     def take(number: int, frame: FrameType | None) -> None:
         stop.number = number
 
-    before = {number: signal.signal(number, take) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, take) for number in numbers}
     try:
         yield stop
     finally:
@@ -262,7 +289,7 @@ def _until_signal() -> Iterator[_Stop]:
             signal.signal(number, handler)
 
 
-def _main(target: Target[Any, Any], channel: Connection, pulse: Any) -> None:
+def _main(target: Target[Any, Any], channel: Connection, pulse: Any, again: bool) -> None:
     """The main function of a process."""
     Thread(target=_end_with_parent, name="compatctl-parent", daemon=True).start()
 
@@ -271,7 +298,7 @@ def _main(target: Target[Any, Any], channel: Connection, pulse: Any) -> None:
             channel.send(_Message(kind=kind, value=value))
 
     try:
-        result = target(Link(ready=lambda value: say("ready", value), pulse=pulse))
+        result = target(Link(ready=lambda value: say("ready", value), pulse=pulse, again=again))
     except CompatError as error:
         say("failed", error)
         sys.exit(1)

@@ -26,6 +26,8 @@ DRAIN_S = 20
 
 MAX_CONNECTIONS = 1000
 
+_LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+
 
 def is_loopback(host: str) -> bool:
     """Whether an address is reached from this machine alone.
@@ -41,6 +43,12 @@ def is_loopback(host: str) -> bool:
             tip="127.0.0.1 serves this machine alone",
         ) from error
     return all(ipaddress.ip_address(str(entry[4][0])).is_loopback for entry in found)
+
+
+def local_names(host: str, listener: socket.socket) -> frozenset[str]:
+    """The names of this machine by which callers reach a service on a loopback address."""
+    names = (*_LOCAL_NAMES, host, str(listener.getsockname()[0]))
+    return frozenset(name.lower() for name in names)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -66,7 +74,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class _PatientProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
-    """HTTP that closes a connection whose request does not begin in ``headers_s`` seconds.
+    """HTTP that closes a connection whose request does not begin in ``headers_s`` seconds, or whose
+    caller does not take what was answered in that time.
 
     Without it a caller could hold every connection, with or without the token. What becomes of a
     request after its headers is the application's to limit.
@@ -74,6 +83,7 @@ class _PatientProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
 
     headers_s: float
     _deadline: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -86,12 +96,40 @@ class _PatientProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._forget()
+        self._forget_unread()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._forget_unread()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._expect_reading()
 
     def _expect_headers(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
             self._forget()
         elif self._deadline is None:
-            self._deadline = self.loop.call_later(self.headers_s, self.transport.close)
+            self._deadline = self.loop.call_later(self.headers_s, self._close)
+
+    def _close(self) -> None:
+        self.transport.close()
+        self._expect_reading()
+
+    def _expect_reading(self) -> None:
+        """End the connection, with what the caller has not taken, in a while: closing waits for
+        the caller."""
+        if self._unread is None:
+            self._unread = self.loop.call_later(self.headers_s, self.transport.abort)
+
+    def _forget_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _forget(self) -> None:
         if self._deadline is not None:
@@ -107,7 +145,7 @@ def run(
     started: Callable[[], None],
     beat: Callable[[], None],
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C; running requests end first.
+    """Serve until SIGTERM, SIGHUP or Ctrl-C; running requests end first.
 
     ``seconds``: in which the headers of a request must be there. ``beat`` is called several times a
     second while requests are taken.
@@ -128,7 +166,7 @@ def run(
     config = uvicorn.Config(
         app,
         http=Protocol,
-        log_level="warning",
+        log_level="error",  # warnings are of what callers send
         access_log=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
@@ -157,12 +195,20 @@ def kept_from_collections() -> Iterator[None]:
 
 @contextmanager
 def _quiet_end() -> Iterator[None]:
-    """uvicorn ends on these signals, and then raises them again: that is no error here."""
+    """uvicorn ends on these signals, and then raises them again: that is no error here.
+
+    SIGHUP, which a terminal sends that is closed, is as SIGTERM, unless it is ignored (``nohup``).
+    """
 
     def ignore(number: int, frame: FrameType | None) -> None:
         return None
 
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
     before = {number: signal.signal(number, ignore) for number in (signal.SIGINT, signal.SIGTERM)}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, end)
     try:
         yield
     finally:

@@ -17,15 +17,22 @@ import numpy as np
 
 from compatctl.core.arrays import Vectors
 from compatctl.data import Dataset, ItemVectors, thumbnail
-from compatctl.deployment.loaded_generation import LoadedGeneration
+from compatctl.deployment.loaded_generation import LoadedGeneration, PreparedQuery
 from compatctl.deployment.searcher import Attempts, Searcher
 from compatctl.engines import StaleEpochError
 from compatctl.errors import InputError, UsageError
 from compatctl.machine import processors
 from compatctl.manifest import Manifest
 from compatctl.serving.answer_log import AnswerLog, LogLine
-from compatctl.serving.batching import Answer, MicroBatcher, QueueFullError, answer_of
-from compatctl.serving.candidate import CandidateModel, Shadow, ShadowQuery, Traffic
+from compatctl.serving.batching import Answer, MicroBatcher, QueueFullError
+from compatctl.serving.candidate import (
+    DEPLOYED,
+    CandidateModel,
+    Shadow,
+    ShadowQuery,
+    Traffic,
+    reason_of,
+)
 from compatctl.serving.metrics import Metrics
 from compatctl.serving.shared_metrics import SharedMetrics
 
@@ -86,6 +93,20 @@ class Served:
     cut: bool
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Compared:
+    """The answers of the query model and of the candidate.
+
+    Attributes:
+        candidate: None: there is no candidate, or it has no answer.
+        candidate_error: why it has none although there is one.
+    """
+
+    current: Answer
+    candidate: Answer | None = None
+    candidate_error: str | None = None
+
+
 def content_id(item: RequestItem) -> str:
     """The sha256 of a query's content, which stands for it where the caller gives no id."""
     digest = hashlib.sha256()
@@ -120,14 +141,17 @@ class SearchService:
     data: Dataset | None = None
     shared: SharedMetrics | None = None
     processes: int = 1
-    _batcher: MicroBatcher = field(init=False, repr=False)
+    _batchers: dict[str, MicroBatcher] = field(init=False, repr=False)
+    """One for each side, so that a slow candidate holds nobody's query but its own."""
     _pool: ThreadPoolExecutor = field(init=False, repr=False)
     _refreshing: Lock = field(init=False, repr=False)
     _requests: int = 0
     _candidate_answers: int = 0
 
     def __post_init__(self) -> None:
-        self._batcher = MicroBatcher(max_waiting=2 * self.limits.requests)
+        sides = ("current",) if self.candidate is None else ("current", "candidate")
+        most = 2 * self.limits.requests
+        self._batchers = {side: MicroBatcher(max_waiting=most) for side in sides}
         workers = max(1, processors() // self.processes)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="compatctl-prepare")
         self._refreshing = Lock()
@@ -189,39 +213,64 @@ class SearchService:
         current = self.searcher.current
         traffic = self.traffic
         if traffic is None or not traffic.takes(query.tenant or query.id):
-            return await self._ask("current", current, query), current
+            return await self._counted("current", current, query), current
+        if reason := _untried(current.manifest, traffic.candidate):
+            traffic.stop(reason)
+            return await self._counted("current", current, query), current
         try:
-            candidate = await self._in_pool(traffic.candidate.on, current)
-            if candidate is None:
-                traffic.stop("the candidate is the query model now")
-                return await self._ask("current", current, query), current
-            served = await self._ask("candidate", candidate, query)
-        except (QueueFullError, StaleEpochError, asyncio.CancelledError):
+            served = await self._tried(traffic.candidate, current, query)
+        except (StaleEpochError, asyncio.CancelledError):
             raise
         except Exception:  # noqa: BLE001 - the caller gets the query model's answer
-            served = await self._ask("current", current, query)
+            served = await self._counted("current", current, query)
             traffic.count("candidate", failed=True)  # the query is good: the other model takes it
             return served, current
+        traffic.count("candidate", failed=False)
         self._look_for_drift(traffic, current)
         return served, current
 
-    async def _ask(self, side: str, generation: LoadedGeneration, query: Query) -> Served:
+    async def _counted(self, side: str, generation: LoadedGeneration, query: Query) -> Served:
         """The answer of one generation, counted for its side of the traffic."""
-        prepared = await self._in_pool(
-            lambda: generation.prepare(query.item, max_pixels=self.limits.pixels)
-        )
-        future = self._batcher.submit(generation, prepared, query.k)
+        prepared = await self._prepared(generation, query)
         try:
-            answer = await asyncio.wrap_future(future)
-        except (StaleEpochError, asyncio.CancelledError):
+            served = await self._ask(side, generation, query, prepared)
+        except (QueueFullError, StaleEpochError, asyncio.CancelledError):
             raise
         except Exception:
-            if self.traffic is not None and side == "current":
+            if self.traffic is not None:
                 self.traffic.count(side, failed=True)
             raise
         if self.traffic is not None:
             self.traffic.count(side, failed=False)
-        return Served(answer=answer, side=side, cut=prepared.cut)
+        return served
+
+    async def _tried(
+        self, candidate: CandidateModel, current: LoadedGeneration, query: Query
+    ) -> Served:
+        """The candidate's answer, in half of the time, so that the query model has the other half.
+
+        Raises:
+            TimeoutError: it took longer.
+            QueueFullError: too many queries wait for it.
+            InputError: the gallery has another dimension, or the candidate fails on the query.
+        """
+        async with asyncio.timeout(self.limits.seconds / 2):
+            generation = await self._in_pool(candidate.on, current)
+            assert generation is not None, "the candidate is not the query model"
+            prepared = await self._prepared(generation, query)
+            return await self._ask("candidate", generation, query, prepared)
+
+    async def _prepared(self, generation: LoadedGeneration, query: Query) -> PreparedQuery:
+        return await self._in_pool(
+            lambda: generation.prepare(query.item, max_pixels=self.limits.pixels)
+        )
+
+    async def _ask(
+        self, side: str, generation: LoadedGeneration, query: Query, prepared: PreparedQuery
+    ) -> Served:
+        """The answer of one generation."""
+        future = self._batchers[side].submit(generation, prepared, query.k)
+        return Served(answer=await asyncio.wrap_future(future), side=side, cut=prepared.cut)
 
     async def _in_pool(self, call: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, call, *arguments)
@@ -238,14 +287,20 @@ class SearchService:
         """Log the answer, after the shadow's if the query is in its sample."""
         line = LogLine(query=query.id, side=served.side, answer=served.answer)
         if self.shadow is not None and self.shadow.takes(query.id):
-            asked = ShadowQuery(item=query.item, k=query.k, current=current, line=line)
+            asked = ShadowQuery(
+                item=query.item,
+                k=query.k,
+                max_pixels=self.limits.pixels,
+                current=current,
+                line=line,
+            )
             if self.shadow.offer(asked):
                 return
         if self.log is not None:
             self.log.add(line)
 
-    async def compare(self, query: Query) -> tuple[Answer, Answer | None]:
-        """The answers of the query model and of the candidate, None without one.
+    async def compare(self, query: Query) -> Compared:
+        """The answers of the query model and of the candidate, which may fail alone.
 
         Raises:
             as ``search``.
@@ -253,13 +308,18 @@ class SearchService:
         async with self._admitted():
             return await self._again(lambda: self._compare(query))
 
-    async def _compare(self, query: Query) -> tuple[Answer, Answer | None]:
+    async def _compare(self, query: Query) -> Compared:
         current, candidate = self.searcher.current, self.candidate
-        first = await self._ask("current", current, query)
-        if candidate is None:
-            return first.answer, None
-        second = await self._in_pool(lambda: _asked(candidate, current, query, self.limits))
-        return first.answer, second
+        first = await self._counted("current", current, query)
+        if candidate is None or candidate.encoder.sha256 == current.manifest.query_model:
+            return Compared(current=first.answer)
+        try:
+            second = await self._tried(candidate, current, query)
+        except (StaleEpochError, asyncio.CancelledError):
+            raise
+        except Exception as error:  # noqa: BLE001 - the caller gets the query model's answer
+            return Compared(current=first.answer, candidate_error=reason_of(error))
+        return Compared(current=first.answer, candidate=second.answer)
 
     def state(self) -> dict[str, Any]:
         """What decides whether queries are answered."""
@@ -340,8 +400,11 @@ class SearchService:
     def _refresh_metrics(self) -> None:
         """Bring the metrics up to date."""
         self.metrics.of_store(self.searcher)
+        batchers = self._batchers.values()
         self.metrics.of_batches(
-            self._batcher.waiting, self._batcher.batches, self._batcher.answered
+            sum(one.waiting for one in batchers),
+            sum(one.batches for one in batchers),
+            self.answered,
         )
         if self.log is not None:
             self.metrics.of_log(self.log.written, self.log.dropped)
@@ -353,13 +416,14 @@ class SearchService:
     @property
     def answered(self) -> int:
         """Queries that were answered."""
-        return self._batcher.answered
+        return sum(one.answered for one in self._batchers.values())
 
     def close(self) -> None:
         """Answer what waits, write the log, and end."""
         if self.shared is not None:
             self.shared.close()
-        self._batcher.close()
+        for batcher in self._batchers.values():
+            batcher.close()
         self._pool.shutdown(cancel_futures=True)
         if self.shadow is not None:
             self.shadow.close()
@@ -379,11 +443,10 @@ def _in_history(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _asked(
-    candidate: CandidateModel, current: LoadedGeneration, query: Query, limits: Limits
-) -> Answer | None:
-    generation = candidate.on(current)
-    if generation is None:
-        return None
-    prepared = generation.prepare(query.item, max_pixels=limits.pixels)
-    return answer_of(generation.answer([prepared], query.k), 0, query.k)
+def _untried(manifest: Manifest, candidate: CandidateModel) -> str | None:
+    """Why a candidate gets none of a generation's traffic; None: it may."""
+    if manifest.query_model == candidate.encoder.sha256:
+        return DEPLOYED
+    if manifest.rescoring is not None or manifest.calibration is not None:
+        return "the store re-scores answers or calibrates scores now, and a candidate does not"
+    return None

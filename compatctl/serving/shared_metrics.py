@@ -74,6 +74,7 @@ class SharedMetrics:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._own = folder / f"{os.getpid()}-{time.time_ns()}.json"
+        self._latest: dict[str, Any] = {}
         self._stopped = Event()
         self._thread: Thread | None = None
 
@@ -84,15 +85,16 @@ class SharedMetrics:
             ends = False
             while not ends:
                 ends = self._stopped.wait(PUBLISH_S)
-                with contextlib.suppress(OSError):  # no space, now
-                    publish()
+                publish()
 
         self._thread = Thread(target=run, name="compatctl-metrics", daemon=True)
         self._thread.start()
 
     def publish(self, metrics: Collector) -> None:
-        """Write the metrics of this process."""
-        _write(self._own, {"families": _as_json(_snapshot(metrics.collect()))})
+        """Write the metrics of this process. Without space the others see the last ones."""
+        self._latest = {"families": _as_json(_snapshot(metrics.collect()))}
+        with contextlib.suppress(OSError):
+            _write(self._own, self._latest)
 
     def text(self) -> bytes:
         """The metrics of all processes, in the text format of Prometheus.
@@ -113,6 +115,7 @@ class SharedMetrics:
     def _of_all(self) -> _Snapshot:
         # In this order: what has ended meanwhile is in ``ENDED``, and is left out here by its name.
         running = {path.name: _read(path) for path in self._folder.glob("*-*.json")}
+        running[self._own.name] = self._latest
         ended = _read(self._folder / ENDED)
         folded = set(ended.get("names", ()))
         snapshots = [
@@ -130,12 +133,16 @@ class SharedMetrics:
 
 
 def fold_ended(folder: Path, pid: int) -> None:
-    """Keep the counts of a process that has ended. Only one process calls it."""
+    """Keep the counts of a process that has ended. Only one process calls it.
+
+    Raises:
+        OSError: there is no space.
+    """
     ended = _read(folder / ENDED)
     counts, names = _from_json(ended.get("families", {})), list(ended.get("names", ()))
     files = list(folder.glob(f"{pid}-*.json"))
     for path in files:
-        snapshot = _from_json(_read(path)["families"])
+        snapshot = _from_json(_read(path).get("families", {}))
         kept = {
             name: family for name, family in snapshot.items() if family.adds_up or name in COUNTS
         }
@@ -143,7 +150,7 @@ def fold_ended(folder: Path, pid: int) -> None:
         names.append(path.name)
     _write(folder / ENDED, {"names": names, "families": _as_json(counts)})
     for path in files:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,6 +249,7 @@ def _from_json(families: dict[str, Any]) -> _Snapshot:
 
 def _write(path: Path, content: object) -> None:
     """Replace a file at once. It need not outlive the machine: nothing is synced."""
+    path.parent.mkdir(mode=0o700, exist_ok=True)  # a cleaner of temporary folders may have come
     temporary = path.with_suffix(".new")
     temporary.write_text(json.dumps(content))
     temporary.replace(path)
@@ -251,6 +259,6 @@ def _read(path: Path) -> dict[str, Any]:
     """The content of a file; nothing if there is none by now."""
     try:
         content: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     return content

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import io
 import json
+import re
+import signal
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 from PIL import Image
-from serve_kit import Server, wait_for
+from serve_kit import Server, request, wait_for
 from shop_kit import Shop, run, turned
 from text_shop_kit import TextShop
 
@@ -149,9 +153,111 @@ def test_with_strict_a_query_of_which_something_is_left_out_is_refused(begun: Pa
 def test_pages_of_other_sites_and_other_names_are_refused(server: Server) -> None:
     """A browser that another site drives sends its origin, or that site's name as the host."""
     assert server.ask("/v1/status", Origin="http://elsewhere.example").status == 403
-    assert server.ask("/v1/status", Host="elsewhere.example").status == 400
+    other = server.ask("/v1/status", Host="elsewhere.example")
+    assert (other.status, other.json["error"]) == (400, "host")
     own = f"http://127.0.0.1:{server.port}"
     assert server.ask("/v1/status", Origin=own).status == 200
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "::1"])
+def test_a_service_answers_by_the_address_that_it_is_told(begun: Path, host: str) -> None:
+    """Any address of this machine alone, with and without a port; no other site's name."""
+    shown = f"[{host}]" if ":" in host else host
+    with Server(begun, "--host", host) as server:
+        for name in (shown, f"{shown}:{server.port}", f"localhost:{server.port}"):
+            connection = http.client.HTTPConnection(host, server.port, timeout=60)
+            assert request(connection, "/v1/status", None, {"Host": name}).status == 200
+        assert request(connection, "/v1/status", None, {"Host": "a.example"}).status == 400
+        connection.close()
+
+
+def test_behind_a_proxy_the_token_stands_for_the_name(begun: Path) -> None:
+    """A proxy on this machine passes the name of its site, and the page of that site may ask; its
+    paths are relative, as the proxy may have the service in a folder."""
+    token = "a-token-of-some-length"
+    site = {"Host": "search.example", "Origin": "https://search.example"}
+    with Server(begun, COMPATCTL_TOKEN=token) as server:
+        assert server.ask("/v1/status", **site).status == 401
+        assert server.ask("/v1/status", Authorization=f"Bearer {token}", **site).status == 200
+        elsewhere = {"Host": "search.example", "Origin": "https://elsewhere.example"}
+        reply = server.ask("/v1/status", Authorization=f"Bearer {token}", **elsewhere)
+        assert reply.status == 403
+        page = server.ask("/", **site).body.decode()
+    assert re.findall(r'"(/?)v1/', page) == [""] * 3
+
+
+def test_head_reads_what_get_reads_without_the_body(server: Server) -> None:
+    """As proxies and monitors ask: the same status, type and length."""
+    hit = server.ask("/v1/search?k=1", _image(server.folder)).json["hits"][0]["id"]
+    for path in ("/", "/healthz", "/readyz", "/v1/status", f"/v1/items/{hit}", "/v1/nothing"):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        connection.request("HEAD", path)
+        head = connection.getresponse()
+        assert head.read() == b""
+        got = server.ask(path)
+        assert head.status == got.status
+        assert head.getheader("Content-Type") == got.headers["content-type"]
+        assert head.getheader("Content-Length") == str(len(got.body))
+        connection.close()
+    assert "head" not in server.ask("/openapi.json").json["paths"]["/healthz"]
+
+
+def test_a_path_with_another_end_is_no_path(server: Server) -> None:
+    """It is refused as any other, and leads nowhere by a name that the caller gave."""
+    reply = server.ask("/v1/search/", _image(server.folder))
+    assert (reply.status, reply.json["error"]) == (404, "path")
+
+
+def test_what_callers_send_is_not_in_the_log(server: Server) -> None:
+    """Neither a request that is none nor one for another protocol, of which anyone sends many."""
+    before = server.said
+    for sent in (b"nonsense\r\n\r\n", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+                 b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"):  # fmt: skip
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as raw:
+            raw.sendall(sent)
+            assert raw.recv(64).startswith(b"HTTP/1.1")
+    assert server.said == before
+
+
+def test_a_caller_that_reads_no_answers_holds_no_connection(begun: Path) -> None:
+    """Answers that nobody takes for longer than --timeout are thrown away with the connection."""
+    with Server(begun, "--timeout", 1) as server, socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.settimeout(30)
+        raw.connect(("127.0.0.1", server.port))
+        asked = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2000
+        Thread(target=_send_all, args=(raw, asked)).start()
+        wait_for(lambda: _connections(server) == 1)
+        wait_for(lambda: _connections(server) == 0, 20)
+        assert server.ask("/healthz").status == 200
+
+
+def _send_all(raw: socket.socket, content: bytes) -> None:
+    with contextlib.suppress(OSError):
+        raw.sendall(content)
+
+
+def _connections(server: Server) -> int:
+    """Connections that the service holds: those with a port of a caller."""
+    links = []
+    for link in Path(f"/proc/{server.process.pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            links.append(str(link.readlink()))
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    own = f":{server.port:04X}"
+    return sum(
+        line[1].endswith(own) and not line[2].endswith(":0000") and f"socket:[{line[9]}]" in links
+        for line in lines
+    )
+
+
+def test_a_closed_terminal_ends_the_service_as_sigterm_does(shop: Shop) -> None:
+    """The log has every answer, and the exit code is 0."""
+    with Server(shop.folder, "--log", "answers.jsonl") as server:
+        assert server.ask("/v1/search", _image(shop.folder)).status == 200
+        code, ended = server.stop(signal.SIGHUP)
+    assert (code, ended["logged"]) == (0, 1)
+    assert len(shop.path("answers.jsonl").read_text().splitlines()) == 1
 
 
 def test_the_state_of_the_service_is_told(server: Server) -> None:

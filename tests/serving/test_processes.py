@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -173,6 +174,64 @@ def test_a_candidate_that_fails_loses_the_traffic_in_all_processes(shop: Shop) -
         wait_for(lambda: len({*_children(server)} - {*children}) == 1)
         for _ in range(20):
             assert "of its answers failed" in server.status()["traffic"]["stopped"]
+
+
+@pytest.mark.parametrize("trial", ["--shadow", "--traffic"])
+def test_a_process_is_started_again_though_its_trial_cannot_go_on(shop: Shop, trial: str) -> None:
+    """Its file is gone, or the store has rows that its report did not judge: it serves without."""
+    verified = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"))
+    assert verified.code == 0, verified.stderr
+    query = _queries(shop, 1)[0]
+    with Server(shop.folder, trial, "new.onnx=50%", "--processes", 2) as server:
+        if trial == "--shadow":
+            shop.path("new.onnx").unlink()
+        else:
+            assert shop.run("deploy", "--model", shop.path("worse.onnx"), *FORCE).code == 0
+        first = _children(server)
+        os.kill(first[0], signal.SIGKILL)
+        wait_for(lambda: first[0] not in _children(server) and len(_children(server)) == 2)
+        wait_for(lambda: _metrics(server)["compatctl_processes"] == 2)
+        assert server.ask("/v1/search", query).status == 200
+        code, _ = server.stop()
+    assert code == 0
+    assert "this process tries no candidate" in server.said
+
+
+def test_a_service_goes_on_though_its_temporary_folder_was_removed(
+    shop: Shop, tmp_path: Path
+) -> None:
+    """As cleaners of such folders do: a process that dies then is started again as ever."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    with Server(shop.folder, "--processes", 2, TMPDIR=str(temporary)) as server:
+        first = _children(server)
+        shutil.rmtree(next(temporary.glob("compatctl-serve-*")), ignore_errors=True)
+        for child in first:
+            os.kill(child, signal.SIGKILL)
+        wait_for(lambda: not {*first} & {*_children(server)} and len(_children(server)) == 2)
+        wait_for(lambda: _metrics(server)["compatctl_processes"] == 2)
+        code, _ = server.stop()
+    assert code == 0
+    assert not list(temporary.glob("compatctl-serve-*"))
+
+
+def test_a_full_disk_under_the_metrics_stops_nothing(shop: Shop, tmp_path: Path) -> None:
+    """A process that dies is started again; what is asked tells its own metrics meanwhile."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    with Server(shop.folder, "--processes", 2, TMPDIR=str(temporary)) as server:
+        temporary.rename(tmp_path / "elsewhere")
+        temporary.write_text("no folder")
+        first = _children(server)
+        os.kill(first[0], signal.SIGKILL)
+        wait_for(lambda: first[0] not in _children(server) and len(_children(server)) == 2)
+        for _ in range(4):
+            assert server.ask("/metrics").status == 200
+        assert server.process.poll() is None
+        temporary.unlink()
+        code, _ = server.stop()
+    assert code == 0
+    assert "the counts of process" in server.said
 
 
 def test_what_ends_one_process_before_it_answers_ends_the_command(shop: Shop) -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
+from PIL import Image
 from serve_kit import Server, wait_for
 from shop_kit import DIM, SIDE, Shop, write_graph
 
-from compatctl.data import load, read_answer_log
+from compatctl.data import MAX_PIXELS, load, read_answer_log
+from compatctl.deployment.searcher import Searcher
+from compatctl.encoder import Encoder
+from compatctl.serving.answer_log import LogLine
+from compatctl.serving.batching import MicroBatcher
+from compatctl.serving.candidate import CandidateModel, Shadow, ShadowQuery
 
 K = 4
 FORCE = ("--force", "--reason", "drill")
@@ -193,3 +202,145 @@ def test_a_candidate_that_is_deployed_ends_its_own_trial(shop: Shop) -> None:
         answer = server.ask("/v1/search", query).json
         assert (answer["side"], answer["generation"]) == ("current", 2)
         assert "is the query model now" in server.status()["traffic"]["stopped"]
+
+
+def test_a_restart_after_the_candidate_was_deployed_serves(shop: Shop) -> None:
+    """With the same options: there is nothing left to try or to verify, in one process or two."""
+    verified = shop.run("verify", shop.path("old.onnx"), shop.path("new.onnx"))
+    assert verified.code == 0, verified.stderr
+    assert shop.run("deploy", "--model", shop.path("new.onnx")).code == 0
+    for options in ((), ("--processes", 2)):
+        with Server(shop.folder, "--traffic", "new.onnx=50%", *options) as server:
+            assert server.ask("/v1/search", _queries(shop, 1)[0]).json["side"] == "current"
+            assert "is the query model now" in server.status()["traffic"]["stopped"]
+
+
+def test_a_store_that_calibrates_its_scores_ends_a_trial(shop: Shop) -> None:
+    """Whatever is deployed during it: a candidate's scores would be of another scale."""
+    query = _queries(shop, 1)[0]
+    models = (shop.path("old.onnx"), shop.path("new.onnx"))
+    with shop.path("compatctl.yaml").open("a") as file:
+        file.write("threshold: 0.5\ncalibrate: true\n")
+    verified = shop.run("verify", *models)
+    assert verified.code == 0, verified.stderr
+    with Server(shop.folder, "--traffic", "worse.onnx=100%", "--allow-unverified") as server:
+        assert server.ask("/v1/search", query).json["side"] == "candidate"
+        deployed = shop.run("deploy", "--model", shop.path("new.onnx"))
+        assert deployed.code == 0, deployed.stderr
+        wait_for(lambda: server.status()["generation"] == 2)
+        assert server.ask("/v1/search", query).json["side"] == "current"
+        assert "calibrates scores now" in server.status()["traffic"]["stopped"]
+
+
+def _slow(path: Path, *, side: int = 2500) -> Path:
+    """An encoder that multiplies large matrices for each batch, for more than a second."""
+    size = SIDE * SIDE * 3
+    weights = {
+        "flat": np.array([-1, size], np.int64),
+        "project": np.random.default_rng(3).standard_normal((size, DIM)).astype(np.float32),
+        "nothing": np.float32(0.0),
+        "square": np.array([side, side], np.int64),
+    }
+    nodes = [
+        helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["pixels", "flat"], ["row"]),
+        helper.make_node("MatMul", ["row", "project"], ["signal"]),
+        helper.make_node("ReduceSum", ["row"], ["total"], keepdims=0),
+        helper.make_node("Mul", ["total", "nothing"], ["zero"]),
+        helper.make_node("Expand", ["zero", "square"], ["product0"]),
+        *(
+            helper.make_node("MatMul", [f"product{n}", f"product{n}"], [f"product{n + 1}"])
+            for n in range(6)
+        ),
+        helper.make_node("ReduceSum", ["product6"], ["rest"], keepdims=0),
+        helper.make_node("Add", ["signal", "rest"], ["raw"]),
+        helper.make_node("LpNormalization", ["raw"], ["embedding"], axis=-1, p=2),
+    ]
+    write_graph(path, nodes, weights, side=SIDE, dim=DIM)
+    return path
+
+
+def test_a_slow_candidate_costs_its_own_queries_half_of_the_time_and_others_nothing(
+    shop: Shop,
+) -> None:
+    """What it does not answer in time the query model answers, and counts as its failure; the page
+    gets the query model's answer, and why the candidate has none."""
+    _slow(shop.path("slow.onnx"))
+    query = _queries(shop, 1)[0]
+    options = ("--traffic", "slow.onnx=50%", "--allow-unverified", "--timeout", 0.6)
+    with Server(shop.folder, *options) as server:
+        compared = server.ask("/v1/compare", query)
+        replies = [server.ask(f"/v1/search?tenant=t{n}", query) for n in range(30)]
+        traffic = server.status()["traffic"]
+    assert compared.status == 200
+    assert len(compared.json["current"]) == 10
+    assert (compared.json["candidate"], compared.json["candidate_error"]) == (
+        None,
+        "it took too long",
+    )
+    assert {reply.status for reply in replies} == {200}
+    assert {reply.json["side"] for reply in replies} == {"current"}
+    assert traffic["candidate"]["answered"] == 0
+    assert traffic["candidate"]["failed"] >= 1
+    assert "of its answers failed" in traffic["stopped"]
+
+
+def test_the_page_has_answers_though_the_candidate_fails(shop: Shop) -> None:
+    """Those of the query model, and why there are no others."""
+    _odd_fails(shop.path("odd.onnx"))
+    query = _queries(shop, 1)[0]
+    with Server(shop.folder, "--shadow", "odd.onnx") as server:
+        compared = server.ask("/v1/compare?k=3", query)
+    assert compared.status == 200
+    assert len(compared.json["current"]) == 3
+    assert compared.json["candidate"] is None
+    assert compared.json["candidate_error"]
+
+
+def test_the_shadow_takes_images_as_large_as_the_service_does(shop: Shop) -> None:
+    """What --max-pixels lets through fails in no shadow."""
+    wide = io.BytesIO()
+    Image.new("1", (45_000, 2_000)).save(wide, "PNG")
+    options = ("--shadow", "new.onnx", "--max-pixels", 100_000_000)
+    with Server(shop.folder, *options) as server:
+        assert server.ask("/v1/search", wide.getvalue()).status == 200
+        wait_for(lambda: any(server.status()["shadow"][n] for n in ("answered", "failed")))
+        assert server.status()["shadow"]["failed"] == 0
+
+
+def test_a_generation_ends_with_its_last_query(shop: Shop) -> None:
+    """Neither who answered it last nor a candidate keeps its index in memory."""
+    query = _queries(shop, 1)[0]
+    candidate = CandidateModel(encoder=Encoder.load(shop.path("new.onnx")))
+    written: list[object] = []
+    shadow = Shadow(candidate, share=1.0, write=written.append)
+    batcher = MicroBatcher(max_waiting=4)
+    with Searcher.open(shop.path("store")) as searcher:
+        current = searcher.current
+        answer = batcher.submit(current, current.prepare(query), K).result(60)
+        line = LogLine(query="q", side="current", answer=answer)
+        asked = ShadowQuery(item=query, k=K, max_pixels=MAX_PIXELS, current=current, line=line)
+        assert shadow.offer(asked)
+        wait_for(lambda: len(written) == 1)
+        left = weakref.ref(current)
+        index = weakref.ref(current.gallery.index)
+    del current, asked
+    gc.collect()
+    wait_for(lambda: left() is None and index() is None, 5)
+    batcher.close()
+    shadow.close()
+
+
+def test_queries_that_nobody_waits_for_are_no_load(shop: Shop) -> None:
+    """However many are cancelled before the next one is answered."""
+    query = _queries(shop, 1)[0]
+    batcher = MicroBatcher(max_waiting=4)
+    with Searcher.open(shop.path("store")) as searcher:
+        current = searcher.current
+        prepared = current.prepare(query)
+        for _ in range(3000):
+            with batcher._changed:  # the thread sees it when it is cancelled already
+                batcher.submit(current, prepared, K).cancel()
+            wait_for(lambda: batcher.waiting == 0)
+        assert len(batcher.submit(current, prepared, K).result(60).hits) == K
+    batcher.close()
