@@ -42,7 +42,12 @@ from compatctl.evaluation.gallery_report import (
 )
 from compatctl.evaluation.groups import Groups, query_groups, with_old_answers
 from compatctl.evaluation.latency import latency_measurement, measure_latency
-from compatctl.evaluation.leak_checks import leak_measurements, leak_warnings, leaks_unchecked
+from compatctl.evaluation.leak_checks import (
+    leak_measurements,
+    leak_warnings,
+    leaks_unchecked,
+    warn_of_nearly_trained,
+)
 from compatctl.evaluation.options import VerifyOptions
 from compatctl.evaluation.protocol import group_rows
 from compatctl.evaluation.query_report import write_queries
@@ -160,7 +165,7 @@ def _verify_models(  # noqa: PLR0917
     old, new = paths
     encoders = _load(old, new, data, options)
     refuse_fused(project, encoders[1])
-    record = find_record(new, encoders[1], named=options.training, candidate=project.candidate)
+    record = _record(project, new, encoders[1], data, options)
     gallery = open_deployed(project, encoders[0])
     groups = query_groups(data, record, options)
     groups = with_old_answers(groups, data, encoders[0]) if project.old_model_gone else groups
@@ -196,6 +201,18 @@ def _verify_models(  # noqa: PLR0917
         not_checked=unchecked + unproven(checks) + small_slices(policy, verdict),
         **fields,
     )
+
+
+def _record(
+    project: Project, new: Path, encoder: Encoder, data: Dataset, options: VerifyOptions
+) -> TrainingRecord | None:
+    """The candidate's training record; of one that --training names, with a notice of names that
+    nearly are those of the data."""
+    named, folder = options.training, project.candidate
+    with_names = named is not None
+    record = find_record(new, encoder, named=named, candidate=folder, with_names=with_names)
+    warn_of_nearly_trained(record, data, options)
+    return record
 
 
 def _load(old: Path, new: Path, data: Dataset, options: VerifyOptions) -> tuple[Encoder, Encoder]:

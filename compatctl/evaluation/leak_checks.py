@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compatctl.core.gate import Measurement
-from compatctl.data import Dataset
+from compatctl.data import Dataset, warn_of_near_known
 from compatctl.deployment.training_record import TrainingRecord
 from compatctl.evaluation.groups import Groups
 from compatctl.evaluation.options import VerifyOptions
@@ -13,6 +13,22 @@ _MEANS = (
     "it is unknown whether held-out items or classes were trained on: a model that was trained on "
     "the queries passes"
 )
+
+
+def warn_of_nearly_trained(
+    record: TrainingRecord | None, data: Dataset, options: VerifyOptions
+) -> None:
+    """A notice of ids and classes of ``--training``, which people write, that nearly are those of
+    the data: they are found neither as trained items nor as seen classes."""
+    if record is None or options.training is None:
+        return
+    ids = {item.id for item in (*record.items, *record.unlabelled)}
+    for kind, trained, known in (
+        ("ids", ids.difference(data.row_of), data.ids),
+        ("labels", {*record.labels}.difference(data.labels), tuple(sorted({*data.labels}))),
+    ):
+        told = ("trained", "the data")
+        warn_of_near_known(options.training, kind, sorted(trained), known, told=told)
 
 
 def leak_measurements(

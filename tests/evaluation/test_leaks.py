@@ -98,6 +98,19 @@ def test_an_item_trained_by_its_id_is_found(stock: Stock, tmp_path: Path) -> Non
     assert name in result.stderr
 
 
+def test_trained_ids_and_classes_that_nearly_are_those_of_the_data_are_named(
+    stock: Stock, tmp_path: Path
+) -> None:
+    """A record that people write may have another case: such an item is not found as trained."""
+    name, label = stock.ids(stock.queries)[17], stock.labels[0]
+    near = {"items": trained([name.upper(), "elsewhere"]), "classes": [f"{label} "]}
+    result = verify(stock, tmp_path, record(tmp_path, stock.sha256, **near))
+    assert result.code == 0, result.stderr
+    for kind, pair in (("ids", (name.upper(), name)), ("labels", (f"{label} ", label))):
+        assert f"trained {kind} that differ only in" in result.stderr
+        assert f"1 ({pair[0]!r} and {pair[1]!r})" in result.stderr
+
+
 @pytest.mark.parametrize("part", ["items", "unlabelled"])
 def test_the_same_bytes_under_another_id_are_found(stock: Stock, tmp_path: Path, part: str) -> None:
     """An image that passed, with or without its label, under another name ends in exit 5."""
