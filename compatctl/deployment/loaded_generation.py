@@ -126,7 +126,9 @@ class LoadedGeneration:
             gallery.take_from(before.gallery)
         if before is not None and index_apart:
             gallery.load_index_apart()
-        encoder, _ = gallery.encoder, gallery.index
+        encoder, index = gallery.encoder, gallery.index
+        if isinstance(index, EngineIndex):
+            index.tells_new_rows = False
         pause()
         catalog = gallery.catalog
         pause()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_kit import EngineShop
+from engine_kit import EngineShop, image
 from load_kit import SECONDS, Clients, Expected, judge, kill_and_replace, query_files
 from s3_kit import S3Server
 from serve_kit import Server, wait_for
@@ -75,6 +75,35 @@ def _refuse_damaged(deployed: EngineShop) -> None:
     before = deployed.done("status").json["head"]
     assert deployed.run("deploy", "--model", bad, *FORCE).code == 5
     assert deployed.done("status").json["head"] == before
+
+
+def _unavailable(deployed: EngineShop) -> None:
+    """Make the rows unreadable, as an administrator would."""
+    if deployed.table is not None:
+        deployed.table.execute("ALTER TABLE items RENAME TO elsewhere")
+    else:
+        assert deployed.collection is not None
+        with deployed.collection.client() as client:
+            client.release_collection(deployed.collection.name)
+
+
+@pytest.mark.parametrize("deployed", ["pgvector", "milvus"], indirect=True)
+def test_what_a_database_refuses_is_no_fault_of_the_query(deployed: EngineShop) -> None:
+    """The answer is an internal error, which says nothing of the database; the log does. Rows that
+    the application inserts refuse no query either, with --strict too."""
+    body, first = image(deployed).read_bytes(), deployed.gallery().vectors()[:5]
+    with Server(deployed.shop.folder, "--strict") as server:
+        holder = deployed.table or deployed.collection
+        assert holder is not None
+        holder.insert([f"fresh-{number}" for number in range(5)], first)
+        answer = server.ask("/v1/search?k=150", body)
+        assert (answer.status, len(answer.json["hits"])) == (200, 150)
+        assert not any(hit["id"].startswith("fresh") for hit in answer.json["hits"])
+        _unavailable(deployed)
+        refused = server.ask("/v1/search", body)
+        assert (refused.status, refused.json["error"]) == (500, "internal")
+        assert "127.0.0.1" not in refused.body.decode()
+        assert "127.0.0.1" in server.said.partition("is served on")[2].partition("\n")[2]
 
 
 def test_a_service_follows_a_store_in_a_bucket(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import numpy as np
 
@@ -20,13 +20,14 @@ from compatctl.engines import (
     search_of,
     side_of,
 )
-from compatctl.errors import ConflictError, InputError
+from compatctl.errors import CompatError, ConflictError, InputError
 from compatctl.index.engine.reading import table_rows, unit_directions
 from compatctl.index.rows import KeyLookup, check_unit
 from compatctl.machine import processors
 from compatctl.notices import notice
 from compatctl.progress import Progress, silent
 
+T = TypeVar("T")
 _CONNECTIONS = 4
 """Most connections of one search: the server has other work too. Fewer where this machine has fewer
 processors, as the server may be here."""
@@ -43,6 +44,10 @@ class EngineIndex:
         epoch: of the row that a search requires; None: it is not fenced, as before an import.
         in_side (N,): which rows the file's side table has; None: none.
         pool: connections to go on with; default: new ones.
+
+    Attributes:
+        tells_new_rows: whether a search gives notice of rows that were not adopted. For a service
+            they are no matter of a query: ``status`` and ``check`` tell of them.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class EngineIndex:
         self._lookup = KeyLookup(np.asarray(keys, np.uint64))
         self._search = search_of(file, self._rows, epoch)
         self._pool = pool or pool_of(self._location)
+        self.tells_new_rows = True
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -110,7 +116,8 @@ class EngineIndex:
 
         Raises:
             InputError: there is no row of a key.
-            ConflictError: the table has lost one of the rows.
+            ConflictError: the table has lost one of the rows. CompatError: the server refuses, or
+                cannot be reached.
         """
         if keys is None:
             keys = self.keys()
@@ -122,7 +129,7 @@ class EngineIndex:
         vectors = np.empty((len(ids), self._dim), np.float32)
         places = {item: place for place, item in enumerate(ids)}  # the last place of each id
         seen = np.zeros(len(ids), bool)
-        for block in self._pool.run(lambda opened: self._find(opened, places)):
+        for block in self._ask(lambda opened: self._find(opened, places)):
             at = np.fromiter((places[item] for item in block.ids), np.int64)
             vectors[at], seen[at] = unit_directions(self.file, block.vectors), True
         first = np.fromiter((places[item] for item in ids), np.int64, len(ids))
@@ -147,7 +154,8 @@ class EngineIndex:
         Raises:
             StaleEpochError: the row was switched since.
             InputError: k < 1, or bad queries.
-            ConflictError: the table has lost rows.
+            ConflictError: the table has lost rows. CompatError: the server refuses, or cannot be
+                reached.
         """
         queries = np.array(queries, np.float32, order="C")
         if queries.ndim != 2 or queries.shape[1] != self._dim:
@@ -192,7 +200,7 @@ class EngineIndex:
                 unknown |= dict.fromkeys(item for item, _ in answer if item not in self._row_of)
             for place, (row, distance) in enumerate(known):
                 rows[query, place], distances[query, place] = row, distance
-        if unknown:
+        if unknown and self.tells_new_rows:
             notice("new-rows", self._location.url, "rows that were not adopted", list(unknown),
                    "they are left out of the answers; compatctl add takes them in")  # fmt: skip
         return ended
@@ -202,13 +210,21 @@ class EngineIndex:
         server searches for those of one connection one after the other."""
 
         def asked(part: Vectors) -> list[Found]:
-            return self._pool.run(lambda opened: self._search.search(opened, part, limit, ef, scan))
+            return self._ask(lambda opened: self._search.search(opened, part, limit, ef, scan))
 
         parts = np.array_split(queries, _connections(len(queries)))
         if len(parts) == 1:
             return asked(queries)
         with ThreadPoolExecutor(len(parts), thread_name_prefix="compatctl-search") as threads:
             return [answer for answers in threads.map(asked, parts) for answer in answers]
+
+    def _ask(self, action: Callable[[Connection], T]) -> T:
+        """What ``action`` returns of a connection. What the server refuses is no fault of a query:
+        it is a CompatError, which a service keeps to itself, and no InputError."""
+        try:
+            return self._pool.run(action)
+        except InputError as error:
+            raise CompatError(error.message, tip=error.tip) from None
 
     def _scores(self, distances: np.ndarray) -> Scores:
         if self.file.space == "ip":
