@@ -30,6 +30,7 @@ from compatctl.core.hash_order import hash_fraction
 from compatctl.deployment.project import open_store
 from compatctl.errors import InputError, UsageError
 from compatctl.evaluation.options import VerifyOptions
+from compatctl.files import make_folders
 from compatctl.index import require_hnswlib
 from compatctl.progress import Progress, silent, stage
 from compatctl.recipe import Project
@@ -402,7 +403,7 @@ def demo_folder(stack: ExitStack, keep: Path | None) -> Path:
         return Path(scratch.name)
     if keep.exists() and any(keep.iterdir()):
         raise InputError(f"{keep} is not empty", tip="name a new folder for --keep")
-    keep.mkdir(parents=True, exist_ok=True)
+    make_folders(keep)
     return keep
 
 

@@ -24,7 +24,7 @@ from compatctl.evaluation.embedding import embed_pair, load_encoders, open_deplo
 from compatctl.evaluation.ignored_rows import shared_columns, with_ignored_rows
 from compatctl.evaluation.judged import judgments_for
 from compatctl.evaluation.protocol import drop_rows, ground_truth, query_group, query_rows
-from compatctl.files import sha256_bytes
+from compatctl.files import make_folders, sha256_bytes
 from compatctl.migration.fusion import WeightSearch, search_weight
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
@@ -94,7 +94,7 @@ def fuse(
         )
         content = onnx_files.with_record(content, output, record.to_text())
     if not dry_run:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(output.parent)
         write_model(output, content, record)
     return Fused(
         gallery_pass=_pass(project, record),

@@ -18,7 +18,7 @@ from compatctl.core.arrays import NORM_TOLERANCE, Vectors
 from compatctl.data import Dataset
 from compatctl.encoder import Encoder
 from compatctl.errors import CompatError
-from compatctl.files import DIGEST_BYTES, write_atomic
+from compatctl.files import DIGEST_BYTES, make_folders, write_atomic
 from compatctl.files.npz import read_npz
 from compatctl.progress import Progress, silent
 
@@ -83,7 +83,7 @@ class OldFeatures:
         buffer = io.BytesIO()
         encoder = np.frombuffer(bytes.fromhex(encoder_sha256), np.uint8)
         np.savez(buffer, encoder=encoder, digests=self.digests, features=self.features)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(path.parent)
         write_atomic(path, buffer.getvalue())
 
 

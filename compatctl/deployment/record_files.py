@@ -67,7 +67,8 @@ def write_model(
     except CompatError:
         for file, before in earlier.items():
             if before is None:
-                file.unlink(missing_ok=True)
+                if file.is_file():
+                    file.unlink()
             elif file.read_bytes() != before:
                 write_atomic(file, before)
         raise

@@ -13,6 +13,7 @@ from compatctl.files._pointers import absence
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_MISPLACED = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
 @contextlib.contextmanager
@@ -21,7 +22,7 @@ def os_errors(doing: str, path: Path) -> Iterator[None]:
 
     Raises:
         CompatError: the disk, a quota or the file size limit is full, or the device failed.
-        InputError: no permission, or no such file or folder.
+        InputError: no permission, no such file or folder, or the other of the two.
     """
     try:
         yield
@@ -37,7 +38,7 @@ def os_errors(doing: str, path: Path) -> Iterator[None]:
                 f"{doing} {where}: permission denied ({error.strerror})",
                 tip="run as a user who may write there",
             ) from error
-        if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        if isinstance(error, _MISPLACED):
             tip = absence(Path(os.fsdecode(where)))
             raise InputError(f"{doing} {where}: {error.strerror}", tip=tip) from error
         raise CompatError(

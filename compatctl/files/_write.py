@@ -101,12 +101,19 @@ def require_place(path: Path) -> None:
     """Refuse a path at which no file can be written, before work that would be lost.
 
     Raises:
-        InputError: its folder does not exist, or it is a folder itself.
+        InputError: its folder does not exist or must not be written to, or it is a folder itself.
     """
     if not path.parent.is_dir():
         raise InputError(f"no folder {path.parent} to write {path.name} to")
     if path.is_dir():
         raise InputError(f"{path} is a folder, and a file is to be written", tip="name a file")
+    effective = os.access in os.supports_effective_ids
+    writable = os.access(path.parent, os.W_OK | os.X_OK, effective_ids=effective)
+    if not writable and not _is_stream(path):
+        raise InputError(
+            f"no permission to write {path.name} into {path.parent}",
+            tip="name a file in a folder that you may write to",
+        )
 
 
 def _is_stream(path: Path) -> bool:
@@ -173,6 +180,16 @@ def make_folder(folder: Path) -> None:
     """
     folder.mkdir(mode=FOLDER_MODE, exist_ok=True)  # another process may make it at this instant
     sync(folder.parent)
+
+
+def make_folders(folder: Path) -> None:
+    """Make a folder of the user's choice and those above it, unless they exist.
+
+    Raises:
+        InputError: no permission, or a file is in the way.
+    """
+    with os_errors("creating", folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _settle(temporary: Path, folder: Path, suffix: str) -> Blob:

@@ -22,7 +22,7 @@ from compatctl.deployment.training_record import REGISTRY_FILE, TrainingRecord
 from compatctl.encoder import Encoder, check_steady
 from compatctl.errors import UsageError
 from compatctl.evaluation.protocol import query_rows
-from compatctl.files import write_atomic
+from compatctl.files import make_folders, require_place, write_atomic
 from compatctl.migration.exports import (
     MODEL_FILE,
     export_behind,
@@ -114,15 +114,15 @@ def train_candidate(
         PartDone: in a process that is not the leader, when the network is trained.
     """
     recipe, gallery = inputs.recipe, inputs.gallery
-    from compatctl.train import train
+    from compatctl.train import remove_checkpoint, train
 
+    processes.agree(lambda: _make_room(project))
     given = processes.agree(
         lambda: _prepared(project, inputs, base, memory, processes, progress, skip_bad=skip_bad)
     )
     data, reference = given.data, given.reference
     if shuffle_map and reference is not None:
         reference = _shuffled(reference, recipe.seed)
-    project.candidate.mkdir(parents=True, exist_ok=True)
     trained = train(
         recipe=recipe,
         base=given.base,
@@ -143,9 +143,20 @@ def train_candidate(
         model, encoder, record = _exported(project, inputs, trained, data, base, record)
     _write(project, record, model)
     if project.output.resolve() != (project.candidate / MODEL_FILE).resolve():
-        project.output.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(project.output, (project.candidate / MODEL_FILE).read_bytes())
+    remove_checkpoint(project.candidate)
     return _result(project, encoder, record, gallery, given.unlabelled, given.skipped)
+
+
+def _make_room(project: Project) -> None:
+    """Make the folders of the candidate and of the output.
+
+    Raises:
+        InputError: one cannot be made, or a folder is where the output goes.
+    """
+    for folder in (project.candidate, project.output.parent):
+        make_folders(folder)
+    require_place(project.output)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

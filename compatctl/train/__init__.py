@@ -8,6 +8,7 @@ returns a network and its training record; ``export`` writes the network as ONNX
 from __future__ import annotations
 
 from compatctl.data import Reference
+from compatctl.train.checkpoint import remove as remove_checkpoint
 from compatctl.train.exporting import (
     ExportedNetwork,
     ExportRequest,
@@ -69,6 +70,7 @@ __all__ = [
     "make_trials",
     "pooled_rows",
     "preprocessing",
+    "remove_checkpoint",
     "save_weights",
     "train",
 ]

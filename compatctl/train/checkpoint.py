@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from compatctl.errors import ConflictError, InputError
-from compatctl.files import write_atomic
+from compatctl.files import os_errors, write_atomic
 from compatctl.train.weights import UNREADABLE, StateDict, check_file
 
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -70,8 +70,14 @@ def load(folder: Path, key: str) -> Checkpoint | None:
 
 
 def remove(folder: Path) -> None:
-    """Delete the checkpoint, if there is one."""
-    (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+    """Delete the checkpoint, if there is one.
+
+    Raises:
+        InputError: no permission.
+    """
+    path = folder / CHECKPOINT_FILE
+    with os_errors("deleting", path):
+        path.unlink(missing_ok=True)
 
 
 def _check_types(checkpoint: Checkpoint) -> Checkpoint:

@@ -88,7 +88,8 @@ def train(
             drawn by the seed.
         data: all splits; training items train, validation queries choose among trials.
         reference: the deployed gallery; None for a model without one (frame ``free``).
-        work: an existing folder for the checkpoint, which is removed at the end of the run.
+        work: an existing folder for the checkpoint. ``remove_checkpoint`` deletes it, once what was
+            trained is written.
         resume: continue from the checkpoint in ``work``, if there is one.
         memory: items of earlier runs to rehearse; needs ``rehearsal`` in the recipe.
         unlabelled: items without labels for the contrast; the reference has their old features.
@@ -112,8 +113,6 @@ def train(
             merge_lora(network.backbone)
     network.cpu().eval()
     record = training_record(setup, *outcome)
-    if processes.leads:
-        checkpoints.remove(work)
     return TrainResult(
         network=network,
         record=record,

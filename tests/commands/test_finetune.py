@@ -174,3 +174,40 @@ def test_earlier_items_are_rehearsed(shop: Shop, emoji: Path) -> None:
     assert set(labels) < set(record["classes"])
     assert result["items"] == len(record["items"])  # type: ignore[index]
     assert result["remembered"] == 2 * len(record["classes"])  # type: ignore[index]
+
+
+def test_what_was_trained_is_not_lost_where_it_cannot_be_written(shop: Shop) -> None:
+    """The checkpoint stays until the candidate is written: the same command with --resume trains no
+    epoch again and gives the uninterrupted candidate, and then the checkpoint is gone."""
+    recipe = _recipe(shop)
+    options = ("--base", shop.path("new.ckpt"), "--recipe", recipe)
+    model = shop.path("build/candidate/model.onnx")
+    checkpoint = model.with_name("checkpoint.pt")
+    model.mkdir(parents=True)  # as a full disk: nothing can be written there
+    failed = shop.run("finetune", *options)
+    assert failed.code == 5
+    assert str(model) in failed.stderr
+    assert torch.load(checkpoint, weights_only=True)["epoch"] == 3
+    model.rmdir()
+    resumed = _finetune(shop, recipe, "--resume")
+    assert not checkpoint.exists()
+    again = _finetune(shop, recipe)
+    assert resumed["sha256"] == again["sha256"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("option", ["--candidate", "--output"])
+def test_where_nothing_can_be_written_is_refused_before_the_training(
+    shop: Shop, option: str
+) -> None:
+    """A file is where a folder should be, or the other way round; a link leads nowhere."""
+    recipe = _recipe(shop)
+    shop.path("taken").write_text("")
+    shop.path("nowhere").symlink_to("gone")
+    for name in ("taken", "nowhere"):
+        result = shop.run(
+            "finetune", "--base", shop.path("new.ckpt"), "--recipe", recipe,
+            option, shop.path(f"{name}/new.onnx"),
+        )  # fmt: skip
+        assert result.code == 5, result.stderr
+        assert name in result.stderr
+    assert not shop.path("build/candidate/checkpoint.pt").exists()

@@ -133,6 +133,17 @@ def test_a_folder_is_refused_by_its_own_name(tmp_path: Path) -> None:
     assert not list(folder.iterdir())
 
 
+def test_a_folder_that_is_read_only_is_refused_before_work() -> None:
+    """As on a read-only file system (checked as non-root); a pipe in it may be written to."""
+    with tempfile.TemporaryDirectory() as name:
+        os.mkfifo(Path(name) / "pipe")
+        Path(name).chmod(0o555)
+        with unprivileged():
+            require_place(Path(name) / "pipe")
+            with pytest.raises(InputError, match="no permission to write a"):
+                require_place(Path(name) / "a")
+
+
 def test_no_room_leaves_the_old_file(tmp_path: Path) -> None:
     """A write that does not fit is a clear error; the old file stays and no temporary remains."""
     path = tmp_path / "a.json"
