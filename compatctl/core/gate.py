@@ -204,13 +204,14 @@ def decides(policy: Policy, check: Check, rules: dict[str, Rule]) -> bool:
 
 
 def describe_units(n: int, unit: tuple[str, ...]) -> str:
-    """``n`` units in words: ``12 classes``, ``12 values of user``, or of each crossed kind."""
+    """``n`` units in words: ``12 classes``, ``12 values of user``; of crossed kinds each has ``n``
+    or more."""
     singulars = {"class": "class", "query": "single query"}
     plurals = {"class": "classes", "query": "single queries"}
     if n == 1 and len(unit) == 1:
         return f"1 {singulars.get(unit[0], f'value of {unit[0]}')}"
     words = [plurals.get(name, f"values of {name}") for name in unit]
-    return f"{n} {words[0]}" if len(words) == 1 else f"{n} each of {' and '.join(words)}"
+    return f"{n} {words[0]}" if len(words) == 1 else f"{n} or more each of {' and '.join(words)}"
 
 
 def holm(p: Sequence[float]) -> list[float]:

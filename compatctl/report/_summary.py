@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from compatctl.core.gate import Check, Verdict, describe_units
@@ -41,8 +42,9 @@ def summary(verdict: Verdict) -> str:
 
 def attempt_sentence(attempt: Attempts) -> str:
     """The number of the attempt, and seed and policy of the earlier ones."""
+    counts = Counter(f"seed {entry.seed}, policy {entry.policy}" for entry in attempt.earlier[-5:])
     earlier = "; ".join(
-        f"seed {entry.seed}, policy {entry.policy}" for entry in attempt.earlier[-5:]
+        name if count == 1 else f"{name}, {count} times" for name, count in counts.items()
     )
     return (
         f"Attempt {attempt.number} of this candidate on these data (earlier: {earlier}): p-values "

@@ -202,11 +202,12 @@ def test_a_group_without_queries_never_passes():
         (1, "query", "1 single query"),
         (1, "tenant", "1 value of tenant"),
         (2, "tenant", "2 values of tenant"),
+        (4, "class tenant", "4 or more each of classes and values of tenant"),
     ],
 )
 def test_one_unit_is_singular(n, unit, words):
     """What was resampled is named in the number that there is of it."""
-    assert describe_units(n, (unit,)) == words
+    assert describe_units(n, tuple(unit.split())) == words
 
 
 # Outcomes

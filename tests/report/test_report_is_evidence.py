@@ -517,7 +517,8 @@ def test_verify_with_a_read_only_store_reports_what_it_skips(begun: Path) -> Non
 
 
 def test_earlier_attempts_are_shown(begun: Path, tmp_path: Path) -> None:
-    """The sheet and the Markdown summary of a second attempt name the first."""
+    """The sheet and the Markdown summary of a second attempt name the first; those of one seed and
+    policy, which differ in other options, are counted."""
     shutil.copytree(begun, tmp_path / "shop")
     shop = Shop(tmp_path / "shop")
     summary_file = tmp_path / "summary.md"
@@ -528,6 +529,9 @@ def test_earlier_attempts_are_shown(begun: Path, tmp_path: Path) -> None:
     shown = " ".join(run(*verify, *more, "--seed", "3").stdout.split())
     assert said in shown
     assert said in summary_file.read_text()
+    run(*verify, *more, "--seed", "3", "--slice", "vendor")
+    shown = " ".join(run(*verify, *more, "--seed", "5").stdout.split())
+    assert "(earlier: seed 0, policy default; seed 3, policy default, 2 times): p-values" in shown
 
 
 def test_an_edited_ef_is_refused(seller: Shop) -> None:
