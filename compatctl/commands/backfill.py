@@ -50,7 +50,7 @@ from compatctl.migration.backfill_result import (
 )
 from compatctl.migration.backfill_run import Account, Announce, BackfillRun
 from compatctl.migration.backfill_selection import BackfillRows, BackfillTarget
-from compatctl.migration.backfill_step import StepSetting, passed_rows
+from compatctl.migration.backfill_step import NO_ROWS, StepSetting, passed_rows
 from compatctl.migration.rewrite_gate import HeldOutQueries, require_queries
 from compatctl.migration.rewrite_trials import backfill_queries
 from compatctl.progress import Progress, silent
@@ -452,6 +452,7 @@ class _Work:
     def _stepped(self, result: Backfilled, run: BackfillRun) -> Backfilled:
         """The result after every step. Without steps, what a refused one embedded is not kept."""
         warnings, account, spent = result.warnings, run.account, run.account.spending
+        planned = result
         for step in run.steps():
             result = with_step(result, step)
             self._keep_curve(account, self._curve(account).stepped(step, passed=spent.items))
@@ -460,6 +461,9 @@ class _Work:
             )
             if self.options.stepwise:
                 self.announce(step_line(step))
+        if result is planned and not self.options.dry_run:  # no step: nothing of the plan passed
+            made = passed_rows(self.project, self.store, self.catalog, NO_ROWS)
+            result = replace(result, gallery_pass=made)
         if not self.options.stepwise and run.kept is not None:
             run.kept.delete()
         return replace(

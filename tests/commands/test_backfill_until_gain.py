@@ -85,6 +85,16 @@ def test_a_model_that_would_lose_writes_nothing(shop: Shop) -> None:
     )
 
 
+def test_a_run_that_ends_before_its_first_step_passed_its_sample_alone(shop: Shop) -> None:
+    """It says so of the gallery, and not what the steps would have passed."""
+    assert shop.run("deploy", "--model", shop.path("worse.onnx"), *FORCE).code == 0
+    result = shop.run("backfill", "--until-gain", "--sample", 40, "--step", 40).json
+    assert (result["stopped"], result["steps"]) == ("no gain", [])
+    passed = result["gallery_pass"]
+    assert 0 < passed["passed"] == passed["by"]["pending"] == result["passed"] < passed["rows"]
+    assert passed["share"] == passed["passed"] / passed["rows"]
+
+
 def test_a_smaller_sample_passes_less(deployed: Shop) -> None:
     """At the first look at most the sample has passed, and what the estimate takes; within a
     budget, at most half of it."""
