@@ -137,7 +137,7 @@ def plan(
     return tried.plan(
         COMMANDS,
         base,
-        forecast=_forecast(inputs, tried.galleries[0], results, estimates, policy, progress)
+        forecast=_forecast(inputs, tried.galleries[0], results, estimates, policy)
         if forecast
         else None,
         seconds=round(time.monotonic() - start, 1),
@@ -440,13 +440,12 @@ def _in_order(estimates: Sequence[RouteEstimate]) -> tuple[RouteEstimate, ...]:
     return tuple(replace(estimate, gain_retained=None) for estimate in ordered)
 
 
-def _forecast(  # noqa: PLR0917
+def _forecast(
     inputs: RouteInputs,
     whole: PlanningGallery,
     results: Sequence[RouteResult],
     estimates: Sequence[RouteEstimate],
     policy: Policy,
-    progress: Progress,
 ) -> Forecast:
     """What more labelled data would give ``finetune``, with the margins of this plan."""
     by_name = {estimate.name: estimate for estimate in estimates}
@@ -459,7 +458,7 @@ def _forecast(  # noqa: PLR0917
         ceiling=ceiling.gain if ceiling.low > 0.0 else None,
     )
     variant = next(result.variant for result in results if result.name == Route.FINETUNE)
-    return forecast_more_data(inputs, variant, measure, progress=progress)
+    return forecast_more_data(inputs, variant, measure)
 
 
 def _is_judged(result: RouteResult) -> bool:

@@ -30,7 +30,7 @@ from compatctl.evaluation.exact_retrieval import retrieval
 from compatctl.evaluation.ground_truth import GroundTruth
 from compatctl.migration.routes import RouteInputs, train_model
 from compatctl.migration.selection import Variant
-from compatctl.progress import Progress, silent
+from compatctl.progress import Stage, stage
 
 SHARES = (0.25, 0.5, 1.0)
 RUNS = 2
@@ -97,13 +97,7 @@ class Measure:
         return retrieval(self.truth, variant.queries, self.stored, (1,), map_k=1).hit1
 
 
-def forecast_more_data(
-    inputs: RouteInputs,
-    whole: Variant,
-    measure: Measure,
-    *,
-    progress: Progress = silent,
-) -> Forecast:
+def forecast_more_data(inputs: RouteInputs, whole: Variant, measure: Measure) -> Forecast:
     """Train on a quarter and a half of the classes, and of the images a class.
 
     ``whole`` is the model of the recipe on all of them. Where a recipe has lists, each part chooses
@@ -113,19 +107,22 @@ def forecast_more_data(
         InputError: see ``train.train``.
     """
     start = time.monotonic()
-    wholes = [measure.hits(whole)]
-    wholes += [measure.hits(_train(inputs, inputs.data, run)) for run in range(1, RUNS)]
-    hits: dict[Kind, list[tuple[float, list[Bools]]]] = {}
-    for i, (kind, part) in enumerate(_PARTS.items()):
-        sizes, cuts = _amounts(inputs.data, part, kind, RUNS)
-        if sizes is None:
-            continue
-        points = []
-        for at, (amount, datasets) in enumerate(zip(sizes[:-1], cuts, strict=True)):
-            trained = [_train(inputs, data, run) for run, data in enumerate(datasets)]
-            points.append((amount, [measure.hits(variant) for variant in trained]))
-            progress("forecast", i * len(cuts) + at + 1, 2 * len(cuts))
-        hits[kind] = [*points, (sizes[-1], wholes)]
+    parts = {kind: _amounts(inputs.data, part, kind, RUNS) for kind, part in _PARTS.items()}
+    cuts = [data for sizes, cuts in parts.values() if sizes for runs in cuts for data in runs]
+    work = sum(map(_training_items, [*cuts, *[inputs.data] * (RUNS - 1)]))
+    with stage("forecast", work, "share") as done:
+        runs = _Runs(inputs=inputs, stage=done)
+        wholes = [measure.hits(whole)]
+        wholes += [measure.hits(runs.train(inputs.data, run)) for run in range(1, RUNS)]
+        hits: dict[Kind, list[tuple[float, list[Bools]]]] = {}
+        for kind, (sizes, cuts_of_kind) in parts.items():
+            if sizes is None:
+                continue
+            points = []
+            for amount, datasets in zip(sizes[:-1], cuts_of_kind, strict=True):
+                trained = [runs.train(data, run) for run, data in enumerate(datasets)]
+                points.append((amount, [measure.hits(variant) for variant in trained]))
+            hits[kind] = [*points, (sizes[-1], wholes)]
     return _conclude(hits, measure, RUNS, round(time.monotonic() - start, 1))
 
 
@@ -246,10 +243,32 @@ def _train_only(data: Dataset, kept: Sequence[bool]) -> Dataset:
     return Dataset(items=items, sources=data.sources)
 
 
-def _train(inputs: RouteInputs, data: Dataset, run: int) -> Variant:
-    """The recipe on a part of the data, with the run's seed."""
-    recipe = replace(inputs.recipe, seed=inputs.recipe.seed + run)
-    return train_model(replace(inputs, data=data), recipe, inputs.trained_against)
+@dataclass(kw_only=True, eq=False)
+class _Runs:
+    """The runs of a forecast, and one stage of all, which counts the training items of each."""
+
+    inputs: RouteInputs
+    stage: Stage
+    done: int = 0
+
+    def train(self, data: Dataset, run: int) -> Variant:
+        """The recipe on a part of the data, with the run's seed."""
+        items = _training_items(data)
+
+        def trained(name: str, done: int, total: int) -> None:
+            if name == "training":
+                self.stage(self.done + items * done // max(1, total))
+
+        recipe = replace(self.inputs.recipe, seed=self.inputs.recipe.seed + run)
+        inputs = replace(self.inputs, data=data)
+        variant = train_model(inputs, recipe, inputs.trained_against, trained)
+        self.done += items
+        self.stage(self.done)
+        return variant
+
+
+def _training_items(data: Dataset) -> int:
+    return sum(item.split == "train" for item in data.items)
 
 
 _PARTS: dict[Kind, Callable[[Dataset, float, int], Dataset]] = {

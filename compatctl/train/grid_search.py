@@ -71,11 +71,15 @@ def search(
     initial = {key: value.cpu().clone() for key, value in setup.network.state_dict().items()}
     epochs = setup.recipe.optimiser.epochs
 
+    def said(state: Checkpoint) -> None:
+        progress("training", state.trial * epochs + state.epoch, len(trials) * epochs)
+
     def after_epoch(state: Checkpoint) -> None:
         state.seconds = time.monotonic() - started
         save(state)
-        progress("training", state.trial * epochs + state.epoch, len(trials) * epochs)
+        said(state)
 
+    said(state)  # the first epoch may take an hour
     for trial in trials[state.trial :]:
         context = make_context(setup, batches, classifiers[trial.frame])
         setup.network.load_state_dict(initial)

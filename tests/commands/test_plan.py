@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from compatctl.migration.forecast import Curve, Forecast, Goal
 from compatctl.migration.preflight import Preflight, planning_split
 from compatctl.migration.recommendation import COMMANDS, RouteEstimate, recommend
 from compatctl.migration.routes import BACKFILL_SHARES, Route
+from compatctl.progress import open_stages
 from compatctl.recipe import Project
 from compatctl.store import Store
 
@@ -112,11 +115,38 @@ def test_a_plan_judges_by_the_judgments(shop: Shop) -> None:
     assert plans[2]["keep"] < 0.5 * plans[0]["keep"]
 
 
+@contextmanager
+def _watched(name: str) -> Iterator[list[float]]:
+    """The shares of a stage that was done, each once, while the block runs."""
+    seen: list[float] = []
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.002):
+            for part in open_stages():
+                share = part.done / part.total if part.name == name and part.total else None
+                if share is not None and share not in seen:
+                    seen.append(share)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
+
+
 def test_the_estimates_of_a_real_project_add_up(shop: Shop) -> None:
-    """Facts and routes add up, and the store is as it was."""
+    """Facts and routes add up, and the store is as it was. The forecast says how far it is from its
+    first training on, epoch by epoch."""
     recipe, before = _recipe(shop), store_files(shop)
-    result = shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", recipe)
+    with _watched("forecast") as seen:
+        result = shop.run("plan", "--base", shop.path("new.ckpt"), "--recipe", recipe)
     assert result.code == 0, result.stderr
+    assert seen == sorted(seen)
+    assert 0.0 in seen
+    assert len([share for share in seen if 0.0 < share < 1.0]) > 4
     sheet = {entry["name"]: entry for entry in result.json["routes"]}
     assert list(sheet)[:3] == ["keep", "finetune", "fuse"]
     assert "lazy" in sheet
