@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from compatctl.core.arrays import Rows, as_rows
-from compatctl.data import memory_bytes
+from compatctl.data import memory_bytes, warn_of_near_known
 from compatctl.deployment.erasure import clean_side_files, stored_ids
 from compatctl.deployment.free_vectors import delete_strangers, free_vectors_of
 from compatctl.deployment.gallery import index_params
@@ -101,6 +101,9 @@ class Removal:
         return tuple(sorted(self.ids - self.stored - set(self.erased.matching(self.ids))))
 
     def refuse(self) -> None:
+        if self.missing:
+            known = self.catalog.ids
+            warn_of_near_known("the ids", "ids", self.missing, known, told=("given", "the store"))
         if self.missing and not self.missing_ok:
             raise InputError(
                 f"{len(self.missing)} of {len(self.ids)} ids are not in the store: "

@@ -11,9 +11,16 @@ import numpy as np
 from compatctl.core.arrays import NO_CLASS, Codes, Floats, Rows, Vectors, as_rows
 from compatctl.core.gallery_order import answer_doubt, hubness, mean_distance, uncertainty
 from compatctl.core.hash_order import hash_key
-from compatctl.data import header_of, is_answer_log, read_answer_log, read_traffic
+from compatctl.data import (
+    header_of,
+    is_answer_log,
+    read_answer_log,
+    read_traffic,
+    warn_of_near_known,
+)
 from compatctl.errors import InputError, UsageError
 from compatctl.manifest import Catalog
+from compatctl.notices import MAX_NAMES, notice
 from compatctl.printable import listed
 from compatctl.recipe import read_ids
 
@@ -87,7 +94,7 @@ def priority_of(
         return _file_priority(catalog, order)
     if traffic is not None:
         log = traffic.exists() and is_answer_log(traffic)
-        return _file_priority(catalog, traffic) if log else _counted(catalog, read_traffic(traffic))
+        return _file_priority(catalog, traffic) if log else _table_priority(catalog, traffic)
     return order_priority(order, catalog, vectors)
 
 
@@ -132,8 +139,18 @@ def _file_priority(catalog: Catalog, path: Path) -> Floats:
             )
         return _counted(catalog, counts)
     if header_of(path, ("id", "count")):
-        return _counted(catalog, read_traffic(path))
+        return _table_priority(catalog, path)
     return listed_priority(catalog, read_ids(path))
+
+
+def _table_priority(catalog: Catalog, path: Path) -> Floats:
+    """(N,) each row's count by a table, with a notice of items that the store lacks."""
+    counts = read_traffic(path)
+    if unknown := [item for item in counts if item not in catalog.row_of]:
+        warn_of_near_known(path, "ids", unknown, catalog.ids, told=("counted", "the store"))
+        what, result = "items with traffic that are not in the store", "their counts do not matter"
+        notice("unknown-items", path, what, unknown[:MAX_NAMES], result, count=len(unknown))
+    return _counted(catalog, counts)
 
 
 def _counted(catalog: Catalog, counts: Mapping[str, float]) -> Floats:

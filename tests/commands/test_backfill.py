@@ -183,15 +183,20 @@ def test_an_order_by_the_stored_vectors_takes_the_largest_first(deployed: Shop, 
 
 
 def test_traffic_orders_by_its_counts(deployed: Shop, tmp_path: Path) -> None:
-    """The largest count first, the others by hash; ids that the store lacks are ignored, a file of
-    such ids alone is refused, as is a bad line, a missing file and an unknown order."""
+    """The largest count first, the others by hash; ids that the store lacks are named and do not
+    count, a file of such ids alone is refused, as is a bad line, a missing file and an unknown
+    order."""
     ids = _catalog(deployed).ids
     wanted = sorted(ids, reverse=True)[:8]
     traffic = tmp_path / "traffic.csv"
     lines = [f"{item},{count}" for count, item in enumerate(wanted, 1)]
-    traffic.write_text("id,count\ngone,99\n" + "\n".join(lines) + "\n")
+    traffic.write_text(f"id,count\ngone,99\n{ids[0].upper()},98\n" + "\n".join(lines) + "\n")
     named = ("--order", "traffic", "--traffic", traffic)
-    assert deployed.run("backfill", "--share", 3 / len(ids), *named, *FORCE).code == 0
+    result = deployed.run("backfill", "--share", 3 / len(ids), *named, *FORCE)
+    assert result.code == 0
+    told = {entry["kind"]: entry["names"] for entry in result.json["notices"]}
+    assert told["unknown-items"] == ["gone", ids[0].upper()]
+    assert told["near-equal-ids"] == [f"{ids[0].upper()!r} and {ids[0]!r}"]
     assert _of_query_model(deployed) == set(wanted[-3:])
     assert deployed.run("backfill", "--share", 12 / len(ids), *named, *FORCE).code == 0
     rest = [item for item in _by_hash(ids) if item not in wanted]

@@ -104,6 +104,15 @@ def test_a_repeated_removal_changes_nothing(shop: Shop) -> None:
     assert (removal["removed"], removal["missing"]) == (1, ["nobody"])
 
 
+def test_an_id_that_nearly_is_one_of_the_store_is_named(shop: Shop) -> None:
+    """With --missing-ok it is no error, and the item that was meant would stay unseen."""
+    (item,) = ids_of(shop, 1)
+    for flags, code in (((), 5), (("--missing-ok",), 0)):
+        result = shop.run("remove", item.upper(), *flags)
+        assert result.code == code, result.stderr
+        assert f"{item.upper()!r} and {item!r}" in result.stderr
+
+
 def test_a_dry_run_gives_the_same_result_and_writes_nothing(shop: Shop) -> None:
     """Ids come from arguments and a file, or from stdin."""
     ids = ids_of(shop)
