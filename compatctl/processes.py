@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from compatctl.errors import CompatError, PeerError
+from compatctl.errors import CompatError, PeerError, UsageError
 
 T = TypeVar("T")
 
@@ -30,14 +30,28 @@ class Launch:
 
     @classmethod
     def current(cls, environment: Mapping[str, str] = os.environ) -> Launch | None:
-        """This process's; None unless ``torchrun`` started it with others."""
-        if "TORCHELASTIC_RUN_ID" not in environment or int(environment["WORLD_SIZE"]) < 2:
+        """This process's; None unless ``torchrun`` started it with others.
+
+        Raises:
+            UsageError: the environment has a part of what ``torchrun`` sets, or no numbers.
+        """
+        if "TORCHELASTIC_RUN_ID" not in environment:
             return None
-        return cls(
-            rank=int(environment["RANK"]),
-            size=int(environment["WORLD_SIZE"]),
-            local_rank=int(environment["LOCAL_RANK"]),
+        size = _number(environment, "WORLD_SIZE")
+        if size < 2:
+            return None
+        rank, local_rank = (_number(environment, name) for name in ("RANK", "LOCAL_RANK"))
+        return cls(rank=rank, size=size, local_rank=local_rank)
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    value = environment.get(name, "")
+    if not (value.isascii() and value.isdigit()):
+        raise UsageError(
+            f"TORCHELASTIC_RUN_ID is set, as torchrun does, and {name} is {value or 'not set'}",
+            tip="start the command by torchrun, or unset TORCHELASTIC_RUN_ID",
         )
+    return int(value)
 
 
 @dataclass(eq=False, kw_only=True)

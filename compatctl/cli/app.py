@@ -63,13 +63,24 @@ class Outcome(Generic[T]):
     exit_code: int = 0
 
 
+def _launch(*, as_json: bool) -> Launch | None:
+    """``Launch.current``; an environment that contradicts itself ends the command."""
+    from compatctl import render
+
+    try:
+        return Launch.current()
+    except CompatError as error:
+        render.error(error, as_json=as_json)
+        raise typer.Exit(error.exit_code) from None
+
+
 def command(function: Callable[..., Outcome[Any]]) -> Callable[..., Outcome[Any]]:
     """Register a command, with ``--json``; a CompatError becomes a message and its exit code."""
 
     def run(*, as_json: bool, **arguments: Any) -> None:
         from compatctl import render
 
-        launch = Launch.current()
+        launch = _launch(as_json=as_json)
         with collected() as notices:
             try:
                 _refuse_several(function.__name__, launch)

@@ -143,7 +143,7 @@ def train_candidate(
         model, encoder, record = _exported(project, inputs, trained, data, base, record)
     _write(project, record, model)
     if project.output.resolve() != (project.candidate / MODEL_FILE).resolve():
-        write_atomic(project.output, (project.candidate / MODEL_FILE).read_bytes())
+        write_atomic(project.output, model)
     remove_checkpoint(project.candidate)
     return _result(project, encoder, record, gallery, given.unlabelled, given.skipped)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from compatctl.errors import InputError, PeerError
+from compatctl.errors import InputError, PeerError, UsageError
 from compatctl.processes import ALONE, Launch, Processes
 
 STEP_TIMEOUT = timedelta(minutes=10)
@@ -31,6 +31,7 @@ def join() -> Iterator[Processes]:
     """The processes that ``torchrun`` started; ``ALONE`` without it.
 
     Raises:
+        UsageError: the environment lacks what ``torchrun`` sets.
         PeerError: the others cannot be reached, or one of them ended during the block.
     """
     launch = Launch.current()
@@ -40,7 +41,12 @@ def join() -> Iterator[Processes]:
     _choose_device(launch)
     with _peer_errors():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        distributed.init_process_group(backend, timeout=STEP_TIMEOUT)
+        try:
+            distributed.init_process_group(backend, timeout=STEP_TIMEOUT)
+        except ValueError as error:  # what torchrun sets is not all there
+            raise UsageError(
+                f"the processes cannot meet: {error}", tip="start compatctl finetune by torchrun"
+            ) from error
         patient = distributed.new_group(timeout=WAIT_TIMEOUT, backend="gloo")
 
     def exchange(value: Any) -> list[Any]:

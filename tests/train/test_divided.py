@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 import train_kit as kit
+from shop_kit import Shop
 from torch import Tensor, nn
 
-from compatctl.errors import CompatError, InputError, PeerError
+from compatctl.errors import CompatError, InputError, PeerError, UsageError
 from compatctl.processes import ALONE, Launch, Processes
 from compatctl.recipe import Recipe
 from compatctl.train import losses, train
@@ -199,6 +201,35 @@ def test_only_torchrun_makes_a_process_one_of_several() -> None:
     launched = {**several, "TORCHELASTIC_RUN_ID": "x"}
     assert Launch.current(launched) == Launch(rank=1, size=4, local_rank=1)
     assert Launch.current({**launched, "WORLD_SIZE": "1"}) is None
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK"])
+def test_a_part_of_what_torchrun_sets_is_refused_by_name(name: str) -> None:
+    """As in a program that a training started with some of its variables."""
+    launched = {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
+    for value in ("two", "", "²"):
+        with pytest.raises(UsageError, match=f"{name} is {value or 'not set'}"):
+            Launch.current({**launched, name: value})
+    del launched[name]
+    with pytest.raises(UsageError, match=f"{name} is not set"):
+        Launch.current(launched)
+
+
+def test_what_torchrun_sets_in_part_is_no_traceback(shop: Shop) -> None:
+    """Neither of a command that runs in one process, nor where processes cannot meet."""
+    shop.path("recipe.yaml").write_text("format: 1\n")
+    started = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}
+    met = {**started, "RANK": "0", "LOCAL_RANK": "0"}
+    for more, words, said in (
+        (started, ["status", "--json"], "RANK is not set"),
+        (met, ["finetune", "--base", "none"], "MASTER_ADDR"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "compatctl", *words], env={**os.environ, **more},
+            cwd=shop.folder, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+        assert "Traceback" not in done.stderr
 
 
 GATHER = """
