@@ -14,6 +14,7 @@ from compatctl import _version
 from compatctl.cli.help import HELP_FLAGS, Commands, OneCommand
 from compatctl.cli.options import Json, add_parameters
 from compatctl.errors import CompatError, PeerError, UsageError
+from compatctl.files import temporary_folder_errors
 from compatctl.notices import collected
 from compatctl.processes import Launch, PartDone
 
@@ -84,7 +85,8 @@ def command(function: Callable[..., Outcome[Any]]) -> Callable[..., Outcome[Any]
         with collected() as notices:
             try:
                 _refuse_several(function.__name__, launch)
-                outcome = _watched(function, arguments)
+                with temporary_folder_errors():
+                    outcome = _watched(function, arguments)
                 if launch is not None and launch.rank:  # as with --dry-run: the first one prints
                     raise PartDone
                 render.warn([*notices.messages(), *outcome.warnings])

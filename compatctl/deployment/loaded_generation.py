@@ -286,6 +286,14 @@ def _vector(row: Any) -> Vectors:
     vector = np.asarray(row, np.float32)
     if vector.ndim != 1 or not np.isfinite(vector).all():
         raise InputError(f"a vector is (D,) finite numbers, got the shape {vector.shape}")
+    with np.errstate(over="ignore", under="ignore"):
+        squares = np.vdot(vector, vector)  # as the encoder computes it
+    if not np.finfo(np.float32).tiny <= squares < np.inf:
+        norm = np.linalg.norm(vector.astype(np.float64))
+        raise InputError(
+            f"the query is a vector of the norm {norm:.3g}, which has no direction in float32",
+            tip="give vectors of about unit length",
+        )
     return vector
 
 

@@ -7,7 +7,7 @@ one, and at most a temporary file whose name starts with ``.new-``. Only ``files
 from __future__ import annotations
 
 from compatctl.files._digest_cache import cache_folder, has_digest, is_remembered, remember
-from compatctl.files._errors import os_errors
+from compatctl.files._errors import os_errors, temporary_folder_errors
 from compatctl.files._json import canonical_json, json_safe, parse_json, read_json
 from compatctl.files._lock import Lock
 from compatctl.files._pointers import MAX_POINTER_BYTES, absence, other_kind, refuse_pointer
@@ -61,6 +61,7 @@ __all__ = [
     "sha256_file",
     "store_url",
     "sync",
+    "temporary_folder_errors",
     "write_atomic",
     "write_blob",
 ]

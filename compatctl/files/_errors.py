@@ -17,6 +17,28 @@ _MISPLACED = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirecto
 
 
 @contextlib.contextmanager
+def temporary_folder_errors() -> Iterator[None]:
+    """Say that there is no folder for temporary files, where that is why the block failed.
+
+    Raises:
+        InputError: there is none that can be written.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        import tempfile
+
+        try:
+            tempfile.gettempdir()
+        except FileNotFoundError:
+            raise InputError(
+                "no folder for temporary files can be written",
+                tip="set TMPDIR to a folder that can be written, with some space",
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
 def os_errors(doing: str, path: Path) -> Iterator[None]:
     """Turn an OSError into a CompatError that names the file and what was done to it.
 

@@ -130,8 +130,9 @@ def _add_errors(app: FastAPI, service: SearchService) -> None:
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
-        message = f"{first['loc'][-1]}: {first['msg']}"
-        return _refused(service, request, RefusedError(status=422, error="body", message=message))
+        name = str(first["loc"][-1])
+        message = f"{name}: {first['msg']}"
+        return _refused(service, request, RefusedError(status=422, error=name, message=message))
 
     async def unknown(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -371,7 +372,9 @@ def _name(value: object, name: str) -> str | None:
         return None
     if not isinstance(value, str) or not 0 < len(value) <= MAX_ID or not value.isprintable():
         raise RefusedError(
-            status=422, error=name, message=f"{name} is a text of 1 to {MAX_ID} characters"
+            status=422,
+            error=name,
+            message=f"{name} is a text of 1 to {MAX_ID} printable characters",
         )
     return value
 

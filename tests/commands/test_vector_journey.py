@@ -13,6 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from shop_kit import run
 
+from compatctl.deployment.searcher import Searcher
+from compatctl.errors import InputError
+
 DOCS, QUERIES, LATENT = 900, 1200, 40
 OLD_DIM, NEW_DIM = 64, 48
 
@@ -280,6 +283,21 @@ def test_search_takes_tables_of_the_query_models_space(shop: Path, models: dict[
     refused = run("search", "ada=q-ada.npz")
     assert refused.code == 2
     assert "takes vectors of e3; the queries have those of ada" in refused.stderr
+
+
+def test_a_query_without_a_direction_is_refused_and_its_length_does_not_matter(
+    shop: Path, models: dict[str, Any]
+) -> None:
+    """Zero, and so small or large that float32 loses it, are the caller's error and none of the
+    model; three times a vector has its answers."""
+    row = models["rows"]["ada"][DOCS]
+    with Searcher.open(shop / "store") as searcher:
+        for bad in (0 * row, np.float32(1e-25) * row, np.full(OLD_DIM, 1e38, np.float32)):
+            for query in (bad, {"ada": bad}):
+                with pytest.raises(InputError, match="no direction"):
+                    searcher.search([query], 5)
+        one, three = searcher.search([row, 3 * row], 5).ids
+    assert one == three
 
 
 def test_a_fused_model_takes_a_vector_of_each_space(shop: Path, models: dict[str, Any]) -> None:

@@ -74,7 +74,7 @@ def test_bad_requests_get_a_status_a_word_and_no_path(server: Server) -> None:
         ("/v1/search", {"text": "a", "other": 1}, 422, "unknown entry"),
         ("/v1/search", {"text": "a", "k": 51}, 422, "k is 1 .. 50"),
         ("/v1/search?k=0", image, 422, "greater than or equal to 1"),
-        ("/v1/search?query=" + "q" * 300, image, 422, "256 characters"),
+        ("/v1/search?query=" + "q" * 300, image, 422, "256 printable characters"),
         ("/v1/search", large.getvalue(), 422, "at most 40000 are decoded"),
         ("/v1/search", b"x" * 300_000, 413, "larger than"),
         ("/v1/items/nothing", None, 404, "no such item"),
@@ -88,6 +88,8 @@ def test_bad_requests_get_a_status_a_word_and_no_path(server: Server) -> None:
         assert said in json.loads(text)["message"]
         assert str(server.folder) not in text
         assert "Traceback" not in text
+    for path, body in (("/v1/search?k=0", image), ("/v1/search", {"text": "a", "k": 0})):
+        assert server.ask(path, body).json["error"] == "k"
     assert server.ask("/v1/search", image).status == 200
     assert "Traceback" not in server.said
 

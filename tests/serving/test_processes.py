@@ -9,6 +9,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -242,6 +244,24 @@ def test_what_ends_one_process_before_it_answers_ends_the_command(shop: Shop) ->
     assert (one.code, two.code) == (5, 5)
     assert one.stderr == two.stderr
     assert "bad.onnx" in two.stderr
+
+
+NO_ROOM = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+from compatctl.cli import main
+main()
+"""
+
+
+def test_without_a_temporary_folder_the_command_says_so(shop: Shop) -> None:
+    """As on a machine whose folders are read-only: exit 5 and what to set, no traceback."""
+    command = [sys.executable, "-c", NO_ROOM, "serve", "--port", "0", "--processes", "2"]
+    ended = subprocess.run(command, cwd=shop.folder, capture_output=True, text=True, check=False)
+    assert ended.returncode == 5, ended.stderr
+    assert "no folder for temporary files can be written" in ended.stderr
+    assert "TMPDIR" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
