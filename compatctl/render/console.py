@@ -31,6 +31,8 @@ _SMALL = 0.00005
 """Smaller values would show as 0.0000."""
 _WORD = 15
 """Characters of a word that a table does not break, unless the terminal is narrower than that"""
+_NAME = 22
+"""Characters of a field's name, or as many as the longest has"""
 _BETWEEN, _EDGES = 3, 2
 """Blanks between two columns of a table, and at its two edges"""
 
@@ -153,16 +155,18 @@ def fields_table(console: Console, value: object) -> None:
 
     Of a digest the first 12 digits are shown, as everywhere on the screen; ``--json`` has all.
     """
-    for name, entry in json_safe(value).items():
+    fields = json_safe(value)
+    width = max([_NAME, *map(len, fields)])
+    for name, entry in fields.items():
         if isinstance(entry, list):
             shown = ", ".join(map(_field, entry[:8])) + (" ..." if len(entry) > 8 else "")
         elif isinstance(entry, dict):
-            shown = ", ".join(f"{cell(key)} {_field(part)}" for key, part in entry.items())
+            shown = ", ".join(f"{cell(key)}: {_field(part)}" for key, part in entry.items())
         else:
             shown = _field(entry)
         shown = shown or ("-" if isinstance(entry, str) else "none")
         words = cell(name).replace("_", " ").replace("re embedded", "re-embedded")
-        console.print(f"{words:<22} {shown}")
+        console.print(f"{words:<{width}} {shown}")
 
 
 def _field(entry: object) -> str:

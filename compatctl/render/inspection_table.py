@@ -17,7 +17,7 @@ def inspection_table(console: Console, found: Inspection) -> None:
     """The kind, a line for each fact, the contract, and what is missing with its file."""
     console.print(f"{cell(found.path)}: {cell(found.kind)}")
     for name, entry in found.facts.items():
-        shown = ", ".join(map(cell, entry)) if isinstance(entry, list) else _text(entry)
+        shown = ", ".join(map(cell, entry)) if isinstance(entry, list | tuple) else _text(entry)
         console.print(f"  {cell(name).replace('_', ' '):<20} {shown or 'none'}")
     if found.contract:
         console.print(f"contract: {cell(found.contract)}")

@@ -175,6 +175,16 @@ def test_indexes_are_told_by_their_headers(shop: Shop, tmp_path: Path) -> None:
         assert (facts["metric"], facts["lossy"]) == ("ip", lossy)
 
 
+def test_the_columns_of_a_table_are_listed_in_words(tmp_path: Path) -> None:
+    """By their names alone."""
+    path = tmp_path / "items.csv"
+    path.write_text("id,path,label\na,a.png,x\n", encoding="utf-8")
+    lines = run("inspect", path).stdout.splitlines()
+    assert [line.split(maxsplit=1) for line in lines if line.startswith("  columns")] == [
+        ["columns", "id, path, label"]
+    ]
+
+
 def test_a_table_is_told_by_its_columns(tmp_path: Path) -> None:
     """Columns and rows of each form; what is missing to be items is said."""
     with (tmp_path / "a.csv").open("w", newline="") as file:

@@ -80,11 +80,20 @@ def test_a_field_of_several_values_is_in_words() -> None:
     fields_table(console, fields)
     assert isinstance(console.file, io.StringIO)
     assert [line.split(maxsplit=1) for line in console.file.getvalue().splitlines()] == [
-        ["pairs", f"gallery 40, model {digest[:12]}"],
+        ["pairs", f"gallery: 40, model: {digest[:12]}"],
         ["setting", "-"],
         ["none", "none"],
         ["heads", digest[:12]],
     ]
+
+
+def test_fields_stand_below_each_other() -> None:
+    """Also where a name is longer than the column usually is."""
+    console = Console(file=io.StringIO(), width=60)
+    fields_table(console, {"rows": 155, "to_embed_with_the_old_model": 2428})
+    assert isinstance(console.file, io.StringIO)
+    first, second = console.file.getvalue().splitlines()
+    assert first.index("155") == second.index("2428")
 
 
 def test_one_of_something_is_singular() -> None:
