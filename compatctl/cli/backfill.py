@@ -150,7 +150,7 @@ def backfill(
         step=None if step is None else Amount.parse(step, "--step"),
         until_gain=until_gain,
         sample=sample,
-        curve=None if curve is None else curve_path(curve),
+        curve=None if curve is None else curve_path(curve, (traffic, project.data)),
         forced_reason=forced_reason(force, reason),
         skip_bad=skip_bad,
         dry_run=dry_run,

@@ -410,7 +410,7 @@ def plan(
 
     if (base is None) == (new is None):
         raise UsageError("plan needs --base or --new", tip="give one of them")
-    check_plan_page(html)
+    check_plan_page(html, (base, new, project.data, project.recipe))
     if new is not None:
         of_base = {"seed", "project_recipe"} | ({"forecast"} if forecast else set())
         refuse_given(context, of_base, "it is of plan --base")

@@ -24,7 +24,7 @@ from compatctl.evaluation.embedding import embed_pair, load_encoders, open_deplo
 from compatctl.evaluation.ignored_rows import shared_columns, with_ignored_rows
 from compatctl.evaluation.judged import judgments_for
 from compatctl.evaluation.protocol import drop_rows, ground_truth, query_group, query_rows
-from compatctl.files import make_folders, sha256_bytes
+from compatctl.files import make_folders, refuse_replacing, sha256_bytes
 from compatctl.migration.fusion import WeightSearch, search_weight
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Project
@@ -70,6 +70,7 @@ def fuse(
     require_old_model(project, "a fused encoder")
     if weight is not None and not 0.0 < weight < 1.0:
         raise UsageError(f"the weight of the new feature must lie between 0 and 1, got {weight}")
+    refuse_replacing(output, (old, new, project.source, training))
     data = load_data(project)
     old_encoder, new_encoder = load_encoders(old, new, data)
     search: WeightSearch | None = None

@@ -64,9 +64,9 @@ from compatctl.evaluation.verdict import (
     verdict_fields,
     write_report,
 )
-from compatctl.files import require_place, write_atomic
+from compatctl.files import refuse_replacing, require_place, write_atomic
 from compatctl.progress import Progress, silent
-from compatctl.recipe import Project, gate_policy, load_policy
+from compatctl.recipe import PROJECT_FILE, Project, gate_policy, load_policy, shipped_policies
 from compatctl.report import (
     Attempts,
     DataId,
@@ -107,9 +107,7 @@ def verify(
     policy = gate_policy(project)
     options.check(policy)
     options.outputs.check()
-    for target in (project.report, *options.outputs.given):
-        if not options.dry_run:
-            require_place(target)
+    _require_places(project, (old, new), options)
     if old is None:
         old = _deployed_model(project)
     data = None
@@ -134,6 +132,31 @@ def verify(
         seconds = time.monotonic() - began
         write_report(report, project.report, options.outputs, seconds=seconds, data=data)
     return report
+
+
+def _require_places(
+    project: Project, models: tuple[Path | None, Path], options: VerifyOptions
+) -> None:
+    """Refuse files to write that cannot be written, that are read, or that are two in one.
+
+    Raises:
+        InputError: as ``require_place``.
+        UsageError: one would replace what the command reads, or another one.
+    """
+    if options.dry_run:
+        return
+    vectors = map(Path, project.vectors.values())
+    policy = Path(project.policy) if project.policy not in shipped_policies() else None
+    read = [*models, project.data, *vectors, policy]
+    read += [options.qrels, options.pairs, options.training]
+    targets = (project.report, *options.outputs.given)
+    for position, target in enumerate(targets):
+        require_place(target)
+        refuse_replacing(target, (*read, target.with_name(PROJECT_FILE)))
+        if target.absolute() in [other.absolute() for other in targets[:position]]:
+            raise UsageError(
+                f"{target} would be written twice, in two forms", tip="name a file for each"
+            )
 
 
 def _require_rescoring(project: Project) -> None:

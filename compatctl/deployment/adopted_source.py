@@ -15,7 +15,7 @@ from compatctl.core.similarity import Similarity
 from compatctl.deployment.adopted_rows import Norms, build_index, measure_norms, refuse_norms
 from compatctl.deployment.creation import index_info
 from compatctl.errors import InputError, UsageError
-from compatctl.files import require_place, sha256_file
+from compatctl.files import refuse_replacing, require_place, sha256_file
 from compatctl.index import (
     DATABASES,
     ForeignRows,
@@ -160,6 +160,7 @@ def _refuse_options(request: SourceRequest, form: Form) -> None:
         raise UsageError(f"--norms writes an .npz file, got {request.norms.name}")
     if request.norms is not None:
         require_place(request.norms)
+        refuse_replacing(request.norms, (request.path,))
 
 
 def _hnswlib(

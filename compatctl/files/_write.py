@@ -9,11 +9,11 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from compatctl.errors import CompatError, DamagedError, InputError
+from compatctl.errors import CompatError, DamagedError, InputError, UsageError
 from compatctl.files._errors import os_errors
 from compatctl.progress import stage
 
@@ -113,6 +113,21 @@ def require_place(path: Path) -> None:
         raise InputError(
             f"no permission to write {path.name} into {path.parent}",
             tip="name a file in a folder that you may write to",
+        )
+
+
+def refuse_replacing(target: Path, inputs: Iterable[Path | None]) -> None:
+    """Refuse to write to a file that the command reads; None is no file.
+
+    Raises:
+        UsageError: ``target`` is one of the ``inputs``, maybe by a link.
+    """
+    read = [path for path in inputs if path is not None]
+    same = target.exists() and any(path.exists() and target.samefile(path) for path in read)
+    if same or target.absolute() in [path.absolute() for path in read]:
+        raise UsageError(
+            f"{target} would be replaced, and the command reads it",
+            tip="name another file to write to",
         )
 
 

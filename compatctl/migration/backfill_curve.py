@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from compatctl.errors import UsageError
-from compatctl.files import canonical_json, json_safe, require_place, write_atomic
+from compatctl.files import canonical_json, json_safe, refuse_replacing, require_place, write_atomic
 from compatctl.migration.backfill_gain import RestGain
 from compatctl.migration.backfill_step import StepOutcome
 from compatctl.report.page import figures
@@ -123,14 +123,15 @@ def _forecast(last: RunPoint) -> figures.Forecast | None:
     return figures.Forecast(x=rest.last_share, y=y, low=low, high=high)
 
 
-def curve_path(text: Path) -> Path:
-    """The path of a curve's JSON.
+def curve_path(text: Path, inputs: Iterable[Path | None] = ()) -> Path:
+    """The path of a curve's JSON; ``inputs``: what is read.
 
     Raises:
-        UsageError: it would be the figure's path, or what is there is no file.
+        UsageError: it would be the figure's path, or what is there is no file or an input.
         InputError: as ``require_place``.
     """
     require_place(text)
+    refuse_replacing(text, inputs)
     if text.suffix.lower() == ".svg":
         raise UsageError(
             f"--curve names the JSON file, and the figure is beside it; got {text}",

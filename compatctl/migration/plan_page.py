@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from compatctl.files import require_place, write_atomic
+from compatctl.files import refuse_replacing, require_place, write_atomic
 from compatctl.migration.forecast import Curve, Forecast
 from compatctl.migration.recommendation import RouteEstimate
 from compatctl.migration.routes import Route
@@ -15,17 +15,19 @@ from compatctl.report.page import figures as drawn
 from compatctl.report.page.rows import number, percent
 
 
-def check_plan_page(path: Path | None) -> None:
-    """Refuse a page that could not be written, before anything is computed.
+def check_plan_page(path: Path | None, inputs: Iterable[Path | None]) -> None:
+    """Refuse a page that could not be written, before anything is computed; ``inputs``: what is
+    read.
 
     Raises:
-        UsageError: jinja2 is missing.
+        UsageError: jinja2 is missing, or the page would replace an input.
         InputError: as ``require_place``.
     """
     if path is None:
         return
     require_page()
     require_place(path)
+    refuse_replacing(path, inputs)
 
 
 def write_plan_page(

@@ -110,6 +110,29 @@ def test_a_faiss_index_is_imported_verified_deployed_and_searched(
     assert run("check", "--store", shop.path("adopted")).code == 0
 
 
+def test_norms_do_not_replace_the_rows_that_they_are_of(
+    shop: Shop, gallery: Dataset, rows: NDArray[np.float32]
+) -> None:
+    """The file of norms is a new one: exit 2, and the table is as it was."""
+    table = shop.path("gallery.npz")
+    scaled = rows * np.linspace(1, 2, len(rows), dtype=np.float32)[:, None]
+    np.savez(table, ids=gallery.ids, labels=gallery.labels, vectors=scaled)
+    before = table.read_bytes()
+    result = _adopt(shop, table, "--space", "ip", "--norms", table)
+    assert (result.code, table.read_bytes() == before) == (2, True), result.stderr
+
+
+@pytest.mark.parametrize("replaced", [0, 1])
+def test_a_fused_model_does_not_replace_one_of_its_parts(shop: Shop, replaced: int) -> None:
+    """Neither the deployed model's file nor the new one's; the message says so before the work."""
+    models = [shop.path("old.onnx"), shop.path("new.onnx")]
+    before = [path.read_bytes() for path in models]
+    result = shop.run("fuse", *models, "--output", models[replaced], "--weight", 0.5)
+    assert result.code == 2
+    assert "would be replaced" in result.stderr
+    assert [path.read_bytes() for path in models] == before
+
+
 def test_labels_of_the_data_that_differ_from_the_index_are_named(
     shop: Shop, gallery: Dataset, rows: NDArray[np.float32]
 ) -> None:

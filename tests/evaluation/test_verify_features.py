@@ -360,6 +360,31 @@ def test_pairs_against_the_labels_or_of_nearly_known_ids_are_named(
     assert f"'{upper}' and '{real.ids[0]}'" in result.stderr
 
 
+def test_a_file_that_is_read_is_not_replaced_by_one_that_is_written(
+    tmp_path: Path, real: Emoji
+) -> None:
+    """A report in the place of a table, a policy or the pairs, by a link too, or two outputs in one
+    file: exit 2, and every file is as it was."""
+    old, new = write(tmp_path, real.table(real.old), real.table(real.new))
+    (tmp_path / "link.json").symlink_to(new)
+    policy, pairs = tmp_path / "mine.yaml", tmp_path / "pairs.csv"
+    policy.write_text("format: 4\nname: mine\n")
+    pairs.write_text("id_a,id_b,same\n")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for flags in (
+        ("--report", new),
+        ("--report", old),
+        ("--report", tmp_path / "link.json"),
+        ("--html", policy, "--policy", policy),
+        ("--junit", pairs, "--pairs", pairs),
+        ("--report", tmp_path / "r", "--junit", tmp_path / "r"),
+    ):
+        result = run("verify", old, new, *flags)
+        assert result.code == 2, result.stderr
+        assert "would be " in result.stderr
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def without(name: str) -> Callable[[Table], Table]:
     """The table without one array."""
     return lambda table: {key: value for key, value in table.items() if key != name}
