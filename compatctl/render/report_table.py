@@ -74,9 +74,7 @@ def _checks(console: Console, report: Report, *, verbose: bool) -> None:
     checks = [check for check in report.verdict.checks if check.decides]
     if checks:
         checks_table(console, checks, sizes=verbose)
-    for check in checks:
-        if check.outcome != "pass":
-            console.print(f"{cell(_named(check))}: {cell(check.detail)}")
+    _why(console, checks)
     first = report.groups[0].name
     others = [
         check
@@ -86,6 +84,13 @@ def _checks(console: Console, report: Report, *, verbose: bool) -> None:
     if others and verbose:
         console.print("measured; these do not decide, by the policy or for lack of queries:")
         checks_table(console, others)
+
+
+def _why(console: Console, checks: Sequence[Check]) -> None:
+    """A sentence for each check that did not pass."""
+    for check in checks:
+        if check.outcome != "pass":
+            console.print(f"{cell(_named(check))}: {cell(check.detail)}")
 
 
 def _measured(console: Console, report: Report) -> None:
@@ -301,7 +306,9 @@ def log_table(console: Console, result: LogResult) -> None:
         f"{result.k} answers each; {result.current[:12]} served, {result.candidate[:12]} beside it"
     )
     checks = result.verdict.checks
-    checks_table(console, [check for check in checks if check.decides])
+    deciding = [check for check in checks if check.decides]
+    checks_table(console, deciding)
+    _why(console, deciding)
     if others := [check for check in checks if not check.decides]:
         console.print("measured; these do not decide, by the policy or for lack of queries:")
         checks_table(console, others)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shop_kit import Shop
+from shop_kit import Shop, run
 
 from compatctl.data import load, read_compared_log
 from compatctl.deployment.searcher import Searcher
@@ -97,6 +97,17 @@ def test_labels_judge_a_better_and_a_worse_candidate(
     again = _run(shop, "--log", doubled).json
     assert again["repeated"] == again["queries"] == told["queries"]
     assert again["verdict"] == told["verdict"]
+
+
+def test_a_log_that_does_not_pass_says_why(shop: Shop, logged: Callable[..., Path]) -> None:
+    """Each check that decides and did not pass has its sentence, as in ``verify`` of models."""
+    few = shop.path("few.jsonl")
+    few.write_text("".join(logged("new.onnx").read_text().splitlines(keepends=True)[:40]))
+    shown = run("verify", *shop.args, "--log", few)
+    assert shown.code == 4, shown.stderr
+    said = " ".join(shown.stdout.split())
+    assert "hit_gain (logged queries): " in said
+    assert "of the 200 required queries have a match." in said
 
 
 def test_queries_are_known_by_their_content(shop: Shop, logged: Callable[..., Path]) -> None:
