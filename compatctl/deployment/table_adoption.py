@@ -100,12 +100,14 @@ class TableAdoption:
             file, checksums = self.side.written(
                 self.file, self.catalog, self.checksums, self.before
             )
+            if self.side.gone:  # before the commit: where it fails, the next run does it again
+                erase_gone(self.file, self.side.gone)
             info = replace(
                 manifest.index,
                 count=len(self.catalog),
                 sha256=tx.put(manifest.index.kind, lambda path: file.write(path, checksums)),
             )
-            after = tx.commit(
+            return tx.commit(
                 operation=Operation.ADD,
                 created_at=utc_now(),
                 index=info,
@@ -121,9 +123,6 @@ class TableAdoption:
                     if counts.get(share.sha256) or share.sha256 == manifest.query_model
                 ),
             )
-        if self.side.gone:
-            erase_gone(self.file, self.side.gone)
-        return after
 
     def _compare(self, project: Project, found: RowsNow) -> bool:
         """Whether new and changed rows agree with the query model, as far as the data has them."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from compatctl.engines.connection import Connection, connect, identifier
 from compatctl.engines.location import TableLocation
-from compatctl.errors import ConflictError
+from compatctl.errors import ConflictError, InputError
 
 TABLE = "compatctl_deployment"
 
@@ -41,6 +41,7 @@ _ADD = (
     "ADD side_table text NOT NULL DEFAULT '', ADD side_batches bigint[] NOT NULL DEFAULT '{{}}'"
 )
 """What a table of before side tables lacks."""
+_ADDED = ("search_sql", "side_table", "side_batches")
 _COLUMNS = (
     "epoch", "query_model", "model_name", "search_table", "id_column", "vector_column", "operator",
     "ef_search", "calibration", "previous_epoch", "manifest", "search_sql", "side_table",
@@ -166,14 +167,25 @@ class DeploymentTable:
             connection.execute(_sql(_ADD, table=self.table_name))
 
     def _columns(self, connection: Connection) -> set[str]:
-        """The columns of the table of rows; none where there is no such table."""
+        """The columns of the table of rows; none where there is no such table.
+
+        Raises:
+            InputError: a table of that name has other columns.
+        """
         found = connection.execute(
             "SELECT a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid "
             "JOIN pg_namespace n ON n.oid = c.relnamespace "
             "WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped",
             self.table_name,
         )
-        return {name for (name,) in found.fetchall()}
+        columns = {name for (name,) in found.fetchall()}
+        if columns and not columns >= {*_COLUMNS} - {*_ADDED}:
+            raise InputError(
+                f"{self.location.url}: {self.location.quoted(TABLE)} is there and is none of "
+                "compatctl: it has other columns",
+                tip="rename it: the row that the application reads is in a table of this name",
+            )
+        return columns
 
     def _read(self, connection: Connection) -> DeploymentRow | None:
         columns = self._columns(connection)

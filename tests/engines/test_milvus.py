@@ -511,3 +511,25 @@ def test_the_writer_whose_row_stays_is_told_so(mv: EngineShop) -> None:
         assert last.manifest in believed
         refused += len(names) - len(believed)
     assert refused > 0
+
+
+def test_a_partition_that_is_released_later_is_told(mv: EngineShop) -> None:
+    """Its rows are not taken for rows that are gone: check and verify name the partition, add
+    --changed drops nothing, and once it is loaded again all is as before."""
+    assert mv.collection is not None
+    name, vector = mv.collection.name, mv.gallery().vectors()[0]
+    with mv.collection.client() as client:
+        client.create_partition(name, "winter")
+        client.load_partitions(name, ["winter"])
+        row = {"id": "cold", "embedding": vector, "label": "snow"}
+        client.insert(name, [row], partition_name="winter")
+        mv.done("add")
+        client.release_partitions(name, ["winter"])
+        told = mv.run("check")
+        assert told.code == 5
+        assert "partitions of the collection are not loaded: winter" in told.json["problems"][0]
+        assert mv.run("verify", mv.path("new.onnx")).code == 5
+        assert mv.run("add", "--changed").code == 5
+        assert "cold" in mv.gallery().catalog.ids
+        client.load_partitions(name, ["winter"])
+    assert mv.done("check").json["ok"]

@@ -226,6 +226,19 @@ def test_tables_of_one_name_in_two_schemas_have_queues_of_their_own(table: Table
         assert begun == [True, True, False]
 
 
+def test_another_table_of_the_name_of_ours_is_left_alone(shop: Shop, table: Table) -> None:
+    """A table ``compatctl_deployment`` with other columns is refused by name, and not changed."""
+    fill(table, shop)
+    do(table, "CREATE TABLE compatctl_deployment (name text, epoch bigint)")
+    shop.path("store").rename(shop.path("folder"))
+    refused = shop.run("import", table.url, "--model", shop.path("old.onnx"))
+    assert refused.code == 5
+    assert "compatctl_deployment is there and is none of compatctl" in refused.stderr
+    assert run("doctor", table.url, "--json").code == 5
+    columns = "SELECT count(*) FROM pg_attribute WHERE attnum > 0 AND attrelid = %s::regclass"
+    assert table.execute(columns, "compatctl_deployment") == [(2,)]
+
+
 def test_a_name_that_is_too_long_names_no_table(shop: Shop, table: Table) -> None:
     """PostgreSQL cuts a name after 63 bytes: what it would then find is another table."""
     fill(table, shop)

@@ -269,6 +269,30 @@ def test_what_was_computed_of_a_deleted_item_is_erased(lifted: EngineShop) -> No
     assert lifted.done("check").json["ok"]
 
 
+def test_an_erasure_that_fails_is_done_by_the_next_run(lifted: EngineShop) -> None:
+    """Nothing is committed before what was computed of a deleted item is gone: the same command
+    erases it later."""
+    assert lifted.table is not None
+    gone, (side,) = lifted.gallery().catalog.ids[4], side_tables(lifted)
+    held = f"SELECT count(*) FROM {side} WHERE id = %s"
+    lifted.table.execute("DELETE FROM items WHERE id = %s", gone)
+    lifted.table.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE 'not now'; END $$"
+    )
+    lifted.table.execute(
+        f"CREATE TRIGGER refuse BEFORE DELETE ON {side} FOR EACH ROW EXECUTE FUNCTION refuse()"
+    )
+    before = lifted.done("status").json["generation"]
+    refused = lifted.run("add", "--changed")
+    assert (refused.code, "not now" in refused.stderr) == (5, True)
+    assert lifted.done("status").json["generation"] == before
+    lifted.table.execute(f"DROP TRIGGER refuse ON {side}")
+    lifted.done("add", "--changed")
+    assert lifted.table.execute(held, gone) == [(0,)]
+    assert lifted.done("check").json["ok"]
+
+
 def test_who_may_read_the_row_may_read_the_side_table(
     pg: EngineShop, wide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from compatctl.engines.facts import VectorIndexFacts
 from compatctl.engines.inspection import Inspection
 from compatctl.engines.milvus.connection import CALL_S, Client
 from compatctl.engines.milvus.location import CollectionLocation
+from compatctl.engines.milvus.rows import unloaded
 from compatctl.engines.milvus.side_schema import collection_problem
 from compatctl.printable import listed
 
@@ -193,19 +194,8 @@ def _beside(client: Client, location: CollectionLocation) -> Check:
 
 
 def _loaded(client: Client, location: CollectionLocation) -> Check:
-    unloaded = [
-        name
-        for name in client.list_partitions(location.table, timeout=CALL_S)
-        if client.get_load_state(location.table, partition_name=name, timeout=CALL_S)["state"].name
-        != "Loaded"
-    ]
-    whole = client.get_load_state(location.table, timeout=CALL_S)["state"].name
-    if whole == "Loaded" and not unloaded:
+    problem = unloaded(client, location.table)
+    if not problem:
         return Check(name="loaded", found="every partition")
-    what = (
-        f"partitions of the collection are not loaded: {listed(unloaded)}"
-        if whole == "Loaded"
-        else f"the collection is not loaded ({whole})"
-    )
-    return Check(name="loaded", found=whole, problem=what, fatal=True,
+    return Check(name="loaded", found="not all", problem=problem, fatal=True,
                  tip="load_collection: rows elsewhere are neither read nor found")  # fmt: skip

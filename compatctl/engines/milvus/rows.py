@@ -8,11 +8,12 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from compatctl.engines.milvus.answers import Answer, keys_of, values_of, vectors_of
-from compatctl.engines.milvus.connection import DATA_S, Client
+from compatctl.engines.milvus.connection import CALL_S, DATA_S, Client
 from compatctl.engines.milvus.location import CollectionLocation
 from compatctl.engines.reading_ahead import read_ahead
 from compatctl.engines.rows import RowBlock
 from compatctl.errors import InputError
+from compatctl.printable import listed
 
 MAX_ROWS = 16_384
 """Most rows that a server gives in one answer."""
@@ -44,8 +45,14 @@ class CollectionRows:
         off at keys with quotes and backslashes. The next page comes while the caller uses one.
 
         Raises:
-            InputError: rows are hidden behind the same primary key, which Milvus does not prevent.
+            InputError: a partition is not loaded, so that its rows are not read; or rows are hidden
+                behind the same primary key, which Milvus does not prevent.
         """
+        if problem := unloaded(connection, self.location.table):
+            raise InputError(
+                f"{self.location.url}: {problem}",
+                tip="load_collection: rows elsewhere are neither read nor found",
+            )
         before = self.count(connection)[0]
         label, total = self.location.label, 0
         with closing(read_ahead(self._pages(connection, label))) as pages:
@@ -115,6 +122,20 @@ class CollectionRows:
             vectors=vectors,
             labels=None if labels is None else tuple(map(_text, labels)),
         )
+
+
+def unloaded(client: Client, table: str) -> str:
+    """Which parts of a collection are not loaded; "" if all are."""
+    whole = client.get_load_state(table, timeout=CALL_S)["state"].name
+    if whole != "Loaded":
+        return f"the collection is not loaded ({whole})"
+    names = [
+        name
+        for name in client.list_partitions(table, timeout=CALL_S)
+        if client.get_load_state(table, partition_name=name, timeout=CALL_S)["state"].name
+        != "Loaded"
+    ]
+    return f"partitions of the collection are not loaded: {listed(names)}" if names else ""
 
 
 def _text(value: object) -> str:
