@@ -18,6 +18,7 @@ CALL = re.compile(r"\bcompatctl ([a-z][a-z-]*)([^#`\n]*)")
 FENCED = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SAVED = re.compile(r"\bSave (?:this )?as\s+`([\w./-]+)`")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
+ANCHOR = re.compile(r"\]\((?!https?:)([^)#]*)#([^)]+)\)")
 PROGRAM = re.compile(r"\bpython (?:-m ([\w.]+)|([\w/]+\.py))((?:(?!python)[^#`\n&;])*)")
 CURRENT = [path for path in PAGES if path.name != "CHANGELOG.md"]
 """Pages that do not name what was."""
@@ -40,6 +41,14 @@ RECIPE_KEYS = set(re.findall(r"^\| `([\w.]+)` \|", RECIPE_PAGE, re.MULTILINE))
 
 def _page(path: Path) -> str:
     return str(path.relative_to(ROOT))
+
+
+def _headings(page: Path) -> set[str]:
+    """The headings as links name them: small letters, hyphens for blanks, no other signs."""
+    text = FENCED.sub("", page.read_text(encoding="utf-8"))
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title) for title in titles)
+    return {re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for title in plain}
 
 
 def _flags(command: Any) -> set[str]:
@@ -122,6 +131,15 @@ def test_links_of_a_page_lead_to_files(path: Path) -> None:
     """Each relative link names a file or folder of the repository."""
     for target in LINK.findall(path.read_text(encoding="utf-8")):
         assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", PAGES, ids=_page)
+def test_links_of_a_page_lead_to_headings(path: Path) -> None:
+    """The part of a link behind # is a heading of the page that it leads to."""
+    for target, heading in ANCHOR.findall(path.read_text(encoding="utf-8")):
+        page = path.parent / target if target else path
+        if page.suffix == ".md":
+            assert heading in _headings(page), (target, heading)
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
