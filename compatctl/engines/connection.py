@@ -50,7 +50,6 @@ def open_connection(location: TableLocation) -> Connection:
     with postgres_errors(location):
         return psycopg.connect(
             autocommit=True,
-            application_name="compatctl",
             **location.connection_parameters(),  # type: ignore[arg-type,unused-ignore]
         )
 

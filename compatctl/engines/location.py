@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from compatctl.engines.url import NAMES, EngineLocation, scheme_of, split_url, unknown_parameter
 from compatctl.errors import DamagedError, UsageError
@@ -16,8 +16,10 @@ PGVECTOR = "pgvector"
 
 _SCHEMES = ("postgresql", "postgres")
 _LIBPQ = (
-    "connect_timeout", "host", "options", "passfile", "port", "service", "sslcert", "sslkey",
-    "sslmode", "sslrootcert", "target_session_attrs", "user",
+    "application_name", "channel_binding", "connect_timeout", "gssencmode", "host", "keepalives",
+    "keepalives_count", "keepalives_idle", "keepalives_interval", "options", "passfile", "port",
+    "require_auth", "service", "sslcert", "sslcrl", "sslkey", "sslmode", "sslrootcert",
+    "target_session_attrs", "tcp_user_timeout", "user",
 )  # fmt: skip
 """What else a URL may say: parameters of libpq that hold no secret."""
 
@@ -43,9 +45,10 @@ class TableLocation(EngineLocation):
     @property
     def url(self) -> str:
         """The URL without the password."""
-        table = f"{self.schema}.{self.table}" if self.schema else self.table
+        parts = [quote(name, safe="").replace(".", "%2E") for name in (self.schema, self.table)]
+        table = ".".join(part for part in parts if part)
         names = {name: getattr(self, name) for name in NAMES}
-        return self.to_url("postgresql", quote(table, safe="."), names | dict(self.parameters))
+        return self.to_url("postgresql", table, names | dict(self.parameters))
 
     @property
     def quoted_table(self) -> str:
@@ -71,7 +74,8 @@ class TableLocation(EngineLocation):
             "password": self.password,
         }
         given = {name: value for name, value in known.items() if value}
-        return {"connect_timeout": "10", **dict(self.parameters), **given}
+        own = {"connect_timeout": "10", "application_name": "compatctl"}
+        return {**own, **dict(self.parameters), **given}
 
     def to_json(self) -> dict[str, Any]:
         """The entries as JSON values, without the password."""
@@ -96,15 +100,15 @@ class TableLocation(EngineLocation):
         password = given.pop("password", "") or url.password
         if unknown := sorted(given.keys() - {*_LIBPQ}):
             raise unknown_parameter(unknown[0], where, (*NAMES, *_LIBPQ))
-        schema, dot, table = url.table.rpartition(".")
+        schema, dot, table = url.written.rpartition(".")  # a dot of a name is written as %2E
         return cls(
             host=url.host,
             port=url.port,
             user=url.user,
             database=url.database,
             parameters=tuple(sorted(given.items())),
-            schema=schema if dot else "",
-            table=table,
+            schema=unquote(schema) if dot else "",
+            table=unquote(table),
             password=password,
             **url.names(),
         )

@@ -30,7 +30,8 @@ class EngineUrl:
     """The parts of a URL, decoded, be it complete or not.
 
     Attributes:
-        database, table: "" where the path does not say it.
+        database, table: "" where the path does not say it. ``written``: the table as it was
+            written, not decoded.
         parameters: what follows the question mark, each once.
     """
 
@@ -40,6 +41,7 @@ class EngineUrl:
     password: str = field(repr=False)
     database: str
     table: str
+    written: str
     parameters: Mapping[str, str] = field(repr=False)
 
     def names(self) -> dict[str, str]:
@@ -76,7 +78,8 @@ def split_url(text: str, where: str, *, schemes: Collection[str], form: str) -> 
     behind = parts.path if parts.username else parts.path + parts.query
     if parts.fragment or "@" in behind:
         raise UsageError(f"{where} is not of the form {form}", tip=_ENCODED)
-    path = [unquote(part) for part in parts.path.strip("/").split("/")]
+    written = parts.path.strip("/").split("/")
+    path = [unquote(part) for part in written]
     if len(path) > 2:
         raise UsageError(f"{where} has {len(path)} parts after the host, not 2", tip=form)
     if len(dict(pairs)) < len(pairs):
@@ -88,6 +91,7 @@ def split_url(text: str, where: str, *, schemes: Collection[str], form: str) -> 
         password=unquote(parts.password or ""),
         database=path[0],
         table=path[1] if len(path) == 2 else "",
+        written=written[1] if len(path) == 2 else "",
         parameters=dict(pairs),
     )
 

@@ -126,6 +126,37 @@ def test_a_table_named_as_a_word_of_sql_is_quoted(shop: Shop, table: Table) -> N
     assert table.execute(f"SELECT count(*) > 0 FROM {name}") == [(True,)]
 
 
+def test_a_url_may_have_the_parameters_of_hosted_servers(shop: Shop, table: Table) -> None:
+    """What providers put into their URLs is taken by every connection; the name of the application
+    is compatctl, unless the URL says another."""
+    fill(table, shop)
+    location = parse_url(table.url)
+    url = f"{table.url}&channel_binding=prefer&sslmode=prefer&application_name=nightly"
+    named = parse_url(url)
+    for place, expected_name in ((location, "compatctl"), (named, "nightly")):
+        assert isinstance(place, TableLocation)
+        with connect(place) as connection:
+            assert connection.execute("SHOW application_name").fetchone() == (expected_name,)
+    shop.path("store").rename(shop.path("folder"))
+    assert shop.run("import", url, "--model", shop.path("old.onnx")).code == 0
+    assert shop.run("check").code == 0
+
+
+def test_a_dot_of_a_name_is_written_as_an_escape(shop: Shop, table: Table) -> None:
+    """A dot in the URL parts schema and table; names with dots are there and back the same."""
+    fill(table, shop)
+    do(table, 'CREATE SCHEMA "shop.eu"', 'ALTER TABLE items RENAME TO "items.v1"',
+       'ALTER TABLE "items.v1" SET SCHEMA "shop.eu"')  # fmt: skip
+    url = table.url.replace("/items?", "/shop%2Eeu.items%2Ev1?")
+    shop.path("store").rename(shop.path("folder"))
+    assert shop.run("import", url, "--model", shop.path("old.onnx")).code == 0
+    assert shop.run("check").code == 0
+    location = parse_url(url)
+    assert isinstance(location, TableLocation)
+    assert (location.schema, location.table) == ("shop.eu", "items.v1")
+    assert parse_url(location.url) == location
+
+
 def test_rows_that_a_policy_hides_are_told(shop: Shop, table: Table, reader: str) -> None:
     """Row-level security hides rows without a word: doctor and import say that it is active."""
     fill(table, shop)
