@@ -30,7 +30,9 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
-            setattr(sys, name, _Forgiving.of(stream))
+            forgiving = _Forgiving.of(stream)
+            setattr(sys, name, forgiving)
+            setattr(sys, f"__{name}__", forgiving)  # asked for the width of the terminal
     app(prog_name="compatctl")
 
 

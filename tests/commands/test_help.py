@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import shlex
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 from shop_kit import run
+from terminal_kit import printed
 
 from compatctl.cli import app as _registered  # noqa: F401  (registers every command)
 from compatctl.cli.app import app
@@ -55,6 +60,23 @@ def test_no_summary_is_cut(columns: int) -> None:
         listed = text.split("Begin:")[1].split("\n\n")
         lines = [line for part in listed for line in part.splitlines() if line.startswith("  ")]
         assert len(lines) == len(COMMANDS)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["verify", "--help"]])
+def test_help_fits_a_narrow_terminal(words: list[str]) -> None:
+    """No line of it is longer than a terminal of 60 columns, which would break words."""
+    primary, secondary = pty.openpty()
+    fcntl.ioctl(secondary, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "compatctl", *words], stdout=secondary, env=environment
+    ) as child:
+        os.close(secondary)
+        lines = b"".join(printed(primary)).decode().splitlines()
+    assert child.returncode == 0
+    assert len(lines) > 20
+    examples = lines.index("Examples:") if "Examples:" in lines else len(lines)
+    assert max(map(len, lines[:examples])) <= 60
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
