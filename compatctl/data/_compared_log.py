@@ -12,6 +12,7 @@ from typing import Any
 from compatctl.data._answer_parts import is_parts, part_entries
 from compatctl.data._answers import MAX_LINES_NAMED
 from compatctl.errors import InputError
+from compatctl.files import other_kind
 from compatctl.notices import notice
 
 MAX_ANSWERS = 1000
@@ -133,8 +134,9 @@ def _entries(path: Path) -> Iterator[tuple[str, float, dict[str, Any]]]:
                 try:
                     entry = json.loads(line.decode("utf-8"))
                 except (ValueError, RecursionError):
-                    if line.endswith(b"\n") and not line.startswith(b"{"):
-                        raise InputError(f"{where}: no JSON", tip=_TIP) from None
+                    is_other = number == 1 and other_kind(line[:64]) is not None
+                    if is_other or (line.endswith(b"\n") and not line.startswith(b"{")):
+                        raise _no_log(path, number, line) from None
                     count += 1
                     cut += [f"line {number}"] * (len(cut) < MAX_LINES_NAMED)
                     continue
@@ -146,6 +148,13 @@ def _entries(path: Path) -> Iterator[tuple[str, float, dict[str, Any]]]:
     if count:
         reason = "they are left out; a service was killed, its disk was full, or it is writing"
         notice("cut-line", path, "lines that are cut off", cut, reason, count=count)
+
+
+def _no_log(path: Path, number: int, line: bytes) -> InputError:
+    kind = other_kind(line[:64]) if number == 1 else None
+    if kind is not None:
+        return InputError(f"{path}: it is {kind[0]}, not a log", tip=kind[1])
+    return InputError(f"{path}, line {number}: no JSON", tip=_TIP)
 
 
 def _text(entry: Mapping[str, Any], name: str, where: str) -> str:

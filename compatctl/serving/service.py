@@ -20,7 +20,7 @@ from compatctl.data import Dataset, ItemVectors, thumbnail
 from compatctl.deployment.loaded_generation import LoadedGeneration, PreparedQuery
 from compatctl.deployment.searcher import Attempts, Searcher
 from compatctl.engines import StaleEpochError
-from compatctl.errors import InputError, UsageError
+from compatctl.errors import CompatError, InputError, UsageError
 from compatctl.machine import processors
 from compatctl.manifest import Manifest
 from compatctl.serving.answer_log import AnswerLog, LogLine
@@ -35,6 +35,7 @@ from compatctl.serving.candidate import (
 )
 from compatctl.serving.metrics import Metrics
 from compatctl.serving.shared_metrics import SharedMetrics
+from compatctl.store import Store
 
 T = TypeVar("T")
 
@@ -145,6 +146,7 @@ class SearchService:
     """One for each side, so that a slow candidate holds nobody's query but its own."""
     _pool: ThreadPoolExecutor = field(init=False, repr=False)
     _refreshing: Lock = field(init=False, repr=False)
+    _reading_history: Lock = field(default_factory=Lock, repr=False)
     _requests: int = 0
     _candidate_answers: int = 0
 
@@ -342,8 +344,6 @@ class SearchService:
         """
         gallery = self.searcher.current.gallery
         manifest = gallery.manifest
-        first = max(1, manifest.generation - generations + 1)
-        numbers = range(manifest.generation, first - 1, -1)
         return {
             **self.state(),
             "modality": gallery.encoder.modality,
@@ -357,8 +357,20 @@ class SearchService:
             "shadow": None if self.shadow is None else self.shadow.describe(),
             "traffic": None if self.traffic is None else self.traffic.describe(),
             "processes": self.processes,
-            "history": [_in_history(gallery.store.generation(number)) for number in numbers],
+            "history": self._history(gallery.store, manifest, generations),
         }
+
+    def _history(self, store: Store, manifest: Manifest, generations: int) -> list[dict[str, Any]]:
+        """The last generations, newest first, as far as the store can be read now."""
+        shown = [_in_history(manifest)]
+        first = max(1, manifest.generation - generations + 1)
+        with self._reading_history:  # the store keeps what it has read, for one thread
+            for number in range(manifest.generation - 1, first - 1, -1):
+                try:
+                    shown.append(_in_history(store.generation(number)))
+                except CompatError:  # what serves is in memory, and ``problem`` says what is wrong
+                    break
+        return shown
 
     def item(self, item_id: str) -> tuple[bytes, str] | None:
         """A gallery item's picture (JPEG) or text, and its media type; None: it is not here."""

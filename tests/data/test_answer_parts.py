@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -161,7 +162,13 @@ def test_what_cannot_be_written_is_counted_and_the_log_goes_on(
 
 
 def test_what_is_no_log_is_refused_by_name(tmp_path: Path) -> None:
-    """A file in the folder's place, an empty folder, a part that is cut off, other columns."""
+    """A packed log, as rotation leaves it; a file in the folder's place, an empty folder, a part
+    that is cut off, other columns."""
+    packed = tmp_path / "answers.jsonl.1.gz"
+    packed.write_bytes(gzip.compress(json.dumps(entries("q", ["a"])).encode() + b"\n", mtime=10))
+    with pytest.raises(InputError, match="is a gzip file, not a log") as refused:
+        read_compared_log(packed)
+    assert "unpack it first" in (refused.value.tip or "")
     (tmp_path / "file.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"file\.parquet cannot be written"):
         AnswerParts(tmp_path / "file.parquet")

@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Thread
 
@@ -23,6 +24,9 @@ from shop_kit import Shop, run, turned
 from text_shop_kit import TextShop
 
 from compatctl.data import load
+from compatctl.deployment.searcher import Searcher
+from compatctl.serving.metrics import Metrics
+from compatctl.serving.service import Limits, SearchService
 
 K = 4
 LIMITS = ("--max-bytes", 200_000, "--max-pixels", 40_000, "--max-k", 50)
@@ -284,6 +288,45 @@ def test_the_state_of_the_service_is_told(server: Server) -> None:
     page = server.ask("/")
     assert b"<!doctype html>" in page.body
     assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_a_store_that_is_away_for_a_while_disturbs_neither_answers_nor_the_page(
+    shop: Shop,
+) -> None:
+    """As a folder that is unmounted: the generation in memory answers, the page has its state and
+    as much of the history as there is, and the log gets no traceback."""
+    image = _image(shop.folder)
+    given = ("--model", shop.path("new.onnx"), "--force", "--reason", "drill")
+    assert shop.run("deploy", *given).code == 0
+    with Server(shop.folder) as server:
+        shop.path("store").rename(shop.path("away"))
+        wait_for(lambda: server.ask("/readyz").json["newest_does_not_serve"])
+        assert server.ask("/v1/search", image).json["generation"] == 2
+        assert [one["generation"] for one in server.status()["history"]] == [2]
+        assert server.ask("/metrics").status == 200
+        shop.path("away").rename(shop.path("store"))
+        wait_for(lambda: not server.ask("/readyz").json["newest_does_not_serve"])
+        assert [one["generation"] for one in server.status()["history"]] == [2, 1]
+        assert "Traceback" not in server.said
+
+
+def test_pages_that_ask_at_once_get_the_same_history(shop: Shop) -> None:
+    """Each generation once, though many threads read them for the first time together."""
+    for _ in range(12):
+        given = ("--model", shop.path("new.onnx"), "--force", "--reason", "drill")
+        assert shop.run("deploy", *given).code == 0
+        assert shop.run("rollback").code == 0
+    wanted = list(range(25, 5, -1))
+    with Searcher.open(shop.path("store")) as searcher:
+        service = SearchService(searcher=searcher, limits=Limits(), metrics=Metrics())
+        for _ in range(100):
+            searcher.current.gallery.store.__dict__.pop("_chain", None)  # as after a switch
+            with ThreadPoolExecutor(8) as pool:
+                asked = [pool.submit(service.status, 20) for _ in range(8)]
+            for one in asked:
+                told = [entry["generation"] for entry in one.result()["history"]]
+                assert told == wanted
+        service.close()
 
 
 def test_an_item_is_shown_as_a_small_picture_and_only_if_it_is_in_the_gallery(
