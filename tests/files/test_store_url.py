@@ -76,7 +76,7 @@ def test_each_url_and_endpoint_has_a_copy_of_its_own(
     assert is_in_bucket(here)
     assert shown_path(here) == "s3://bucket/a"
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://elsewhere.example")
-    with pytest.raises(InputError, match="another endpoint"):
+    with pytest.raises(InputError, match="another endpoint than AWS_ENDPOINT_URL names"):
         shown_path(here)
 
 
