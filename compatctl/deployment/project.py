@@ -35,7 +35,11 @@ def project_for(
         UsageError: one of ``columns`` or ``vectors`` has another form, or a name is there twice.
     """
     if file is not None and not file.is_file():
-        raise InputError(f"no project file at {file}", tip="compatctl init writes one")
+        raise InputError(
+            f"no project file at {file}",
+            tip="look at the path; without --project and COMPATCTL_PROJECT, compatctl init and "
+            "import write compatctl.yaml where you are",
+        )
     project = Project.load(file) if file else Project.find(Path())
     named = {**project.columns, **_named_columns(columns or ())}
     given = {key: value for key, value in flags.items() if value is not None}

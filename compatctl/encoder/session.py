@@ -30,7 +30,7 @@ _FIXED = (1, 4, 8, 16, 32)
 
 _NEWER = re.compile("IR version|opset version", re.IGNORECASE)
 _NEWER_TIP = (
-    "it is newer than the installed ONNX Runtime: pip install --upgrade onnxruntime, or export it "
+    "it is newer than the installed ONNX Runtime: pip install -U onnxruntime, or export it "
     "with an older operator set"
 )
 _FREE_BATCH = (

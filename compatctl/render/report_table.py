@@ -244,7 +244,7 @@ def _scope(console: Console, group: Group) -> None:
         )
     if group.n_same_image:
         console.print(
-            f"left out, as the gallery has the same image under another id: "
+            f"left out, as they are in the gallery under another id: "
             f"{quantity(group.n_same_image, 'query', 'queries')}"
         )
 

@@ -305,3 +305,16 @@ def test_bytes_that_are_no_utf8_in_a_query_or_a_path_are_refused(
     assert (result.code, "is no UTF-8" in result.stderr, store.exists()) == (5, True, False)
     with pytest.raises(InputError, match="a query is no text in UTF-8"):
         from_texts(["red car", os.fsdecode(b"caf\xe9")])
+
+
+def test_init_with_a_project_that_is_not_there_is_told_to_leave_it_out(
+    tmp_path: Path, model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tip does not name the very command that was refused, and what it says works."""
+    monkeypatch.chdir(tmp_path)
+    words = ("init", "--model", model, "--data", folder)
+    refused = run(*words, "--project", "none.yaml")
+    assert refused.code == 5
+    assert "next: look at the path; without --project and COMPATCTL_PROJECT" in refused.stderr
+    assert run(*words).code == 0
+    assert (tmp_path / "compatctl.yaml").is_file()
