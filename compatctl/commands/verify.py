@@ -153,7 +153,9 @@ def _require_places(
     for position, target in enumerate(targets):
         require_place(target)
         refuse_replacing(target, (*read, target.with_name(PROJECT_FILE)))
-        if target.absolute() in [other.absolute() for other in targets[:position]]:
+        is_stream = target.exists() and not target.is_file()  # /dev/null takes any number
+        others = [other.absolute() for other in targets[:position]]
+        if target.absolute() in others and not is_stream:
             raise UsageError(
                 f"{target} would be written twice, in two forms", tip="name a file for each"
             )
