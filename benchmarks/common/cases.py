@@ -32,7 +32,7 @@ from compatctl.migration.routes import RouteInputs
 from compatctl.progress import Progress, silent
 from compatctl.recipe import Augmentation, Backbone, InputSpec, Recipe
 from compatctl.samples import CHECKPOINTS, emoji_source, unpack_emoji
-from compatctl.train import Features, Reference, TrainResult, train
+from compatctl.train import Features, Reference, TrainResult, remove_checkpoint, train
 from compatctl.train.images import preprocessing
 from compatctl.train.items import ItemRef
 
@@ -272,6 +272,7 @@ class Workshop:
             features=features,
             progress=self.progress,
         )
+        remove_checkpoint(work)
         work.rmdir()
         return trained
 
