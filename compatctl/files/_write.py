@@ -111,7 +111,7 @@ def require_place(path: Path) -> None:
     writable = os.access(path.parent, os.W_OK | os.X_OK, effective_ids=effective)
     if not writable and not _is_stream(path):
         raise InputError(
-            f"no permission to write {path.name} into {path.parent}",
+            f"writing {path}: permission denied in {path.parent}",
             tip="name a file in a folder that you may write to",
         )
 

@@ -15,7 +15,7 @@ import torch
 import train_kit as kit
 
 from compatctl.errors import CompatError, ConflictError, InputError
-from compatctl.train import train
+from compatctl.train import remove_checkpoint, train
 from compatctl.train.checkpoint import CHECKPOINT_FILE, Checkpoint, load, save
 
 RUN = """
@@ -73,6 +73,8 @@ def test_a_killed_run_resumes_to_the_same_weights(
     resumed = train(**given, work=work, resume=True, progress=count)
     assert epochs[0] >= killed_after
     assert epochs[1:] == list(range(epochs[0] + 1, epochs[-1] + 1))
+    assert (work / CHECKPOINT_FILE).is_file()
+    remove_checkpoint(work)
     assert not (work / CHECKPOINT_FILE).exists()
     whole = train(**given, work=work)
     for key, value in whole.network.state_dict().items():
