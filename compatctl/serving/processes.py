@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any, Generic, TypeVar
 
 from compatctl.errors import CompatError
-from compatctl.serving.server import DRAIN_S
+from compatctl.serving.server import DRAIN_S, TERMINATED
 
 LOG = logging.getLogger("compatctl.serve")
 
@@ -117,7 +117,7 @@ class Processes(Generic[S, R]):
         finally:
             results = self._end()
         if not is_begun:
-            raise KeyboardInterrupt if stop.number == signal.SIGINT else SystemExit(_TERMINATED)
+            raise KeyboardInterrupt if stop.number == signal.SIGINT else SystemExit(TERMINATED)
         return results
 
     def _begin(self, stop: _Stop, started: Callable[[list[S]], None]) -> bool:
@@ -252,10 +252,6 @@ class _Stop:
     """The signal that came; None: none has."""
 
     number: int | None = None
-
-
-_TERMINATED = 128 + signal.SIGTERM
-"""The exit code that a shell shows of a process that SIGTERM ended."""
 
 
 @contextlib.contextmanager

@@ -149,7 +149,11 @@ def run(
 
     ``seconds``: in which the headers of a request must be there. ``beat`` is called several times a
     second while requests are taken.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: Ctrl-C or another of the signals came before it had started.
     """
+    early: list[int] = []
 
     class Protocol(_PatientProtocol):
         headers_s = max(HEADERS_S, seconds)
@@ -157,7 +161,10 @@ def run(
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            started()
+            early.extend(received)  # before uvicorn took the signals
+            self.should_exit |= bool(early)
+            if not self.should_exit:
+                started()
 
         async def on_tick(self, counter: int) -> bool:
             beat()
@@ -174,8 +181,10 @@ def run(
         limit_concurrency=MAX_CONNECTIONS,
         lifespan="off",
     )
-    with _quiet_end(), kept_from_collections():
+    with _quiet_end() as received, kept_from_collections():
         Server(config).run(sockets=[listener])
+    if early:
+        raise KeyboardInterrupt if early[0] == signal.SIGINT else SystemExit(TERMINATED)
 
 
 @contextmanager
@@ -194,23 +203,30 @@ def kept_from_collections() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_end() -> Iterator[None]:
-    """uvicorn ends on these signals, and then raises them again: that is no error here.
+def _quiet_end() -> Iterator[list[int]]:
+    """uvicorn ends on these signals, and then raises them again: that is no error here. Yields
+    those that came while uvicorn did not take them.
 
     SIGHUP, which a terminal sends that is closed, is as SIGTERM, unless it is ignored (``nohup``).
     """
 
-    def ignore(number: int, frame: FrameType | None) -> None:
-        return None
+    received: list[int] = []
+
+    def keep(number: int, frame: FrameType | None) -> None:
+        received.append(number)
 
     def end(number: int, frame: FrameType | None) -> None:
         signal.raise_signal(signal.SIGTERM)
 
-    before = {number: signal.signal(number, ignore) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, keep) for number in (signal.SIGINT, signal.SIGTERM)}
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         before[signal.SIGHUP] = signal.signal(signal.SIGHUP, end)
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+TERMINATED = 128 + signal.SIGTERM
+"""The exit code that a shell shows of a process that SIGTERM ended."""

@@ -264,6 +264,33 @@ def test_without_a_temporary_folder_the_command_says_so(shop: Shop) -> None:
     assert "Traceback" not in ended.stderr
 
 
+EARLY = """
+import gc, os, signal
+def send(phase, info):
+    if phase == "start" and not gc.get_freeze_count() and callable(signal.getsignal({number})):
+        if signal.getsignal({number}) is not signal.default_int_handler:
+            gc.callbacks.remove(send)
+            os.kill(os.getpid(), {number})
+gc.callbacks.append(send)
+from compatctl.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_just_before_the_server_takes_them_is_not_lost(
+    shop: Shop, number: signal.Signals
+) -> None:
+    """It comes while what is loaded is frozen: the service ends, and was never announced."""
+    command = [sys.executable, "-c", EARLY.format(number=int(number)), "serve", "--port", "0"]
+    ended = subprocess.run(
+        command, cwd=shop.folder, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert ended.returncode == (130 if number == signal.SIGINT else 128 + signal.SIGTERM)
+    assert "is served" not in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("delay", [0.0, 0.5])
 def test_a_signal_while_they_start_ends_all_quietly(
