@@ -37,7 +37,7 @@ def computing_threads(processes: int = 1) -> int:
 
 
 @functools.cache
-def memory_bytes() -> int:
+def usable_memory() -> int:
     """The memory that this process may use: the machine's, and no more than its control group has
     (``docker run --memory``)."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -11,7 +11,7 @@ import pytest
 from shop_kit import write_encoder
 
 from compatctl.encoder import Encoder, session
-from compatctl.machine import computing_threads, memory_bytes, memory_limit, processors, quota
+from compatctl.machine import computing_threads, memory_limit, processors, quota, usable_memory
 
 PRINT = "from compatctl.machine import processors; print(processors())"
 
@@ -71,7 +71,7 @@ def test_the_memory_is_that_of_the_narrowest_group(
     groups = write_groups(tmp_path / "cgroup", files)
     (tmp_path / "own").write_text(own + "\n")
     assert memory_limit(groups, tmp_path / "own") == expected
-    assert 0 < memory_bytes() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < usable_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def write_groups(groups: Path, files: dict[str, str]) -> Path:

@@ -217,7 +217,7 @@ def _verify(
 ) -> Outcome[Any]:
     """``verify`` of models or feature tables."""
     from compatctl.commands.verify import verify
-    from compatctl.evaluation.report_match import refused_candidate, refused_options
+    from compatctl.evaluation.report_match import refusals
     from compatctl.render.report_table import report_table
 
     old, new = _old_and_new(models)
@@ -229,11 +229,7 @@ def _verify(
     return Outcome(
         result=report,
         table=partial(report_table, verbose=verbose),
-        warnings=(
-            *report.warnings,
-            *refused_options(report, project),
-            *refused_candidate(report, project),
-        ),
+        warnings=(*report.warnings, *refusals(report, project)),
         exit_code=VERDICT_EXIT_CODES[report.verdict.outcome],
     )
 

@@ -15,12 +15,12 @@ from compatctl.core.arrays import Vectors
 from compatctl.encoder.inputs import EncoderInput, InputArray
 from compatctl.encoder.metadata import MAX_DIM
 from compatctl.errors import InputError
-from compatctl.machine import computing_threads, memory_bytes
+from compatctl.machine import computing_threads, usable_memory
 from compatctl.progress import stage
 
 FATAL_ONLY = 4
 MEMORY_SHARE = 0.5
-"""The share of ``memory_bytes`` that all encoders of the process compute in together."""
+"""The share of ``usable_memory`` that all encoders of the process compute in together."""
 
 FOLDED_BYTES = 4 << 30
 """The most bytes of constants that ONNX Runtime folds, outside that memory, on loading."""
@@ -61,7 +61,7 @@ def _limit_memory() -> None:
     cpu = ort.OrtMemoryInfo(
         "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
     )
-    limit = ort.OrtArenaCfg({"max_mem": int(memory_bytes() * MEMORY_SHARE)})
+    limit = ort.OrtArenaCfg({"max_mem": int(usable_memory() * MEMORY_SHARE)})
     ort.create_and_register_allocator(cpu, limit)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -73,32 +73,34 @@ def require_matching_report(report: Report, project: Project) -> None:
     _refuse_other_data(report, project, options)
 
 
-def refused_options(report: Report, project: Project) -> tuple[str, ...]:
-    """A warning, where ``deploy`` would refuse a passing report for options that the project does
-    not say; those of re-scoring are options of ``deploy`` too."""
+def refusals(report: Report, project: Project) -> tuple[str, ...]:
+    """Warnings, where ``deploy`` would refuse a passing report: for options that the project does
+    not say (those of re-scoring are options of ``deploy`` too), or as its candidate was rolled
+    back."""
     if report.verdict.outcome != "pass" or report.store is None:
         return ()
+    return (*_refused_options(report, project), *_refused_candidate(report, project))
+
+
+def _refused_options(report: Report, project: Project) -> Iterator[str]:
     expected = VerifyOptions().within(project).bound()
     flags = [_flag(n) for n in _differing(report.options, expected) if n not in _RESCORING]
-    told = f"made with {' and '.join(flags)}, which the project does not say"
-    remedy = "write it into compatctl.yaml, or verify again without it"
-    return (f"deploy refuses this report: it was {told}; {remedy}",) if flags else ()
+    if flags:
+        told = f"made with {' and '.join(flags)}, which the project does not say"
+        remedy = "write it into compatctl.yaml, or verify again without it"
+        yield f"deploy refuses this report: it was {told}; {remedy}"
 
 
-def refused_candidate(report: Report, project: Project) -> tuple[str, ...]:
-    """A warning, where ``deploy`` would refuse a passing report for a rollback of its candidate."""
-    if report.verdict.outcome != "pass" or report.store is None:
-        return ()
+def _refused_candidate(report: Report, project: Project) -> Iterator[str]:
     try:
         number = rolled_back_models(open_store(project)).get(report.new.sha256)
     except CompatError:  # a damaged history, which deploy refuses anyway
-        return ()
-    if number is None:
-        return ()
-    return (
-        f"deploy refuses this candidate, as generation {number} rolled it back; compatctl deploy "
-        "--again --reason '...' brings it back",
-    )
+        return
+    if number is not None:
+        yield (
+            f"deploy refuses this candidate, as generation {number} rolled it back; compatctl "
+            "deploy --again --reason '...' brings it back"
+        )
 
 
 def _differing(stated: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from compatctl.errors import CompatError, InputError
 from compatctl.files._pointers import MAX_POINTER_BYTES, absence, other_kind, refuse_pointer
-from compatctl.machine import memory_bytes
+from compatctl.machine import usable_memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,7 +32,7 @@ MAX_BYTES = 64 << 30
 """Most bytes of all arrays of a file, if the machine has the memory."""
 
 MEMORY_SHARE = 0.75
-"""Largest share of ``memory_bytes`` for the arrays of a file."""
+"""Largest share of ``usable_memory`` for the arrays of a file."""
 
 MAX_RATIO = 100
 """Most bytes of arrays for each byte of the file, beyond ``FREE_BYTES``."""
@@ -162,8 +162,8 @@ def npz_shapes(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def default_limit() -> int:
-    """Bytes: ``MAX_BYTES``, or ``MEMORY_SHARE`` of ``memory_bytes`` if that is less."""
-    return min(MAX_BYTES, int(memory_bytes() * MEMORY_SHARE))
+    """Bytes: ``MAX_BYTES``, or ``MEMORY_SHARE`` of ``usable_memory`` if that is less."""
+    return min(MAX_BYTES, int(usable_memory() * MEMORY_SHARE))
 
 
 def open_regular(path: Path) -> io.BufferedReader:

@@ -287,7 +287,7 @@ def check_file(path: Path) -> None:
 
     Raises:
         OSError: it is missing, unreadable, or not a regular file.
-        ValueError: it is larger than ``MEMORY_SHARE`` of ``memory_bytes``, or its parts are
+        ValueError: it is larger than ``MEMORY_SHARE`` of ``usable_memory``, or its parts are
             larger than the file by more than ``MAX_GROWTH``.
     """
     with open_regular(path) as file:

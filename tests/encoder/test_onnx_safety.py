@@ -265,7 +265,7 @@ def test_a_memory_bomb_ends_in_an_error(tmp_path: Path, kind: str) -> None:
     code = (
         "import re, sys; from pathlib import Path\n"
         "from compatctl.encoder import Encoder, session; from compatctl.errors import InputError\n"
-        "session.MEMORY_SHARE = (1 << 30) / session.memory_bytes()\n"
+        "session.MEMORY_SHARE = (1 << 30) / session.usable_memory()\n"
         "try:\n    Encoder.load(Path(sys.argv[1]))\n"
         "except InputError as error:\n    print(error.message)\n"
         "status = Path('/proc/self/status').read_text()\n"  # ru_maxrss has the parent's from before
